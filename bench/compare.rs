@@ -1,0 +1,3 @@
+//! Placeholder until the load comparison lands.
+
+fn main() {}

@@ -1,0 +1,117 @@
+//! The border between the engine and the shell around it.
+//!
+//! The shell (`net/`, and in tests `tests/sim/`) owns sockets, clock and randomness and decides
+//! nothing. It moves bytes between sockets and the engine's rings:
+//!
+//! ```text
+//! socket ──read──▶ Engine::inbox_room(conn)  then  Input::Received { conn, bytes }
+//! socket ◀─write── Engine::outgoing(conn)    then  Input::Sent { conn, bytes }
+//! ```
+//!
+//! tells what else happened by an [`Input`], and afterwards performs each [`Effect`].
+
+use crate::keys::{Conn, ServerKey};
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+/// Something that happened outside. Everything refers to connections by key; a key whose
+/// connection has gone is ignored.
+#[derive(Debug)]
+pub enum Input {
+    /// So many bytes were read into the slices of [`super::Engine::inbox_room`].
+    Received {
+        /// Whose socket was read.
+        conn: Conn,
+        /// At least one.
+        bytes: usize,
+    },
+    /// So many bytes of [`super::Engine::outgoing`] went into the socket.
+    Sent {
+        /// Whose socket was written.
+        conn: Conn,
+        /// At least one.
+        bytes: usize,
+    },
+    /// The peer will send nothing more: end of file, or the read failed.
+    ReadClosed {
+        /// Whose.
+        conn: Conn,
+    },
+    /// A write failed: the peer takes nothing more.
+    WriteClosed {
+        /// Whose.
+        conn: Conn,
+    },
+    /// The socket of [`Effect::Connect`] is connected.
+    Connected {
+        /// Which.
+        server: ServerKey,
+        /// Our own end of it, for the log; none for Unix sockets.
+        local: Option<SocketAddr>,
+    },
+    /// The socket of [`Effect::Connect`] will never be connected.
+    ConnectFailed {
+        /// Which.
+        server: ServerKey,
+        /// The system's words, for the log, if it refused at once. `None`: later.
+        error: Option<String>,
+    },
+    /// The answer to [`Effect::Resolve`]; no addresses: the look-up failed.
+    Resolved {
+        /// Which.
+        server: ServerKey,
+        /// In the resolver's order.
+        addresses: Vec<IpAddr>,
+    },
+    /// Time has passed: act on deadlines. Sent once a turn, after everything else.
+    Tick,
+}
+
+/// Something that the engine wants done. Performed at the end of the turn.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Open a non-blocking socket for this server; answered by [`Input::Connected`] or
+    /// [`Input::ConnectFailed`].
+    Connect {
+        /// For whom.
+        server: ServerKey,
+        /// Where to.
+        to: ServerAddress,
+    },
+    /// Look a host name up without holding up the loop; answered by [`Input::Resolved`].
+    Resolve {
+        /// For whom.
+        server: ServerKey,
+        /// The name as configured.
+        host: String,
+    },
+    /// Try once to write what [`super::Engine::outgoing`] still holds, close the socket (if there
+    /// is one yet), then call [`super::Engine::forget`]. The only way a connection ends.
+    Close {
+        /// Whose.
+        conn: Conn,
+    },
+}
+
+/// Where a client came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientAddress {
+    /// Over TCP.
+    Tcp(SocketAddr),
+    /// Over our Unix socket; what the kernel says of the peer.
+    Unix {
+        /// Its process, 0 if unknown.
+        pid: u32,
+        /// Its user, if known.
+        uid: Option<u32>,
+    },
+}
+
+/// Where a server listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServerAddress {
+    /// Over TCP.
+    Tcp(SocketAddr),
+    /// A socket file, or with a leading `@` a name in the abstract namespace.
+    Unix(PathBuf),
+}

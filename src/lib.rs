@@ -1,0 +1,4 @@
+//! The map of the house.
+
+pub mod engine;
+pub mod keys;

@@ -1,0 +1,3 @@
+//! The binary: flags in, exit code out.
+
+fn main() {}
