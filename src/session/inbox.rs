@@ -85,6 +85,12 @@ impl Inbox {
         }
     }
 
+    /// The next message's type byte.
+    pub fn peek_tag(&self) -> Option<u8> {
+        let [tag] = self.ring.as_ref()?.array::<1>(self.judged)?;
+        Some(tag)
+    }
+
     /// Whether so many bytes wait to be judged.
     pub fn has(&self, bytes: u64) -> bool {
         self.unjudged() >= bytes
@@ -134,16 +140,22 @@ impl Inbox {
     pub fn tidy(&mut self, held: Option<Position>, rings: &mut Rings) {
         if let Some(ring) = &mut self.ring {
             ring.free_to(held.unwrap_or(self.judged).min(self.judged));
-            if ring.is_empty() {
-                self.hand_over().map(|ring| rings.give(ring));
-            }
+            self.give_back_if_empty(rings);
         }
     }
 
-    /// Gives the ring away, with what is still on its way. All of it must be judged.
+    /// Gives back a ring in which nothing is.
+    pub fn give_back_if_empty(&mut self, rings: &mut Rings) {
+        if self.ring.as_ref().is_some_and(Ring::is_empty) {
+            self.judged = 0;
+            self.ring.take().map(|ring| rings.give(ring));
+        }
+    }
+
+    /// Gives the ring away, with what is still on its way. What was not judged goes unseen.
     pub fn hand_over(&mut self) -> Option<Ring> {
-        assert_eq!(self.unjudged(), 0, "what was not judged stays");
         self.judged = 0;
+        self.rest = Rest::None;
         self.ring.take()
     }
 

@@ -2,12 +2,19 @@
 
 use crate::session::egress::Egress;
 use crate::session::inbox::{Inbox, Rest};
+use crate::wire::frame::Run;
 
 /// Passes the next message on: what of it has come in at once, the rest as it comes.
 pub fn message(from: &mut Inbox, to: &mut Egress, bytes: u64) {
     let here = bytes.min(from.unjudged());
     stretch(from, to, here);
     from.set_rest(Rest::Relay(bytes - here));
+}
+
+/// Passes on a run of messages, the last of which may still be coming in.
+pub fn run(from: &mut Inbox, to: &mut Egress, run: Run) {
+    stretch(from, to, run.bytes as u64);
+    from.set_rest(Rest::Relay(run.body_left));
 }
 
 /// Passes on bytes that have all come in: a run of whole messages, or a part of one.
