@@ -8,11 +8,8 @@
 //!
 //! An error ends the reading where it stands; what came before stays.
 
-use crate::config::Secret;
+use crate::config::{Secret, USER_NAME_BYTES};
 use std::collections::BTreeMap;
-
-/// Longer names no client can give.
-const NAME_BYTES: usize = 127;
 
 /// Longer secrets are refused.
 const SECRET_BYTES: usize = 65530;
@@ -94,7 +91,7 @@ fn entry(text: &[u8]) -> Result<Option<Entry<'_>>, &'static str> {
         return Ok(None);
     }
     let (name, rest) = quoted(rest).ok_or(BROKEN)?;
-    if name.len() > NAME_BYTES {
+    if name.len() > USER_NAME_BYTES {
         return Err("username too long in auth file");
     }
     // As PgBouncer: whatever stands between the two is skipped, even the ends of lines.
@@ -155,13 +152,16 @@ mod tests {
         (users.collect(), error)
     }
 
+    /// A text, the users read from it, and the error.
+    type Case<'a> = (&'a str, &'a [(&'a str, &'a str)], Option<&'a str>);
+
     #[test]
     fn entries_are_read_and_errors_end_the_file() {
         let long_name = format!("\"{}\" \"x\"", "n".repeat(128));
         let fitting_name = "n".repeat(127);
         let fitting = format!("\"{fitting_name}\" \"x\"");
         let broken = Some("broken auth file");
-        let cases: &[(&str, &[(&str, &str)], Option<&str>)] = &[
+        let cases: &[Case] = &[
             ("", &[], None),
             ("\n ;c\n\"a\" \"b\"", &[("a", "b")], None),
             (

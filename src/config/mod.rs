@@ -12,11 +12,13 @@ pub mod complaint;
 pub mod entries;
 pub mod ini;
 pub mod pairs;
+pub mod reload;
 pub mod settings;
 pub mod values;
 
 pub use complaint::{Complaint, LoadError, Place};
 pub use entries::{Database, Peer, User};
+pub use reload::Changes;
 pub use settings::{Setting, Settings, TABLE};
 pub use values::{
     AuthType, BadValue, CompatVersion, List, LoadBalanceHosts, LogFormat, PoolMode, Secret,
@@ -28,6 +30,9 @@ use std::path::Path;
 
 /// The admin console: a database and a user of this name are ours alone.
 pub const CONSOLE: &str = "pgbouncer";
+
+/// No client can give a longer name.
+pub const USER_NAME_BYTES: usize = 127;
 
 /// Everything that a configuration file says.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -151,6 +156,9 @@ impl ini::Sink for Builder {
                     .insert(key.to_owned(), Database::parse(key, value)?);
             }
             Some(Section::Users) => {
+                if key.len() > USER_NAME_BYTES {
+                    log::warn!("too long user name, no client can have it: {key}");
+                }
                 config
                     .users
                     .insert(key.to_owned(), User::parse(key, value)?);
