@@ -3,7 +3,7 @@
 //! Words are judged from left to right, as `getopt_long` does: `-V` answers even if something wrong
 //! follows, but not if it went before. getopts sees all words at once; so we show it first one word,
 //! then two, and so on. It knows neither abbreviations (`--dae`) nor where a cluster (`-dV`) went
-//! wrong: [`spell_out`] writes each word in full before.
+//! wrong: `spell_out` writes each word in full before.
 
 use crate::config::CompatVersion;
 use getopts::{Fail, Matches, ParsingStyle};

@@ -9,8 +9,9 @@
 //! | `error!` of target [`FATAL`] | `FATAL` |
 //! | `error!` `warn!` `info!` `debug!` `trace!` | `ERROR` `WARNING` `LOG` `DEBUG` `NOISE` |
 //!
-//! simplelog combines the sinks, but they are our own: its own writers know neither these names of
-//! levels, nor the zone's abbreviation, nor the process id, and cannot open their file again.
+//! simplelog combines the sinks, but ours is our own: its writers know neither these names of
+//! levels, nor the zone's abbreviation, nor the process id, and cannot open their file again. Stderr
+//! and file are one sink, so that a line is made once and reads the same in both.
 
 use crate::config::LogFormat;
 use crate::sys::{self, LocalTime};
@@ -43,12 +44,8 @@ struct Logfile {
 
 /// Starts to log to stderr, unless quiet. Call it once, before anything is logged.
 pub fn start(quiet: bool, verbosity: i32) {
-    let mut sinks: Vec<Box<dyn SharedLogger>> = vec![Box::new(FileSink)];
-    if !quiet {
-        sinks.push(Box::new(StderrSink));
-    }
     // It fails if there is a logger already; then that one stays, which is as good.
-    let _ = CombinedLogger::init(sinks);
+    let _ = CombinedLogger::init(vec![Box::new(LineSink { quiet })]);
     set_verbosity(verbosity);
 }
 
@@ -131,66 +128,56 @@ fn logfile() -> MutexGuard<'static, Option<Logfile>> {
     LOGFILE.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-struct StderrSink;
-
-impl log::Log for StderrSink {
-    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.level() <= log::max_level()
-    }
-    fn log(&self, record: &Record<'_>) {
-        if self.enabled(record.metadata()) {
-            write_to_stderr(&line_of(record));
-        }
-    }
-    fn flush(&self) {}
+/// Writes each line to the log file and to stderr.
+struct LineSink {
+    quiet: bool,
 }
 
-struct FileSink;
-
-impl log::Log for FileSink {
+impl log::Log for LineSink {
     fn enabled(&self, metadata: &Metadata<'_>) -> bool {
-        metadata.level() <= log::max_level()
+        // The crates below us log, too, in words that no operator of a pooler knows.
+        let target = metadata.target();
+        let ours = target == FATAL || target.starts_with(env!("CARGO_CRATE_NAME"));
+        ours && metadata.level() <= log::max_level()
     }
+
     fn log(&self, record: &Record<'_>) {
-        if !self.enabled(record.metadata()) {
+        let mut logfile = logfile();
+        if !self.enabled(record.metadata()) || (self.quiet && logfile.is_none()) {
             return;
         }
-        if let Some(logfile) = logfile().as_mut() {
+        let line = line(record.level(), record.target(), &record.args().to_string());
+        if let Some(logfile) = logfile.as_mut() {
             // A full disk must not stop the pooler, and there is nobody left to tell.
-            let _ = logfile.file.write_all(line_of(record).as_bytes());
+            let _ = logfile.file.write_all(line.as_bytes());
+        }
+        if !self.quiet {
+            write_to_stderr(&line);
         }
     }
+
     fn flush(&self) {}
 }
 
-/// What simplelog wants to know of a sink; the level is left to `log::max_level`, which can change.
-macro_rules! shared_logger {
-    ($sink:ty) => {
-        impl SharedLogger for $sink {
-            fn level(&self) -> LevelFilter {
-                LevelFilter::Trace
-            }
-            fn config(&self) -> Option<&Config> {
-                None
-            }
-            fn as_log(self: Box<Self>) -> Box<dyn log::Log> {
-                self
-            }
-        }
-    };
-}
+impl SharedLogger for LineSink {
+    /// All: what counts is `log::max_level`, which can change.
+    fn level(&self) -> LevelFilter {
+        LevelFilter::Trace
+    }
 
-shared_logger!(StderrSink);
-shared_logger!(FileSink);
+    fn config(&self) -> Option<&Config> {
+        None
+    }
+
+    fn as_log(self: Box<Self>) -> Box<dyn log::Log> {
+        self
+    }
+}
 
 /// Writes a line at once, so that lines of several processes do not mix.
 fn write_to_stderr(line: &str) {
     // Nobody is left to tell if this fails.
     let _ = io::stderr().lock().write_all(line.as_bytes());
-}
-
-fn line_of(record: &Record<'_>) -> String {
-    line(record.level(), record.target(), &record.args().to_string())
 }
 
 fn line(level: Level, target: &str, message: &str) -> String {
@@ -335,6 +322,20 @@ mod tests {
         }
     }
 
+    #[test]
+    fn only_our_own_lines_are_written() {
+        let enabled = |target: &str| {
+            let metadata = Metadata::builder()
+                .level(Level::Error)
+                .target(target)
+                .build();
+            log::set_max_level(LevelFilter::Info);
+            LineSink { quiet: false }.enabled(&metadata)
+        };
+        assert!(enabled(FATAL) && enabled("ringbouncer") && enabled("ringbouncer::pool"));
+        assert!(!enabled("mio::poll"));
+    }
+
     /// The log file is one for the process, so one test tells its whole story.
     #[test]
     fn the_file_can_be_changed_and_reopened() {
@@ -343,7 +344,9 @@ mod tests {
         let (log, moved) = (path("a.log"), path("b.log"));
         let write = |message: &str| {
             let args = format_args!("{message}");
-            FileSink.log(&Record::builder().level(Level::Info).args(args).build());
+            let mut record = Record::builder();
+            record.level(Level::Info).target("ringbouncer::pool");
+            LineSink { quiet: true }.log(&record.args(args).build());
         };
         let content = |path: &Path| std::fs::read_to_string(path).unwrap();
         set_verbosity(0);

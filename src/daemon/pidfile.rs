@@ -60,7 +60,9 @@ pub fn check(path: &Path) -> Result<(), PidfileError> {
     let mut text = Vec::new();
     let read = file.take(READ_BYTES).read_to_end(&mut text);
     read.map_err(|error| PidfileError::Read(path.to_owned(), error))?;
-    if process_named(&text).is_none_or(sys::process_exists) {
+    // Our own id is not another process: in a container we often get the same one again.
+    let runs = |pid| !is_ours(pid) && sys::process_exists(pid);
+    if process_named(&text).is_none_or(runs) {
         return Err(PidfileError::InUse(path.to_owned()));
     }
     log::info!("stale pidfile, removing");
@@ -76,6 +78,10 @@ fn process_named(text: &[u8]) -> Option<i32> {
         .parse()
         .ok()
         .filter(|pid| *pid > 0)
+}
+
+fn is_ours(pid: i32) -> bool {
+    u32::try_from(pid) == Ok(std::process::id())
 }
 
 /// A file that we have written. It goes when this goes.
@@ -121,11 +127,6 @@ mod tests {
         let pidfile = Pidfile::write(&path).unwrap();
         let text = fs::read_to_string(&path).unwrap();
         assert_eq!(text, format!("{}\n", std::process::id()));
-        let in_use = format!(
-            "pidfile '{}' exists, another instance running?",
-            path.display()
-        );
-        assert_eq!(check(&path).unwrap_err().to_string(), in_use);
         let exists = format!("could not open pidfile '{}': File exists", path.display());
         assert_eq!(Pidfile::write(&path).unwrap_err().to_string(), exists);
         drop(pidfile);
@@ -133,9 +134,24 @@ mod tests {
     }
 
     #[test]
+    fn the_pidfile_of_another_process_is_respected() {
+        let path = scratch("other.pid");
+        fs::write(&path, format!("{}\n", std::os::unix::process::parent_id())).unwrap();
+        let in_use = format!(
+            "pidfile '{}' exists, another instance running?",
+            path.display()
+        );
+        assert_eq!(check(&path).unwrap_err().to_string(), in_use);
+        fs::remove_file(&path).unwrap();
+    }
+
+    #[test]
     fn what_a_dead_process_left_is_removed() {
         let path = scratch("stale.pid");
         fs::write(&path, "2147483647\n").unwrap();
+        check(&path).unwrap();
+        assert!(!path.exists());
+        fs::write(&path, format!("{}\n", std::process::id())).unwrap();
         check(&path).unwrap();
         assert!(!path.exists());
         for text in ["", "x", "0", "-1", "99999999999"] {
