@@ -107,7 +107,7 @@ pub fn mask_passwords(text: &str) -> String {
             }
             Ok(_) => {}
             Err(Malformed) => {
-                match rest.find("password") {
+                match find_password(rest) {
                     Some(word) => {
                         shown.push_str(&text[copied..key_at + word]);
                         shown.push_str("password=****");
@@ -118,6 +118,16 @@ pub fn mask_passwords(text: &str) -> String {
             }
         }
     }
+}
+
+/// Where the key `password` stands, if it does, in a text that is no row of pairs.
+fn find_password(text: &str) -> Option<usize> {
+    let in_a_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    text.match_indices("password").map(|(at, _)| at).find(|at| {
+        let (before, after) = (&text[..*at], &text[at + "password".len()..]);
+        let alone = !before.ends_with(in_a_word) && !after.starts_with(in_a_word);
+        alone && !after.is_empty()
+    })
 }
 
 #[cfg(test)]
@@ -166,6 +176,9 @@ mod tests {
             ("password=x", "password=****"),
             ("a=1 password='open secret", "a=1 password=****"),
             ("oops password=x", "oops password=****"),
+            ("a password", "a password"),
+            ("password x", "password=****"),
+            ("a password_x", "a password_x"),
             ("session ; x", "session ; x"),
         ];
         for (text, masked) in cases {

@@ -391,6 +391,61 @@ mod tests {
         }
     }
 
+    /// All settings with their defaults, as a file to take lines from.
+    fn reference() -> String {
+        let mut text = String::from(
+            ";; All settings of section [pgbouncer] with their defaults, made from the table in\n\
+             ;; src/config/settings.rs. Those without a value after the sign have none.\n\n\
+             [pgbouncer]\n",
+        );
+        for setting in TABLE {
+            let Setting {
+                name,
+                doc,
+                default,
+                changeable,
+                ours,
+                ..
+            } = setting;
+            let scope = if *changeable { "" } else { " Needs a restart." };
+            let origin = if *ours {
+                " PgBouncer does not have this one."
+            } else {
+                ""
+            };
+            let line = format!(";{name} = {}", default.unwrap_or_default());
+            text.push_str(&format!(
+                "\n;; {doc}{scope}{origin}\n{}\n",
+                line.trim_ascii_end()
+            ));
+        }
+        text
+    }
+
+    #[test]
+    fn the_reference_in_etc_is_complete() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/etc/all-settings.ini");
+        if std::env::var_os("BLESS").is_some() {
+            std::fs::write(path, reference()).unwrap();
+        }
+        let written = std::fs::read_to_string(path).unwrap();
+        assert_eq!(written, reference(), "BLESS=1 cargo test writes it anew");
+        // With its comment signs off it must load; NULL has no text, so empty lines stay away.
+        let lines = written.lines().map(|line| match line.strip_prefix(';') {
+            Some(setting) if !setting.starts_with(';') && !setting.ends_with('=') => setting,
+            _ => line,
+        });
+        let text = lines.collect::<Vec<_>>().join("\n");
+        let config = crate::config::Config::parse_text("all", &text).unwrap();
+        assert_eq!(
+            Settings {
+                conffile: None,
+                ..config.settings
+            },
+            Settings::default()
+        );
+    }
+
     #[test]
     fn settings_are_set_and_copied_by_name() {
         let mut settings = Settings::default();
