@@ -2,3 +2,5 @@
 
 pub mod engine;
 pub mod keys;
+pub mod net;
+pub mod sys;
