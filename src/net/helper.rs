@@ -130,6 +130,22 @@ fn addresses_of(host: &str) -> Vec<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keys::Key;
+
+    #[test]
+    fn a_full_queue_refuses() {
+        let poll = mio::Poll::new().unwrap();
+        let mut helper = Helper::new(poll.registry()).unwrap();
+        // A side thread that is busy with something else.
+        let (jobs, _jobs_there) = sync_channel(MAX_JOBS);
+        let (_answers_there, answers) = channel();
+        helper.thread = Some(Thread { jobs, answers });
+        let server = ServerKey::new(0, 1);
+        for _ in 0..MAX_JOBS {
+            assert!(helper.resolve(server, "localhost".to_string()));
+        }
+        assert!(!helper.resolve(server, "localhost".to_string()));
+    }
 
     #[test]
     fn literals_and_nonsense() {

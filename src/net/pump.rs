@@ -178,7 +178,7 @@ pub fn farewell<E: Heart>(conn: Conn, mut socket: Socket, engine: &E) {
             let _ = write(&mut socket.stream, &slices[..used]);
         }
     }
-    if socket.latches.may_read() {
+    if socket.latches.has_unread() {
         socket.stream.shutdown_write();
         discard(&mut socket.stream);
     }

@@ -24,6 +24,9 @@ const CONNECTING: u8 = 1 << 5;
 /// It has used its share of the turn and stands in the list for the next.
 const POSTPONED: u8 = 1 << 6;
 
+/// While the end is in sight: a short read has brought everything before it.
+const DRAINED: u8 = 1 << 7;
+
 impl Latches {
     /// A socket that is still being connected.
     pub fn connecting() -> Self {
@@ -38,7 +41,7 @@ impl Latches {
     /// Learns what the event says.
     pub fn learn(&mut self, event: &mio::event::Event) {
         if event.is_readable() {
-            self.0 |= READABLE;
+            self.0 = self.0 & !DRAINED | READABLE;
         }
         if event.is_writable() {
             self.0 |= WRITABLE;
@@ -70,7 +73,14 @@ impl Latches {
     pub fn short_read(&mut self) {
         if self.0 & END_IN_SIGHT == 0 {
             self.0 &= !READABLE;
+        } else {
+            self.0 |= DRAINED;
         }
+    }
+
+    /// Whether data may lie there that nobody has read.
+    pub fn has_unread(self) -> bool {
+        self.may_read() && self.0 & DRAINED == 0
     }
 
     /// A read brought nothing: not even the end that was in sight is there yet.
@@ -131,8 +141,9 @@ mod tests {
         latches.short_read();
         assert!(!latches.may_read());
         let mut latches = Latches(READABLE | END_IN_SIGHT);
+        assert!(latches.has_unread());
         latches.short_read();
-        assert!(latches.may_read());
+        assert!(latches.may_read() && !latches.has_unread());
         latches.would_block_reading();
         assert!(!latches.may_read());
     }

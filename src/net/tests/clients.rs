@@ -253,3 +253,22 @@ fn a_wrapped_ring_is_filled_and_drained_in_both_parts() {
         turn_while(&mut event_loop, thread);
     }
 }
+
+#[test]
+#[ignore = "for a look at the system calls, with strace"]
+fn ping_pong() {
+    let settings = Settings {
+        tcp_defer_accept: Switch(1),
+        ..loopback()
+    };
+    let (mut event_loop, address) = echo_server(settings);
+    let mut client = connect(address);
+    let thread = std::thread::spawn(move || {
+        for _ in 0..5 {
+            client.write_all(b"hello").unwrap();
+            client.read_exact(&mut [0; 5]).unwrap();
+        }
+    });
+    turn_while(&mut event_loop, thread);
+    turn_until(&mut event_loop, |echo| echo.clients.is_empty());
+}

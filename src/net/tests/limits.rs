@@ -1,7 +1,9 @@
-//! Out of file descriptors, in a process of its own.
+//! File descriptors: none left, and none for our children. (Reliability, 18.)
 
 use super::*;
+use crate::engine::io::ServerAddress;
 use crate::sys;
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::process::Command;
 
@@ -24,6 +26,37 @@ fn without_file_descriptors_the_listener_rests_and_recovers() {
         String::from_utf8_lossy(&output.stdout).contains("1 passed"),
         "{words}"
     );
+}
+
+#[test]
+fn no_descriptor_outlives_an_exec() {
+    let before = inheritable_descriptors();
+    let (mut event_loop, address) = echo_server(loopback());
+    let mut client = connect(address);
+    client.write_all(b"x").unwrap();
+    event_loop.engine.connect(ServerAddress::Tcp(address));
+    turn_until(&mut event_loop, |echo| {
+        echo.clients.len() == 2 && echo.outcomes.len() == 1
+    });
+    assert_eq!(inheritable_descriptors(), before);
+}
+
+/// The descriptors that a child of this process would find open.
+fn inheritable_descriptors() -> BTreeSet<i32> {
+    let entries = std::fs::read_dir("/proc/self/fdinfo").unwrap();
+    let inheritable = entries.filter_map(|entry| {
+        let path = entry.unwrap().path();
+        // Other tests come and go meanwhile.
+        let info = std::fs::read_to_string(&path).ok()?;
+        let flags = info
+            .lines()
+            .find_map(|line| line.strip_prefix("flags:"))?
+            .trim();
+        let flags = i32::from_str_radix(flags, 8).unwrap();
+        let number = path.file_name()?.to_str()?.parse().unwrap();
+        (flags & libc::O_CLOEXEC == 0).then_some(number)
+    });
+    inheritable.collect()
 }
 
 fn run_out_of_files() {

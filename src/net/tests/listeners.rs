@@ -36,9 +36,9 @@ fn echo_once(event_loop: &mut EventLoop<Echo>, mut client: UnixStream) {
 
 #[test]
 fn a_socket_file_appears_with_its_mode_and_goes() {
-    let directory = fresh_directory();
-    let settings = only_unix(directory.to_str().unwrap());
-    let path = directory.join(".s.PGSQL.6432");
+    let directory = Directory::new();
+    let settings = only_unix(directory.as_str());
+    let path = directory.path(".s.PGSQL.6432");
     assert!(!bind::unix_socket_in_use(&settings));
     // A file that somebody left behind is in nobody's way.
     drop(UnixListener::bind(&path).unwrap());
@@ -63,20 +63,20 @@ fn a_socket_file_appears_with_its_mode_and_goes() {
 
 #[test]
 fn a_socket_file_stays_if_somebody_else_uses_it() {
-    let directory = fresh_directory();
-    let settings = only_unix(directory.to_str().unwrap());
+    let directory = Directory::new();
+    let settings = only_unix(directory.as_str());
     let mut event_loop = EventLoop::new(Echo::new(settings)).unwrap();
     event_loop.listen().unwrap();
     event_loop.listeners().leave_files();
     drop(event_loop);
-    assert!(directory.join(".s.PGSQL.6432").exists());
+    assert!(directory.path(".s.PGSQL.6432").exists());
 }
 
 #[test]
 fn a_lock_file_keeps_us_away() {
-    let directory = fresh_directory();
-    fs::write(directory.join(".s.PGSQL.6432.lock"), "").unwrap();
-    let settings = only_unix(directory.to_str().unwrap());
+    let directory = Directory::new();
+    fs::write(directory.path(".s.PGSQL.6432.lock"), "").unwrap();
+    let settings = only_unix(directory.as_str());
     let error = EventLoop::new(Echo::new(settings))
         .unwrap()
         .listen()
@@ -110,11 +110,11 @@ fn nowhere_to_listen_is_fatal() {
 
 #[test]
 fn an_unknown_group_is_fatal() {
-    let directory = fresh_directory();
+    let directory = Directory::new();
     let group = "no such group".to_string();
     let settings = Settings {
         unix_socket_group: group,
-        ..only_unix(directory.to_str().unwrap())
+        ..only_unix(directory.as_str())
     };
     let error = EventLoop::new(Echo::new(settings))
         .unwrap()
@@ -141,9 +141,9 @@ fn an_abstract_name_needs_no_file() {
 
 #[test]
 fn closed_tcp_listeners_refuse_while_clients_go_on() {
-    let directory = fresh_directory();
+    let directory = Directory::new();
     let settings = Settings {
-        unix_socket_dir: directory.to_str().unwrap().to_string(),
+        unix_socket_dir: directory.as_str().to_string(),
         ..loopback()
     };
     let (mut event_loop, address) = echo_server(settings);
@@ -155,7 +155,7 @@ fn closed_tcp_listeners_refuse_while_clients_go_on() {
     assert_eq!(refused.kind(), std::io::ErrorKind::ConnectionRefused);
     echo_once(
         &mut event_loop,
-        UnixStream::connect(directory.join(".s.PGSQL.0")).unwrap(),
+        UnixStream::connect(directory.path(".s.PGSQL.0")).unwrap(),
     );
     let thread = std::thread::spawn(move || {
         client.write_all(b"y").unwrap();
@@ -207,4 +207,18 @@ fn accepted_sockets_have_the_options_of_now() {
         socket.tcp_keepalive_time().unwrap().as_secs()
     });
     assert_eq!(idle, [77, 78]);
+}
+
+#[test]
+fn a_crowd_is_let_in_over_several_turns() {
+    let settings = Settings {
+        tcp_defer_accept: Switch(0),
+        ..loopback()
+    };
+    let (mut event_loop, address) = echo_server(settings);
+    let crowd: Vec<_> = (0..100).map(|_| connect(address)).collect();
+    event_loop.turn().unwrap();
+    assert_eq!(event_loop.engine.accepted.len(), 64);
+    event_loop.turn().unwrap();
+    assert_eq!(event_loop.engine.accepted.len(), crowd.len());
 }

@@ -57,7 +57,8 @@ fn a_server_over_tcp() {
 
 #[test]
 fn a_server_at_a_socket_file() {
-    let path = fresh_directory().join(".s.PGSQL.5432");
+    let directory = Directory::new();
+    let path = directory.path(".s.PGSQL.5432");
     let listener = UnixListener::bind(&path).unwrap();
     let local = connect_and_echo(ServerAddress::Unix(path), move || {
         listener.accept().unwrap().0
