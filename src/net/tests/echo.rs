@@ -82,11 +82,10 @@ pub struct Echo {
     pub accepted: Vec<(ClientKey, ClientAddress, [u8; 8])>,
     pub outcomes: Vec<(ServerKey, Outcome)>,
     pub resolved: Vec<(ServerKey, Vec<IpAddr>)>,
-    /// Who was read, in order, with a 0 for each end of a turn.
+    /// Who was read, in order, with a `None` for each end of a turn.
     pub reads: Vec<Option<Conn>>,
     pub write_failures: usize,
     pub nothing_read: usize,
-    pub events: usize,
 }
 
 impl Echo {
@@ -107,7 +106,6 @@ impl Echo {
             reads: Vec::new(),
             write_failures: 0,
             nothing_read: 0,
-            events: 0,
         }
     }
 
@@ -222,7 +220,6 @@ impl Heart for Echo {
     }
 
     fn make_runnable(&mut self, conn: Conn) {
-        self.events += 1;
         if self.peer(conn).is_some() && self.is_runnable.insert(conn) {
             self.runnable.push_back(conn);
         }
