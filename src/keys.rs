@@ -67,11 +67,7 @@ impl std::fmt::Display for Conn {
             Conn::Client(key) => ('C', key.slot, key.serial),
             Conn::Server(key) => ('S', key.slot, key.serial),
         };
-        write!(
-            f,
-            "{letter}-{:#x}",
-            u64::from(serial) << 32 | u64::from(slot)
-        )
+        write!(f, "{letter}-{:#x}", u64::from(serial) << 32 | u64::from(slot))
     }
 }
 
@@ -89,11 +85,7 @@ pub struct Keyed<K, T> {
 
 impl<K: Key, T> Default for Keyed<K, T> {
     fn default() -> Self {
-        Self {
-            slab: Slab::new(),
-            next_serial: 1,
-            key: std::marker::PhantomData,
-        }
+        Self { slab: Slab::new(), next_serial: 1, key: std::marker::PhantomData }
     }
 }
 
@@ -106,10 +98,7 @@ impl<K: Key, T> Keyed<K, T> {
         let serial = self.next_serial;
         self.next_serial = self.next_serial.wrapping_add(1);
         let slot = self.slab.insert(Entry { serial, value });
-        K::new(
-            u32::try_from(slot).expect("fewer than 2^32 connections"),
-            serial,
-        )
+        K::new(u32::try_from(slot).expect("fewer than 2^32 connections"), serial)
     }
 
     /// `None` means that it has gone, even if its slot is in use again.
@@ -142,9 +131,7 @@ impl<K: Key, T> Keyed<K, T> {
 
     /// All of them, in the order of their slots.
     pub fn iter(&self) -> impl Iterator<Item = (K, &T)> {
-        self.slab
-            .iter()
-            .map(|(slot, entry)| (K::new(slot as u32, entry.serial), &entry.value))
+        self.slab.iter().map(|(slot, entry)| (K::new(slot as u32, entry.serial), &entry.value))
     }
 
     /// All keys, taken first so that the caller may change what it walks over.

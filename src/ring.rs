@@ -28,15 +28,8 @@ pub struct Ring {
 impl Ring {
     /// A ring of zeroed memory. `capacity_bytes` must be a power of two.
     pub fn new(capacity_bytes: usize) -> Self {
-        assert!(
-            capacity_bytes.is_power_of_two(),
-            "a ring's capacity is a power of two"
-        );
-        Self {
-            memory: vec![0; capacity_bytes].into_boxed_slice(),
-            freed: 0,
-            filled: 0,
-        }
+        assert!(capacity_bytes.is_power_of_two(), "a ring's capacity is a power of two");
+        Self { memory: vec![0; capacity_bytes].into_boxed_slice(), freed: 0, filled: 0 }
     }
 
     /// How many bytes fit in at most.
@@ -79,25 +72,16 @@ impl Ring {
 
     /// Counts the first `bytes` of the room as come in.
     pub fn fill(&mut self, bytes: usize) {
-        assert!(
-            bytes <= self.free_bytes(),
-            "filled past the ring's capacity"
-        );
+        assert!(bytes <= self.free_bytes(), "filled past the ring's capacity");
         self.filled += bytes as u64;
     }
 
     /// The bytes between two positions that are both in the ring, in order.
     pub fn slices(&self, from: Position, to: Position) -> [&[u8]; 2] {
-        assert!(
-            self.freed <= from && from <= to && to <= self.filled,
-            "outside of the ring's law"
-        );
+        assert!(self.freed <= from && from <= to && to <= self.filled, "outside of the ring's law");
         let (start, len) = (self.place(from), (to - from) as usize);
         let first = len.min(self.capacity() - start);
-        [
-            &self.memory[start..start + first],
-            &self.memory[..len - first],
-        ]
+        [&self.memory[start..start + first], &self.memory[..len - first]]
     }
 
     /// The longest stretch from `from` that does not wrap around.
@@ -107,10 +91,7 @@ impl Ring {
 
     /// Lets go of everything before `to`.
     pub fn free_to(&mut self, to: Position) {
-        assert!(
-            self.freed <= to && to <= self.filled,
-            "freed what is not in the ring"
-        );
+        assert!(self.freed <= to && to <= self.filled, "freed what is not in the ring");
         self.freed = to;
     }
 
@@ -147,10 +128,7 @@ impl Ring {
 
     /// Writes over bytes that are in already, as for a length known only at the end.
     pub fn patch(&mut self, at: Position, bytes: &[u8]) {
-        assert!(
-            self.freed <= at && at + bytes.len() as u64 <= self.filled,
-            "patched outside"
-        );
+        assert!(self.freed <= at && at + bytes.len() as u64 <= self.filled, "patched outside");
         for (offset, byte) in bytes.iter().enumerate() {
             let place = self.place(at + offset as u64);
             self.memory[place] = *byte;
@@ -159,10 +137,7 @@ impl Ring {
 
     /// Takes back everything that came in after `to`: a message that turned out not to fit.
     pub fn unfill(&mut self, to: Position) {
-        assert!(
-            self.freed <= to && to <= self.filled,
-            "unfilled what never came in"
-        );
+        assert!(self.freed <= to && to <= self.filled, "unfilled what never came in");
         self.filled = to;
     }
 
@@ -185,17 +160,8 @@ pub struct Rings {
 impl Rings {
     /// A pool of rings of `ring_bytes` each, a power of two.
     pub fn new(ring_bytes: usize) -> Self {
-        assert!(
-            ring_bytes.is_power_of_two(),
-            "a ring's capacity is a power of two"
-        );
-        Self {
-            free: Vec::new(),
-            ring_bytes,
-            in_use: 0,
-            high_water: 0,
-            spare: 0,
-        }
+        assert!(ring_bytes.is_power_of_two(), "a ring's capacity is a power of two");
+        Self { free: Vec::new(), ring_bytes, in_use: 0, high_water: 0, spare: 0 }
     }
 
     /// An empty ring, whose first byte lies at the start of its memory.
@@ -206,11 +172,7 @@ impl Rings {
             return Ring::new(self.ring_bytes);
         };
         self.spare = self.spare.min(self.free.len());
-        Ring {
-            memory,
-            freed: 0,
-            filled: 0,
-        }
+        Ring { memory, freed: 0, filled: 0 }
     }
 
     /// Takes a ring back. What was in it is forgotten.
@@ -223,8 +185,7 @@ impl Rings {
     /// Returns to the system half of the rings that nobody needed since the last call.
     pub fn trim(&mut self) {
         let surplus = self.spare.div_ceil(2);
-        self.free
-            .truncate(self.free.len() - surplus.min(self.free.len()));
+        self.free.truncate(self.free.len() - surplus.min(self.free.len()));
         self.free.shrink_to(self.high_water);
         self.spare = self.free.len();
     }
@@ -342,11 +303,7 @@ mod tests {
             (ring.freed, ring.filled) = (offset, offset);
             assert!(ring.push(b"abcde"));
             assert_eq!(ring.array::<5>(offset), Some(*b"abcde"));
-            assert_eq!(
-                ring.array::<5>(offset + 1),
-                None,
-                "the last byte has not come in"
-            );
+            assert_eq!(ring.array::<5>(offset + 1), None, "the last byte has not come in");
         }
     }
 
@@ -369,24 +326,14 @@ mod tests {
         let mut first = rings.take();
         assert!(first.push(b"left over"));
         let second = rings.take();
-        assert_eq!(
-            (rings.in_use(), rings.free(), rings.high_water()),
-            (2, 0, 2)
-        );
+        assert_eq!((rings.in_use(), rings.free(), rings.high_water()), (2, 0, 2));
         rings.give(second);
         rings.give(first);
         let again = rings.take();
-        assert!(
-            again.is_empty() && again.freed() == 0,
-            "a ring comes back empty"
-        );
+        assert!(again.is_empty() && again.freed() == 0, "a ring comes back empty");
         rings.give(again);
         rings.trim();
-        assert_eq!(
-            rings.free(),
-            2,
-            "both were free all the time only after this trim"
-        );
+        assert_eq!(rings.free(), 2, "both were free all the time only after this trim");
         rings.trim();
         assert_eq!(rings.free(), 1);
         rings.trim();

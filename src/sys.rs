@@ -1,8 +1,11 @@
-//! Every libc call, made safe: the one place where `unsafe` is allowed.
+//! Every libc call that no safe crate offers, made safe: the one place where `unsafe` is allowed.
+//! Each block stands under a `// SAFETY:` line.
 #![allow(unsafe_code)]
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Once;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -10,9 +13,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub fn error_text(error: &io::Error) -> String {
     let text = error.to_string();
     match error.raw_os_error() {
-        Some(code) => text
-            .trim_end_matches(&format!(" (os error {code})"))
-            .to_owned(),
+        Some(code) => text.trim_end_matches(&format!(" (os error {code})")).to_owned(),
         None => text,
     }
 }
@@ -57,9 +58,7 @@ pub fn local_time(at: SystemTime) -> LocalTime {
     let zone = if known && !parts.tm_zone.is_null() {
         // SAFETY: localtime_r lets `tm_zone` point to a string that lives as long as the zone is
         // not read again, and only the `Once` above, which is over, reads it.
-        unsafe { CStr::from_ptr(parts.tm_zone) }
-            .to_string_lossy()
-            .into_owned()
+        unsafe { CStr::from_ptr(parts.tm_zone) }.to_string_lossy().into_owned()
     } else {
         "UTC".to_owned()
     };
@@ -75,6 +74,12 @@ pub fn local_time(at: SystemTime) -> LocalTime {
     }
 }
 
+/// Whether root runs us.
+pub fn is_root() -> bool {
+    // SAFETY: getuid has no arguments and cannot fail.
+    unsafe { libc::getuid() == 0 }
+}
+
 /// Whether a process of this id runs; one that we may not signal does.
 pub fn process_exists(pid: i32) -> bool {
     // SAFETY: kill takes two numbers, and signal 0 only asks.
@@ -82,9 +87,164 @@ pub fn process_exists(pid: i32) -> bool {
     sent || io::Error::last_os_error().raw_os_error() != Some(libc::ESRCH)
 }
 
+/// Fills `bytes` from the kernel's generator of unpredictable numbers.
+pub fn fill_random(bytes: &mut [u8]) -> io::Result<()> {
+    let mut filled = 0;
+    while filled < bytes.len() {
+        let rest = &mut bytes[filled..];
+        // SAFETY: the pointer and the length describe `rest`, which lives through the call.
+        let got = unsafe { libc::getrandom(rest.as_mut_ptr().cast(), rest.len(), 0) };
+        match usize::try_from(got) {
+            Ok(got) => filled += got,
+            Err(_) => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The process and the user at the other end of a Unix socket, as they were when it connected.
+pub fn peer_credentials(socket: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
+    let mut credentials = libc::ucred { pid: 0, uid: 0, gid: 0 };
+    let mut length = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: both pointers are to locals that live through the call, and `length` is the size of
+    // what the first one points to; any bit pattern is a valid `ucred`.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut credentials).cast(),
+            &raw mut length,
+        )
+    };
+    if result < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok((credentials.pid.unsigned_abs(), credentials.uid))
+}
+
+/// Lets a listener report a connection only when its first bytes are there, waiting so many
+/// seconds for them; 0 switches that off.
+pub fn set_defer_accept(listener: BorrowedFd<'_>, seconds: i32) -> io::Result<()> {
+    // SAFETY: the value is an int that lives through the call, and the length is its size.
+    let result = unsafe {
+        libc::setsockopt(
+            listener.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_DEFER_ACCEPT,
+            (&raw const seconds).cast(),
+            size_of::<i32>() as libc::socklen_t,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// The number of a group of this name; `None` if there is no such group.
+pub fn group_id(name: &str) -> Option<u32> {
+    let name = CString::new(name).ok()?;
+    let mut buffer: Vec<libc::c_char> = vec![0; 64 * 1024];
+    let mut group = std::mem::MaybeUninit::<libc::group>::uninit();
+    let mut found = std::ptr::null_mut();
+    // SAFETY: all pointers are to locals that live through the call, and the length is the
+    // buffer's. The library fills `group` before it sets `found`.
+    let result = unsafe {
+        libc::getgrnam_r(
+            name.as_ptr(),
+            group.as_mut_ptr(),
+            buffer.as_mut_ptr(),
+            buffer.len(),
+            &raw mut found,
+        )
+    };
+    if result != 0 || found.is_null() {
+        return None;
+    }
+    // SAFETY: `found` is not null, hence `group` has been filled; the number needs no pointer.
+    Some(unsafe { group.assume_init().gr_gid })
+}
+
+/// Why a name could not be resolved: the library's words and its code.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResolveError {
+    /// As `gai_strerror` puts it.
+    pub words: String,
+    /// `EAI_…`, a negative number on Linux.
+    pub code: i32,
+}
+
+/// Asks the system's resolver for the addresses to listen on. It blocks: for start-up only.
+///
+/// The standard library has this too, but hides the code, which is part of a log line.
+pub fn addresses_to_bind(host: &str, port: u16) -> Result<Vec<SocketAddr>, ResolveError> {
+    let bad_name =
+        |_| ResolveError { words: "Name or service not known".to_string(), code: libc::EAI_NONAME };
+    let host = CString::new(host).map_err(bad_name)?;
+    let service = CString::new(port.to_string()).map_err(bad_name)?;
+    // SAFETY: all fields of this C structure may be zero; pointers are then null.
+    let mut hints: libc::addrinfo = unsafe { std::mem::zeroed() };
+    hints.ai_flags = libc::AI_PASSIVE;
+    hints.ai_socktype = libc::SOCK_STREAM;
+    let mut list = std::ptr::null_mut();
+    // SAFETY: both strings end in a zero byte, and all pointers are to locals.
+    let code = unsafe {
+        libc::getaddrinfo(host.as_ptr(), service.as_ptr(), &raw const hints, &raw mut list)
+    };
+    if code != 0 {
+        // SAFETY: the library returns a pointer to a constant string for every code.
+        let words = unsafe { CStr::from_ptr(libc::gai_strerror(code)) };
+        return Err(ResolveError { words: words.to_string_lossy().into_owned(), code });
+    }
+    let mut addresses = Vec::new();
+    let mut next = list;
+    // SAFETY: the call succeeded, so `list` is a chain of entries that ends in null and stays
+    // ours until it is freed below.
+    while let Some(entry) = unsafe { next.as_ref() } {
+        addresses.extend(socket_address(entry));
+        next = entry.ai_next;
+    }
+    // SAFETY: `list` came from `getaddrinfo` and no reference into it is left.
+    unsafe { libc::freeaddrinfo(list) };
+    Ok(addresses)
+}
+
+fn socket_address(entry: &libc::addrinfo) -> Option<SocketAddr> {
+    let length = entry.ai_addrlen as usize;
+    match entry.ai_family {
+        libc::AF_INET if length >= size_of::<libc::sockaddr_in>() => {
+            // SAFETY: family and length say what the pointer points to; it may be unaligned.
+            let address = unsafe { entry.ai_addr.cast::<libc::sockaddr_in>().read_unaligned() };
+            let ip = Ipv4Addr::from(u32::from_be(address.sin_addr.s_addr));
+            Some(SocketAddr::from((ip, u16::from_be(address.sin_port))))
+        }
+        libc::AF_INET6 if length >= size_of::<libc::sockaddr_in6>() => {
+            // SAFETY: as above.
+            let address = unsafe { entry.ai_addr.cast::<libc::sockaddr_in6>().read_unaligned() };
+            let ip = Ipv6Addr::from(address.sin6_addr.s6_addr);
+            let port = u16::from_be(address.sin6_port);
+            Some(SocketAddrV6::new(ip, port, 0, address.sin6_scope_id).into())
+        }
+        _ => None,
+    }
+}
+
+/// Lets this process hold only so many open files, to test what happens then.
+#[cfg(test)]
+pub fn limit_open_files(files: u64) -> io::Result<()> {
+    let limit = libc::rlimit { rlim_cur: files, rlim_max: files };
+    // SAFETY: the pointer is to a local that lives through the call.
+    let result = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::fd::AsFd;
     use std::time::Duration;
 
     #[test]
@@ -105,5 +265,37 @@ mod tests {
     fn our_own_process_exists() {
         assert!(process_exists(i32::try_from(std::process::id()).unwrap()));
         assert!(!process_exists(i32::MAX));
+    }
+
+    #[test]
+    fn random_bytes_differ() {
+        let (mut one, mut other) = ([0; 32], [0; 32]);
+        fill_random(&mut one).unwrap();
+        fill_random(&mut other).unwrap();
+        assert_ne!(one, other);
+    }
+
+    #[test]
+    fn the_peer_of_a_pair_is_this_process() {
+        let (here, _there) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (pid, _uid) = peer_credentials(here.as_fd()).unwrap();
+        assert_eq!(pid, std::process::id());
+    }
+
+    #[test]
+    fn literals_resolve_and_nonsense_does_not() {
+        let v4 = addresses_to_bind("127.0.0.1", 6432).unwrap();
+        assert_eq!(v4, ["127.0.0.1:6432".parse().unwrap()]);
+        let v6 = addresses_to_bind("::1", 6432).unwrap();
+        assert_eq!(v6, ["[::1]:6432".parse().unwrap()]);
+        let error = addresses_to_bind("127.0.0.1 ::1", 6432).unwrap_err();
+        assert_eq!(error.code, libc::EAI_NONAME);
+        assert_eq!(error.words, "Name or service not known");
+    }
+
+    #[test]
+    fn the_group_root_is_number_zero() {
+        assert_eq!(group_id("root"), Some(0));
+        assert_eq!(group_id("no such group"), None);
     }
 }

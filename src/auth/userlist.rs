@@ -27,10 +27,7 @@ impl Userlist {
             Ok(text) => Self::parse(&text),
             Err(error) => {
                 let why = crate::sys::error_text(&error);
-                (
-                    Self::default(),
-                    Some(format!("could not open auth_file {path}: {why}")),
-                )
+                (Self::default(), Some(format!("could not open auth_file {path}: {why}")))
             }
         }
     }
@@ -131,10 +128,7 @@ fn undouble(raw: &[u8]) -> Vec<u8> {
 
 /// What follows the end of this line.
 fn after_line(text: &[u8]) -> &[u8] {
-    let end = text
-        .iter()
-        .position(|byte| *byte == b'\n')
-        .unwrap_or(text.len());
+    let end = text.iter().position(|byte| *byte == b'\n').unwrap_or(text.len());
     &text[end..]
 }
 
@@ -146,9 +140,7 @@ mod tests {
     fn read(text: &str) -> (Vec<(String, String)>, Option<String>) {
         let (list, error) = Userlist::parse(text.as_bytes());
         let plain = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let users = list
-            .iter()
-            .map(|(name, secret)| (plain(name), plain(secret.expose())));
+        let users = list.iter().map(|(name, secret)| (plain(name), plain(secret.expose())));
         (users.collect(), error)
     }
 
@@ -164,11 +156,7 @@ mod tests {
         let cases: &[Case] = &[
             ("", &[], None),
             ("\n ;c\n\"a\" \"b\"", &[("a", "b")], None),
-            (
-                "\"a\"x\"b\" y \"z\"\n\"c\" \"d\"\n",
-                &[("a", "b"), ("c", "d")],
-                None,
-            ),
+            ("\"a\"x\"b\" y \"z\"\n\"c\" \"d\"\n", &[("a", "b"), ("c", "d")], None),
             ("\"a\"\n\"c\" \"d\"\n", &[("a", "c")], None),
             ("\"a\" \"b\"\n# no\n\"c\" \"d\"", &[("a", "b")], broken),
             ("\"a\" \"b\"\n\"a\" \"c\"", &[("a", "c")], None),
@@ -185,10 +173,7 @@ mod tests {
         ];
         for (text, users, error) in cases {
             let (found, complaint) = read(text);
-            let found: Vec<_> = found
-                .iter()
-                .map(|(n, s)| (n.as_str(), s.as_str()))
-                .collect();
+            let found: Vec<_> = found.iter().map(|(n, s)| (n.as_str(), s.as_str())).collect();
             assert_eq!(found, *users, "{text:?}");
             assert_eq!(complaint.as_deref(), *error, "{text:?}");
         }
@@ -199,10 +184,7 @@ mod tests {
         let text = |len| format!("\"a\" \"b\"\n\"c\" \"{}\"", "x".repeat(len));
         assert_eq!(read(&text(65530)).0.len(), 2);
         let (users, error) = read(&text(65531));
-        assert_eq!(
-            (users.len(), error.as_deref()),
-            (1, Some("password too long in auth file"))
-        );
+        assert_eq!((users.len(), error.as_deref()), (1, Some("password too long in auth file")));
     }
 
     #[test]

@@ -86,10 +86,7 @@ impl fmt::Display for Complaint {
         match self {
             Self::Unreadable(file, why) => write!(f, "could not load file \"{file}\": {why}"),
             Self::Syntax(place) => {
-                write!(
-                    f,
-                    "syntax error in configuration ({place}), stopping loading"
-                )
+                write!(f, "syntax error in configuration ({place}), stopping loading")
             }
             Self::NoSuchDefaults => f.write_str("fill_defaults fail"),
             Self::InvalidSection(name, place) => {
@@ -110,10 +107,7 @@ impl fmt::Display for Complaint {
             }
             Self::NotUtf8 => f.write_str("value is not valid UTF-8"),
             Self::IncludeTooDeep(place) => {
-                write!(
-                    f,
-                    "include nesting level too deep ({place}), stopping loading"
-                )
+                write!(f, "include nesting level too deep ({place}), stopping loading")
             }
             Self::IncludeFailed(place) => write!(
                 f,
@@ -170,9 +164,7 @@ impl LoadError {
 
 impl From<Complaint> for LoadError {
     fn from(complaint: Complaint) -> Self {
-        Self {
-            complaints: vec![complaint],
-        }
+        Self { complaints: vec![complaint] }
     }
 }
 

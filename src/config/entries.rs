@@ -184,10 +184,7 @@ pub struct User {
 impl User {
     /// Reads an entry: its name and its settings.
     pub fn parse(name: &str, text: &str) -> Result<Self, LoadError> {
-        let mut user = Self {
-            name: name.to_owned(),
-            ..Self::default()
-        };
+        let mut user = Self { name: name.to_owned(), ..Self::default() };
         for pair in Pairs::new(text) {
             let (key, value) = pair.map_err(|_| Complaint::UserSyntax)?;
             user.set(key, &value)?;
@@ -234,12 +231,7 @@ impl Peer {
         let id = u16::try_from(c_atoi(id)).ok().filter(|id| *id > 0);
         let id = id.ok_or(Complaint::InvalidPeerId)?;
         let mut host = None;
-        let mut peer = Self {
-            id,
-            host: String::new(),
-            port: PEER_PORT,
-            pool_size: None,
-        };
+        let mut peer = Self { id, host: String::new(), port: PEER_PORT, pool_size: None };
         for pair in Pairs::new(text) {
             let (key, value) = pair.map_err(|_| Complaint::ConnectionSyntax)?;
             match key {
@@ -353,20 +345,12 @@ mod tests {
         let too_long = format!("too long db name: {long}\ncannot create database, no memory?");
         let syntax = "syntax error in connection string";
         let cases = [
-            (
-                "pgbouncer",
-                "foo=1",
-                "database name \"pgbouncer\" is reserved",
-            ),
+            ("pgbouncer", "foo=1", "database name \"pgbouncer\" is reserved"),
             (&long, "", &too_long),
             (&long, "foo=1", "unrecognized connection parameter: foo"),
             ("d", "host=''", syntax),
             ("d", "host", syntax),
-            (
-                "d",
-                "host='ab'port=1",
-                "unrecognized connection parameter: ort",
-            ),
+            ("d", "host='ab'port=1", "unrecognized connection parameter: ort"),
             ("d", "Host=a", "unrecognized connection parameter: Host"),
             ("d", "port=abc", "invalid port: abc"),
             ("d", "port=0", "invalid port: 0"),
@@ -381,11 +365,7 @@ mod tests {
             ),
         ];
         for (name, text, message) in cases {
-            assert_eq!(
-                Database::parse(name, text).unwrap_err().to_string(),
-                message,
-                "{text:?}"
-            );
+            assert_eq!(Database::parse(name, text).unwrap_err().to_string(), message, "{text:?}");
         }
         let error = Database::parse(&long, "").unwrap_err();
         assert_eq!(error.lines()[0].level(), log::Level::Warn);
@@ -399,10 +379,7 @@ mod tests {
         let read = database("pool_size=-1 min_pool_size=abc max_db_connections=-2 port=7x");
         assert_eq!((read.pool_size, read.min_pool_size), (None, Some(0)));
         assert_eq!((read.max_db_connections, read.port), (None, 7));
-        assert_eq!(
-            database("query_wait_timeout=-1").query_wait_timeout,
-            Some(Duration::ZERO)
-        );
+        assert_eq!(database("query_wait_timeout=-1").query_wait_timeout, Some(Duration::ZERO));
         assert_eq!(database("server_lifetime=0").server_lifetime, None);
         assert_eq!(database("server_lifetime=-1").server_lifetime, Some(AGES));
     }
@@ -433,39 +410,19 @@ mod tests {
         let cases = [
             ("pool_mode", "syntax error in user settings"),
             ("pool_mode=x", "invalid pool mode: x"),
-            (
-                "reserve_pool=1",
-                "unrecognized user parameter: reserve_pool",
-            ),
+            ("reserve_pool=1", "unrecognized user parameter: reserve_pool"),
         ];
         for (text, message) in cases {
-            assert_eq!(
-                User::parse("u", text).unwrap_err().to_string(),
-                message,
-                "{text:?}"
-            );
+            assert_eq!(User::parse("u", text).unwrap_err().to_string(), message, "{text:?}");
         }
     }
 
     #[test]
     fn peers_need_an_id_and_a_host() {
-        let expected = Peer {
-            id: 1,
-            host: "h".to_owned(),
-            port: 6432,
-            pool_size: None,
-        };
+        let expected = Peer { id: 1, host: "h".to_owned(), port: 6432, pool_size: None };
         assert_eq!(Peer::parse("1", "host=h"), Ok(expected));
-        let expected = Peer {
-            id: 65535,
-            host: "/s".to_owned(),
-            port: 7,
-            pool_size: Some(2),
-        };
-        assert_eq!(
-            Peer::parse("65535", "host=/s port=7 pool_size=2"),
-            Ok(expected)
-        );
+        let expected = Peer { id: 65535, host: "/s".to_owned(), port: 7, pool_size: Some(2) };
+        assert_eq!(Peer::parse("65535", "host=/s port=7 pool_size=2"), Ok(expected));
         let bad_id = "ids of peers must be a number larger than 0 and at most 65536";
         let cases = [
             ("0", "host=h", bad_id),
@@ -476,11 +433,7 @@ mod tests {
             ("3", "user=u", "unrecognized connection parameter: user"),
         ];
         for (id, text, message) in cases {
-            assert_eq!(
-                Peer::parse(id, text).unwrap_err().to_string(),
-                message,
-                "{id} {text:?}"
-            );
+            assert_eq!(Peer::parse(id, text).unwrap_err().to_string(), message, "{id} {text:?}");
         }
     }
 

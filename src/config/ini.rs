@@ -50,10 +50,7 @@ impl Reader<'_, '_> {
         let mut text = Text::new(&bytes);
         loop {
             text.skip_while(|byte| byte.is_ascii_whitespace() || byte == 0x0b);
-            let place = Place {
-                file: file.to_owned(),
-                line: text.line,
-            };
+            let place = Place { file: file.to_owned(), line: text.line };
             let Some(item) = text.item() else {
                 return Err(Complaint::Syntax(place).into());
             };
@@ -74,8 +71,7 @@ impl Reader<'_, '_> {
         if depth == INCLUDE_DEPTH {
             return Err(Complaint::IncludeTooDeep(place).into());
         }
-        self.read(name, depth + 1)
-            .map_err(|error| error.and(Complaint::IncludeFailed(place)))
+        self.read(name, depth + 1).map_err(|error| error.and(Complaint::IncludeFailed(place)))
     }
 
     fn entry(&mut self, key: &str, value: &[u8], place: Place) -> Result<(), LoadError> {
@@ -113,14 +109,8 @@ struct Text<'a> {
 impl<'a> Text<'a> {
     fn new(bytes: &'a [u8]) -> Self {
         // As PgBouncer: a NUL byte ends the file.
-        let end = bytes
-            .iter()
-            .position(|byte| *byte == 0)
-            .unwrap_or(bytes.len());
-        Self {
-            rest: &bytes[..end],
-            line: 1,
-        }
+        let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+        Self { rest: &bytes[..end], line: 1 }
     }
 
     fn take(&mut self, len: usize) -> &'a [u8] {
@@ -133,11 +123,7 @@ impl<'a> Text<'a> {
     }
 
     fn take_while(&mut self, wanted: impl Fn(u8) -> bool) -> &'a [u8] {
-        let len = self
-            .rest
-            .iter()
-            .position(|byte| !wanted(*byte))
-            .unwrap_or(self.rest.len());
+        let len = self.rest.iter().position(|byte| !wanted(*byte)).unwrap_or(self.rest.len());
         self.take(len)
     }
 
@@ -219,11 +205,7 @@ mod tests {
     impl Sink for Notes {
         fn section(&mut self, name: &str) -> Result<(), LoadError> {
             self.0.push(format!("[{name}]"));
-            if name == "bad" {
-                Err(Complaint::NoSuchDefaults.into())
-            } else {
-                Ok(())
-            }
+            if name == "bad" { Err(Complaint::NoSuchDefaults.into()) } else { Ok(()) }
         }
         fn entry(&mut self, key: &str, value: &str) -> Result<(), Option<LoadError>> {
             self.0.push(format!("{key}={value}"));
@@ -315,10 +297,7 @@ mod tests {
     #[test]
     fn refusals_name_value_and_place() {
         let invalid = "invalid value \"bad\" for parameter k in configuration (f.ini:3)";
-        assert_eq!(
-            notes(b"[a]\n\nk = bad  \n\n\nj = 1", &[]),
-            Err(invalid.to_owned())
-        );
+        assert_eq!(notes(b"[a]\n\nk = bad  \n\n\nj = 1", &[]), Err(invalid.to_owned()));
         let section = "fill_defaults fail\ninvalid section \"bad\" in configuration (f.ini:2)";
         assert_eq!(notes(b"\n[bad]", &[]), Err(section.to_owned()));
         let encoding = "value is not valid UTF-8\n\
@@ -329,10 +308,7 @@ mod tests {
 
     #[test]
     fn includes_carry_the_section_and_pass_errors_up() {
-        let found = notes(
-            b"[a]\n%include \t b.ini \nk = 2",
-            &[("b.ini", "j = 1\n[b]\n")],
-        );
+        let found = notes(b"[a]\n%include \t b.ini \nk = 2", &[("b.ini", "j = 1\n[b]\n")]);
         assert_eq!(found, Ok(["[a]", "j=1", "[b]", "k=2"].as_slice().map_str()));
         assert_eq!(notes(b"%include b.ini\n", &[("b.ini", "")]), Ok(vec![]));
 
@@ -353,11 +329,8 @@ mod tests {
             let mut notes = Notes::default();
             let mut files = |name: &str| {
                 let number: usize = name.parse().unwrap();
-                let text = if number < files {
-                    format!("%include {}", number + 1)
-                } else {
-                    String::new()
-                };
+                let text =
+                    if number < files { format!("%include {}", number + 1) } else { String::new() };
                 Ok(text.into_bytes())
             };
             read("0", &mut files, &mut notes).map_err(|error| error.to_string())
@@ -365,10 +338,7 @@ mod tests {
         assert_eq!(nested(10), Ok(()));
         let error = nested(11).unwrap_err();
         let mut lines = error.lines();
-        assert_eq!(
-            lines.next(),
-            Some("include nesting level too deep (10:1), stopping loading")
-        );
+        assert_eq!(lines.next(), Some("include nesting level too deep (10:1), stopping loading"));
         assert_eq!(lines.clone().count(), 10);
         let last = "error processing include file in configuration (0:1), stopping loading";
         assert_eq!(lines.last(), Some(last));

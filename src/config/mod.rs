@@ -77,9 +77,7 @@ impl Config {
 
     /// Makes a database of this name from the entry of `*`, if there is one.
     pub fn auto(&self, name: &str) -> Option<Result<Database, LoadError>> {
-        self.auto_database
-            .as_deref()
-            .map(|text| Database::parse(name, text))
+        self.auto_database.as_deref().map(|text| Database::parse(name, text))
     }
 
     /// Takes back what cannot change at run time; tells which settings would have.
@@ -151,17 +149,13 @@ impl ini::Sink for Builder {
                 config.auto_database = Some(value.to_owned());
             }
             Some(Section::Databases) => {
-                config
-                    .databases
-                    .insert(key.to_owned(), Database::parse(key, value)?);
+                config.databases.insert(key.to_owned(), Database::parse(key, value)?);
             }
             Some(Section::Users) => {
                 if key.len() > USER_NAME_BYTES {
                     log::warn!("too long user name, no client can have it: {key}");
                 }
-                config
-                    .users
-                    .insert(key.to_owned(), User::parse(key, value)?);
+                config.users.insert(key.to_owned(), User::parse(key, value)?);
             }
             Some(Section::Peers) => {
                 let peer = Peer::parse(key, value)?;
@@ -194,10 +188,7 @@ mod tests {
         assert_eq!(config.users["u"].pool_size, Some(3));
         assert_eq!(config.peers[&1].host, "p");
         let auto = config.auto("new").unwrap().unwrap();
-        assert_eq!(
-            (auto.name.as_str(), auto.host.as_deref()),
-            ("new", Some("auto"))
-        );
+        assert_eq!((auto.name.as_str(), auto.host.as_deref()), ("new", Some("auto")));
     }
 
     #[test]
@@ -237,10 +228,7 @@ mod tests {
                 "cannot use the reserved \"pgbouncer\" database as an auth_dbname\n\
                  invalid value \"pgbouncer\" for parameter auth_dbname in configuration (f.ini:2)",
             ),
-            (
-                "[foo]",
-                "fill_defaults fail\ninvalid section \"foo\" in configuration (f.ini:1)",
-            ),
+            ("[foo]", "fill_defaults fail\ninvalid section \"foo\" in configuration (f.ini:1)"),
             (
                 "[databases]\na = port=x password=hush",
                 "invalid port: x\ninvalid value \"port=x password=****\" for parameter a in \
@@ -286,18 +274,10 @@ mod tests {
 
     #[test]
     fn files_are_read() {
-        let error = Config::load(Path::new("no/such.ini"))
-            .unwrap_err()
-            .to_string();
-        assert_eq!(
-            error,
-            "could not load file \"no/such.ini\": No such file or directory"
-        );
+        let error = Config::load(Path::new("no/such.ini")).unwrap_err().to_string();
+        assert_eq!(error, "could not load file \"no/such.ini\": No such file or directory");
         let error = Config::load(Path::new(".")).unwrap_err().to_string();
-        assert_eq!(
-            error,
-            "load_init_file: main section missing from config file"
-        );
+        assert_eq!(error, "load_init_file: main section missing from config file");
     }
 
     #[test]
@@ -305,10 +285,7 @@ mod tests {
         let sample = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/etc/ringbouncer.ini"));
         let config = Config::load(sample).unwrap();
         assert_eq!(config.settings.auth_type, AuthType::Trust);
-        assert_eq!(
-            config.settings.listen_addr.items().collect::<Vec<_>>(),
-            ["127.0.0.1"]
-        );
+        assert_eq!(config.settings.listen_addr.items().collect::<Vec<_>>(), ["127.0.0.1"]);
         assert_eq!(config.settings.listen_port, 6432);
         assert!(!config.databases.is_empty());
     }

@@ -23,10 +23,7 @@ impl<'a> Pairs<'a> {
     /// Takes the pair at whose key we stand. Where it is malformed, `self.at` stays.
     fn pair(&mut self) -> Result<(&'a str, Cow<'a, str>), Malformed> {
         let start = &self.text[self.at..];
-        let key_len = start
-            .find(['=', ' '])
-            .filter(|len| *len > 0)
-            .ok_or(Malformed)?;
+        let key_len = start.find(['=', ' ']).filter(|len| *len > 0).ok_or(Malformed)?;
         let (key, rest) = start.split_at(key_len);
         let rest = skip_spaces(rest).strip_prefix('=').ok_or(Malformed)?;
         let rest = skip_spaces(rest);
@@ -139,12 +136,7 @@ mod tests {
     fn connection_strings_split_as_pgbouncers() {
         let pairs = |text| {
             let pairs: Result<Vec<_>, _> = Pairs::new(text).collect();
-            pairs.map(|pairs| {
-                pairs
-                    .iter()
-                    .map(|(k, v)| format!("{k}={v}"))
-                    .collect::<Vec<_>>()
-            })
+            pairs.map(|pairs| pairs.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>())
         };
         let good: &[(&str, &[&str])] = &[
             ("  ", &[]),
@@ -160,9 +152,7 @@ mod tests {
         for (text, split) in good {
             assert_eq!(pairs(text).unwrap(), *split, "{text:?}");
         }
-        for text in [
-            "a", "a ", "=1", "a=", "a= ", "a=''", "a=1 b", "a='x", "a='x''",
-        ] {
+        for text in ["a", "a ", "=1", "a=", "a= ", "a=''", "a=1 b", "a='x", "a='x''"] {
             assert_eq!(pairs(text), Err(Malformed), "{text:?}");
         }
     }

@@ -102,10 +102,7 @@ mod tests {
     #[test]
     fn what_is_not_listed_is_dropped() {
         let before = config("a =\nb =\n* =\n[peers]\n1 = host=x\n2 = host=x", "");
-        let next = config(
-            "b =\nc =\n* = host=x\n[peers]\n2 = host=y",
-            "pool_mode = statement",
-        );
+        let next = config("b =\nc =\n* = host=x\n[peers]\n2 = host=y", "pool_mode = statement");
         let expected = Changes {
             dropped: vec!["a"],
             auto_changed: true,

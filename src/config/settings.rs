@@ -319,9 +319,7 @@ settings! {
 /// The admin console is no database in which a query could run.
 fn not_the_console(name: &str) -> Result<(), BadValue> {
     if name == super::CONSOLE {
-        return Err(BadValue {
-            because: Some(Complaint::ReservedAuthDbname),
-        });
+        return Err(BadValue { because: Some(Complaint::ReservedAuthDbname) });
     }
     Ok(())
 }
@@ -359,18 +357,12 @@ mod tests {
         assert_eq!(table.len(), 100);
         for (row, setting) in rows.iter().zip(table) {
             let changeable = if setting.changeable { "yes" } else { "no" };
-            let ours = format!(
-                "{}\t{}\t{changeable}",
-                setting.name,
-                setting.default.unwrap_or("\\N")
-            );
+            let ours =
+                format!("{}\t{}\t{changeable}", setting.name, setting.default.unwrap_or("\\N"));
             assert_eq!(*row, ours);
         }
         assert!(TABLE[100..].iter().all(|setting| setting.ours));
-        assert_eq!(
-            TABLE.iter().filter(|setting| !setting.changeable).count(),
-            14
-        );
+        assert_eq!(TABLE.iter().filter(|setting| !setting.changeable).count(), 14);
     }
 
     #[test]
@@ -383,11 +375,7 @@ mod tests {
                 "verbose" => assert_eq!(shown.as_deref(), Some("0")),
                 _ => assert_eq!(shown.as_deref(), setting.default, "{}", setting.name),
             }
-            assert!(
-                setting.doc.ends_with('.') && setting.doc.len() < 90,
-                "{}",
-                setting.name
-            );
+            assert!(setting.doc.ends_with('.') && setting.doc.len() < 90, "{}", setting.name);
         }
     }
 
@@ -399,25 +387,11 @@ mod tests {
              [pgbouncer]\n",
         );
         for setting in TABLE {
-            let Setting {
-                name,
-                doc,
-                default,
-                changeable,
-                ours,
-                ..
-            } = setting;
+            let Setting { name, doc, default, changeable, ours, .. } = setting;
             let scope = if *changeable { "" } else { " Needs a restart." };
-            let origin = if *ours {
-                " PgBouncer does not have this one."
-            } else {
-                ""
-            };
+            let origin = if *ours { " PgBouncer does not have this one." } else { "" };
             let line = format!(";{name} = {}", default.unwrap_or_default());
-            text.push_str(&format!(
-                "\n;; {doc}{scope}{origin}\n{}\n",
-                line.trim_ascii_end()
-            ));
+            text.push_str(&format!("\n;; {doc}{scope}{origin}\n{}\n", line.trim_ascii_end()));
         }
         text
     }
@@ -437,13 +411,7 @@ mod tests {
         });
         let text = lines.collect::<Vec<_>>().join("\n");
         let config = crate::config::Config::parse_text("all", &text).unwrap();
-        assert_eq!(
-            Settings {
-                conffile: None,
-                ..config.settings
-            },
-            Settings::default()
-        );
+        assert_eq!(Settings { conffile: None, ..config.settings }, Settings::default());
     }
 
     #[test]
@@ -453,19 +421,12 @@ mod tests {
         assert_eq!(settings.max_client_conn, 32);
         (find("auth_user").unwrap().set)(&mut settings, "").unwrap();
         assert_eq!(settings.auth_user.as_deref(), Some(""));
-        assert_eq!(
-            (find("pool_mode").unwrap().set)(&mut settings, "x"),
-            Err(BadValue::default())
-        );
+        assert_eq!((find("pool_mode").unwrap().set)(&mut settings, "x"), Err(BadValue::default()));
         assert!((find("auth_dbname").unwrap().set)(&mut settings, "pgbouncer").is_err());
         assert!(find("LISTEN_PORT").is_none());
         settings.reset();
         assert_eq!(settings.max_client_conn, 100);
-        assert_eq!(
-            settings.auth_user.as_deref(),
-            Some(""),
-            "as it has no default"
-        );
+        assert_eq!(settings.auth_user.as_deref(), Some(""), "as it has no default");
     }
 
     #[test]

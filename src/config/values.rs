@@ -47,9 +47,7 @@ pub struct List(String);
 impl List {
     /// The names, separated by commas or white space; exact, nothing is quoted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
-        self.0
-            .split(|c: char| c == ',' || is_c_space(c))
-            .filter(|name| !name.is_empty())
+        self.0.split(|c: char| c == ',' || is_c_space(c)).filter(|name| !name.is_empty())
     }
 
     /// Whether this very name is among [`List::names`].
@@ -60,10 +58,7 @@ impl List {
     /// The items of a list that only commas separate (`listen_addr`, `track_extra_parameters`):
     /// trimmed, empty ones left out.
     pub fn items(&self) -> impl Iterator<Item = &str> {
-        self.0
-            .split(',')
-            .map(|item| item.trim_matches(is_c_space))
-            .filter(|item| !item.is_empty())
+        self.0.split(',').map(|item| item.trim_matches(is_c_space)).filter(|item| !item.is_empty())
     }
 
     /// The list as written.
@@ -266,16 +261,8 @@ impl Value for u32 {
     fn parse(text: &str) -> Result<Self, BadValue> {
         let number = c_integer(text).ok_or_else(BadValue::default)?;
         // As PgBouncer: a negative number counts back from the top, so -1 is the largest.
-        let from_the_top = || {
-            i32::try_from(number)
-                .ok()
-                .filter(|n| *n < 0)
-                .map(i32::cast_unsigned)
-        };
-        u32::try_from(number)
-            .ok()
-            .or_else(from_the_top)
-            .ok_or_else(BadValue::default)
+        let from_the_top = || i32::try_from(number).ok().filter(|n| *n < 0).map(i32::cast_unsigned);
+        u32::try_from(number).ok().or_else(from_the_top).ok_or_else(BadValue::default)
     }
     fn show(&self) -> Option<String> {
         Some(self.to_string())
@@ -365,9 +352,7 @@ pub(super) fn c_atoi(text: &str) -> i32 {
     let (negative, digits) = split_sign(text.trim_start_matches(is_c_space));
     let mut number: i32 = 0;
     for digit in digits.chars().map_while(|c| c.to_digit(10)) {
-        number = number
-            .saturating_mul(10)
-            .saturating_add(digit.cast_signed());
+        number = number.saturating_mul(10).saturating_add(digit.cast_signed());
     }
     if negative { -number } else { number }
 }
@@ -425,10 +410,7 @@ fn six_digits(value: f64) -> String {
     let (mantissa, exponent) = scientific.split_once('e').expect("{:e} always writes an e");
     let exponent: i32 = exponent.parse().expect("{:e} ends in a number");
     let without_zeros = |digits: &str| match digits.contains('.') {
-        true => digits
-            .trim_end_matches('0')
-            .trim_end_matches('.')
-            .to_owned(),
+        true => digits.trim_end_matches('0').trim_end_matches('.').to_owned(),
         false => digits.to_owned(),
     };
     if (-4..6).contains(&exponent) {
@@ -512,18 +494,9 @@ mod tests {
 
     #[test]
     fn words_are_read_in_any_case_and_printed_in_lower_case() {
-        assert_eq!(
-            reprint::<PoolMode>("TRANSACTION").as_deref(),
-            Some("transaction")
-        );
-        assert_eq!(
-            reprint::<AuthType>("Scram-SHA-256").as_deref(),
-            Some("scram-sha-256")
-        );
-        assert_eq!(
-            reprint::<SslMode>("verify-ca").as_deref(),
-            Some("verify-ca")
-        );
+        assert_eq!(reprint::<PoolMode>("TRANSACTION").as_deref(), Some("transaction"));
+        assert_eq!(reprint::<AuthType>("Scram-SHA-256").as_deref(), Some("scram-sha-256"));
+        assert_eq!(reprint::<SslMode>("verify-ca").as_deref(), Some("verify-ca"));
         assert_eq!(reprint::<PoolMode>("tx"), None);
         assert_eq!(reprint::<PoolMode>(""), None);
     }
@@ -534,21 +507,12 @@ mod tests {
         assert_eq!(list.names().collect::<Vec<_>>(), ["alice", "bob", "carol"]);
         assert!(list.contains("bob") && !list.contains("Bob") && !list.contains(""));
         let addresses = List::from(" 127.0.0.1 , ::1 ,, a b");
-        assert_eq!(
-            addresses.items().collect::<Vec<_>>(),
-            ["127.0.0.1", "::1", "a b"]
-        );
+        assert_eq!(addresses.items().collect::<Vec<_>>(), ["127.0.0.1", "::1", "a b"]);
     }
 
     #[test]
     fn leading_numbers_end_where_they_end() {
-        let cases = [
-            ("12", 12),
-            ("12abc", 12),
-            ("abc", 0),
-            ("", 0),
-            (" -4 5", -4),
-        ];
+        let cases = [("12", 12), ("12abc", 12), ("abc", 0), ("", 0), (" -4 5", -4)];
         for (text, number) in cases {
             assert_eq!(c_atoi(text), number, "{text:?}");
         }

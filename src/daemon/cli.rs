@@ -44,14 +44,8 @@ pub struct Options {
 impl Options {
     /// The first option given that nobody has built yet.
     pub fn unbuilt(&self) -> Option<&'static str> {
-        let asked = [
-            ("-d", self.daemon),
-            ("-R", self.reboot),
-            ("-u", self.user.is_some()),
-        ];
-        asked
-            .into_iter()
-            .find_map(|(option, asked)| asked.then_some(option))
+        let asked = [("-d", self.daemon), ("-R", self.reboot), ("-u", self.user.is_some())];
+        asked.into_iter().find_map(|(option, asked)| asked.then_some(option))
     }
 }
 
@@ -100,9 +94,7 @@ impl fmt::Display for UsageError {
             }
             Self::Ambiguous(word, candidates) => {
                 write!(f, "option '{word}' is ambiguous; possibilities:")?;
-                candidates
-                    .iter()
-                    .try_for_each(|name| write!(f, " '--{name}'"))
+                candidates.iter().try_for_each(|name| write!(f, " '--{name}'"))
             }
         }
     }
@@ -207,15 +199,11 @@ fn spell_out_name(word: &str, long: &str) -> Result<String, UsageError> {
         Some((name, argument)) => (name, Some(argument)),
         None => (long, None),
     };
-    let names = OPTIONS
-        .iter()
-        .map(|(_, option, argument, _)| (*option, argument.is_some()));
+    let names = OPTIONS.iter().map(|(_, option, argument, _)| (*option, argument.is_some()));
     let exact = names.clone().find(|(option, _)| *option == name);
     let candidates: Vec<_> = match exact {
         Some(exact) => vec![exact],
-        None => names
-            .filter(|(option, _)| option.starts_with(name))
-            .collect(),
+        None => names.filter(|(option, _)| option.starts_with(name)).collect(),
     };
     match (candidates.as_slice(), argument) {
         ([], _) => Err(UsageError::UnknownWord(word.to_owned())),
@@ -230,9 +218,7 @@ fn spell_out_name(word: &str, long: &str) -> Result<String, UsageError> {
 }
 
 fn takes_argument(letter: char) -> bool {
-    OPTIONS
-        .iter()
-        .any(|(option, _, argument, _)| option.starts_with(letter) && argument.is_some())
+    OPTIONS.iter().any(|(option, _, argument, _)| option.starts_with(letter) && argument.is_some())
 }
 
 fn argument_missing(spelled: &str) -> UsageError {
@@ -258,6 +244,11 @@ pub fn version_text() -> String {
         CompatVersion::default().banner(),
         env!("CARGO_PKG_VERSION"),
     )
+}
+
+/// Who we are, in one line of the log.
+pub fn process_up_text() -> String {
+    version_text().trim_end().replace('\n', ", ")
 }
 
 /// The answer to `--help`.
@@ -300,10 +291,7 @@ mod tests {
 
     #[test]
     fn options_are_read_in_any_order_and_form() {
-        let plain = Options {
-            config_file: "c.ini".to_owned(),
-            ..Options::default()
-        };
+        let plain = Options { config_file: "c.ini".to_owned(), ..Options::default() };
         assert_eq!(run("c.ini"), plain);
         let all = Options {
             daemon: true,
@@ -358,10 +346,7 @@ mod tests {
             ("--us", "option '--user' requires an argument"),
             ("--help=1", "option '--help' doesn't allow an argument"),
             ("--vers=3", "option '--version' doesn't allow an argument"),
-            (
-                "--ver -V",
-                "option '--ver' is ambiguous; possibilities: '--verbose' '--version'",
-            ),
+            ("--ver -V", "option '--ver' is ambiguous; possibilities: '--verbose' '--version'"),
             ("--=a", all),
         ];
         for (line, message) in cases {

@@ -112,14 +112,8 @@ pub fn fatal(message: impl fmt::Display) {
 
 fn open(path: &Path) -> Result<Logfile, LogfileError> {
     match OpenOptions::new().append(true).create(true).open(path) {
-        Ok(file) => Ok(Logfile {
-            path: path.to_owned(),
-            file,
-        }),
-        Err(error) => Err(LogfileError {
-            path: path.to_owned(),
-            error,
-        }),
+        Ok(file) => Ok(Logfile { path: path.to_owned(), file }),
+        Err(error) => Err(LogfileError { path: path.to_owned(), error }),
     }
 }
 
@@ -201,16 +195,7 @@ fn level_word(level: Level, target: &str) -> &'static str {
 }
 
 fn timestamp(time: &LocalTime) -> String {
-    let LocalTime {
-        year,
-        month,
-        day,
-        hour,
-        minute,
-        second,
-        millisecond,
-        zone,
-    } = time;
+    let LocalTime { year, month, day, hour, minute, second, millisecond, zone } = time;
     format!(
         "{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02}.{millisecond:03} {zone}"
     )
@@ -287,24 +272,15 @@ mod tests {
         let head = "2026-11-02 00:01:05.068 UTC [19846] LOG ";
         assert_eq!(text("a\nb \n"), format!("{head}a\n\tb\n"));
         assert_eq!(text("a "), format!("{head}a \n"));
-        assert_eq!(
-            text(&"x".repeat(3000)),
-            format!("{head}{}\n", "x".repeat(2047))
-        );
-        assert_eq!(
-            text(&"é".repeat(2000)),
-            format!("{head}{}\n", "é".repeat(1023))
-        );
+        assert_eq!(text(&"x".repeat(3000)), format!("{head}{}\n", "x".repeat(2047)));
+        assert_eq!(text(&"é".repeat(2000)), format!("{head}{}\n", "é".repeat(1023)));
     }
 
     #[test]
     fn json_lines_are_json() {
         let expected = "{\"time\":\"2026-11-02 00:01:05.068 UTC\",\"pid\":7,\"level\":\"ERROR\",\
             \"message\":\"a \\\"b\\\" \\\\ \\n\\u0001\"}\n";
-        assert_eq!(
-            json_line(&time(), 7, "ERROR", "a \"b\" \\ \n\x01"),
-            expected
-        );
+        assert_eq!(json_line(&time(), 7, "ERROR", "a \"b\" \\ \n\x01"), expected);
     }
 
     #[test]
@@ -325,10 +301,7 @@ mod tests {
     #[test]
     fn only_our_own_lines_are_written() {
         let enabled = |target: &str| {
-            let metadata = Metadata::builder()
-                .level(Level::Error)
-                .target(target)
-                .build();
+            let metadata = Metadata::builder().level(Level::Error).target(target).build();
             log::set_max_level(LevelFilter::Info);
             LineSink { quiet: false }.enabled(&metadata)
         };

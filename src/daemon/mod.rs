@@ -1,5 +1,6 @@
-//! What makes a service of the pooler: flags, log, pid file.
+//! What makes a service of the pooler: flags, log, pid file, signals.
 
 pub mod cli;
 pub mod logging;
 pub mod pidfile;
+pub mod service;

@@ -40,12 +40,7 @@ impl fmt::Display for PidfileError {
             Self::Read(path, error) => ("read", path, error),
             Self::Write(path, error) => ("write", path, error),
         };
-        write!(
-            f,
-            "could not {verb} pidfile '{}': {}",
-            path.display(),
-            sys::error_text(error)
-        )
+        write!(f, "could not {verb} pidfile '{}': {}", path.display(), sys::error_text(error))
     }
 }
 
@@ -73,11 +68,7 @@ pub fn check(path: &Path) -> Result<(), PidfileError> {
 fn process_named(text: &[u8]) -> Option<i32> {
     let text = text.trim_ascii_start();
     let digits = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
-    str::from_utf8(&text[..digits])
-        .ok()?
-        .parse()
-        .ok()
-        .filter(|pid| *pid > 0)
+    str::from_utf8(&text[..digits]).ok()?.parse().ok().filter(|pid| *pid > 0)
 }
 
 fn is_ours(pid: i32) -> bool {
@@ -96,9 +87,7 @@ impl Pidfile {
         let mut options = OpenOptions::new();
         let opened = options.write(true).create_new(true).mode(0o644).open(path);
         let mut file = opened.map_err(|error| PidfileError::Open(path.to_owned(), error))?;
-        let pidfile = Self {
-            path: path.to_owned(),
-        };
+        let pidfile = Self { path: path.to_owned() };
         let written = file.write_all(format!("{}\n", std::process::id()).as_bytes());
         written.map_err(|error| PidfileError::Write(path.to_owned(), error))?;
         Ok(pidfile)
@@ -137,10 +126,7 @@ mod tests {
     fn the_pidfile_of_another_process_is_respected() {
         let path = scratch("other.pid");
         fs::write(&path, format!("{}\n", std::os::unix::process::parent_id())).unwrap();
-        let in_use = format!(
-            "pidfile '{}' exists, another instance running?",
-            path.display()
-        );
+        let in_use = format!("pidfile '{}' exists, another instance running?", path.display());
         assert_eq!(check(&path).unwrap_err().to_string(), in_use);
         fs::remove_file(&path).unwrap();
     }
@@ -156,10 +142,7 @@ mod tests {
         assert!(!path.exists());
         for text in ["", "x", "0", "-1", "99999999999"] {
             fs::write(&path, text).unwrap();
-            assert!(
-                matches!(check(&path), Err(PidfileError::InUse(_))),
-                "{text:?}"
-            );
+            assert!(matches!(check(&path), Err(PidfileError::InUse(_))), "{text:?}");
         }
         fs::remove_file(&path).unwrap();
     }
@@ -167,10 +150,7 @@ mod tests {
     #[test]
     fn a_directory_is_no_pidfile() {
         let path = std::env::temp_dir();
-        let message = format!(
-            "could not read pidfile '{}': Is a directory",
-            path.display()
-        );
+        let message = format!("could not read pidfile '{}': Is a directory", path.display());
         assert_eq!(check(&path).unwrap_err().to_string(), message);
     }
 }

@@ -135,8 +135,7 @@ impl Engine {
                 | server::State::Resetting
                 | server::State::HeldForCancel
         );
-        let is_broken =
-            [Reason::SERVER_CRASHED, Reason::SERVER_CONNECTION_CLOSED].contains(reason);
+        let is_broken = [Reason::SERVER_CRASHED, Reason::SERVER_CONNECTION_CLOSED].contains(reason);
         let is_cut_off = !server.egress.is_empty() || *reason == Reason::CLIENT_LEFT_UNSENT;
         server.egress.clear(rings);
         if has_logged_in

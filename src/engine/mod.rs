@@ -208,10 +208,13 @@ impl Engine {
 
     /// Its socket is closed: the slot is free for another.
     pub fn forget(&mut self, conn: Conn) {
-        let House { clients, servers, rings, .. } = &mut self.house;
+        let House { clients, servers, rings, closing_clients, .. } = &mut self.house;
         let (inbox, egress) = match conn {
             Conn::Client(key) => match clients.remove(key) {
-                Some(client) => (client.inbox, client.egress),
+                Some(client) => {
+                    *closing_clients -= 1;
+                    (client.inbox, client.egress)
+                }
                 None => return,
             },
             Conn::Server(key) => match servers.remove(key) {

@@ -71,7 +71,9 @@ impl Engine {
         };
         match whereabouts {
             Whereabouts::At(address) => self.connect(key, address),
-            Whereabouts::Named(host) => self.effects.push_back(Effect::Resolve { server: key, host }),
+            Whereabouts::Named(host) => {
+                self.effects.push_back(Effect::Resolve { server: key, host })
+            }
             Whereabouts::Nowhere => {
                 log::error!("unix socket dir not configured: {}", pool.database.name);
                 self.close_server(key, Reason::CANNOT_CONNECT, now);
@@ -253,7 +255,7 @@ impl Engine {
             pool.welcome = Some(Welcome { untracked, defaults });
         }
         self.welcome_waiting(pool_key, now);
-        self.settle_down(key, false, now);
+        self.house.set_server_state(key, State::Idle { since: now }, End::Back);
         self.server_goes_on(key, now);
         self.staff(pool_key, now);
     }
@@ -297,9 +299,9 @@ impl Engine {
         now: Instant,
     ) {
         let House { servers, rings, clients, .. } = &mut self.house;
-        let still_wanted = clients.get(requester).is_some_and(
-            |client| matches!(client.state, client::State::AwaitingCancel { .. }),
-        );
+        let still_wanted = clients
+            .get(requester)
+            .is_some_and(|client| matches!(client.state, client::State::AwaitingCancel { .. }));
         let target = servers.get_mut(target_key).filter(|target| target.client().is_some());
         let Some(target) = target.filter(|_| still_wanted) else {
             self.close_server(key, Reason::CANCEL_GIVEN_UP, now);

@@ -73,8 +73,20 @@ impl Engine {
             // Its next message may have waited for replies, or for the catch-up.
             self.client_goes_on(client, now);
         }
-        if self.house.may_release(key) {
-            self.release(key, now);
+        self.server_may_be_free(key, now);
+    }
+
+    /// Moves a server on whose work is done.
+    fn server_may_be_free(&mut self, key: ServerKey, now: Instant) {
+        let Some(server) = self.house.servers.get(key) else {
+            return;
+        };
+        match server.state {
+            State::Active { .. } if self.house.may_release(key) => self.release(key, now),
+            State::Resetting | State::Idle { .. } if server.is_done() => {
+                self.settle_down(key, false, now);
+            }
+            _ => {}
         }
     }
 
@@ -122,9 +134,7 @@ impl Engine {
                 self.make_runnable(Conn::Client(client_key));
             }
         }
-        if self.house.may_release(key) {
-            self.release(key, now);
-        }
+        self.server_may_be_free(key, now);
     }
 
     /// A server will send nothing more.
@@ -229,7 +239,9 @@ fn linked_step(
             pass(server, client, bytes, swallowing);
             Step::Next
         }
-        Verdict::Pass { note: Note::Error, bytes } if swallowing => refused_parameter(server, bytes),
+        Verdict::Pass { note: Note::Error, bytes } if swallowing => {
+            refused_parameter(server, bytes)
+        }
         Verdict::Pass { note: Note::Ready(status), .. }
             if status != TxStatus::Idle && rules.mode == PoolMode::Statement =>
         {

@@ -71,7 +71,8 @@ impl House {
     /// written ahead of the client's first message.
     pub fn link(&mut self, client_key: ClientKey, server_key: ServerKey) -> Result<(), Reason> {
         let House { clients, servers, values, tracked, rings, .. } = self;
-        let (Some(client), Some(server)) = (clients.get_mut(client_key), servers.get_mut(server_key))
+        let (Some(client), Some(server)) =
+            (clients.get_mut(client_key), servers.get_mut(server_key))
         else {
             return Err(Reason::CONFIG_ERROR);
         };
@@ -126,10 +127,12 @@ impl House {
     /// due once, right after the client has gone.
     pub fn after_work(&self, key: ServerKey, reset_due: bool, settings: &Settings) -> Released {
         let server = self.servers.get(key).expect("only a server that is there is released");
-        assert!(server.is_done(), "nothing is owed at release");
         let mode = self.pools.get(server.pool).map(|pool| pool.mode);
         let resets = mode == Some(PoolMode::Session) || settings.server_reset_query_always.is_on();
-        if server.close_needed {
+        if !server.is_done() {
+            // It said something of its own accord, and that has not come in as a whole.
+            Released::Close(Reason::IDLE_GOT_DIRTY)
+        } else if server.close_needed {
             Released::Close(Reason::CLOSE_NEEDED)
         } else if server.cancels_in_flight > 0 {
             Released::Held

@@ -40,6 +40,8 @@ pub struct House {
     pub values: Values,
     /// The names of tracked parameters.
     pub tracked: Tracked,
+    /// Clients that are closed at the end of the turn.
+    pub closing_clients: usize,
     by_name: HashMap<(String, String), PoolKey>,
 }
 
@@ -101,6 +103,7 @@ impl House {
             rings: Rings::new(ring_bytes),
             values: Values::default(),
             tracked,
+            closing_clients: 0,
             by_name: HashMap::new(),
         }
     }
@@ -147,6 +150,16 @@ impl House {
             let defaults = welcomes.map(|welcome| &welcome.defaults);
             self.values.collect(clients.chain(servers).chain(defaults));
         }
+    }
+
+    /// Whether somebody has asked for this database before.
+    pub fn has_pool_of(&self, database: &str) -> bool {
+        self.pools.iter().any(|(_, pool)| pool.database.name == database)
+    }
+
+    /// How many clients there are, less those that are about to be closed.
+    pub fn open_clients(&self) -> usize {
+        self.clients.len() - self.closing_clients
     }
 
     /// The clients of a pool.

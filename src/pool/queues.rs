@@ -240,6 +240,7 @@ impl House {
     pub fn set_client_state(&mut self, key: ClientKey, state: client::State) {
         let client = self.clients.get_mut(key).expect("only a client that is there moves");
         let (from, to) = (client_standing(&client.state), client_standing(&state));
+        self.closing_clients += usize::from(state == client::State::Closing);
         client.state = state;
         if from == to {
             return;

@@ -7,7 +7,11 @@ use crate::session::farewell::{MAX_CACHED_BYTES, cut};
 use crate::session::server::ServerAddress;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// However short `server_login_retry` is: without a pause a refused connection would be tried again
+/// at once, for ever.
+const LEAST_RETRY: Duration = Duration::from_millis(100);
 
 /// Where the next server of a pool is to be found.
 #[derive(Debug, PartialEq, Eq)]
@@ -43,7 +47,7 @@ impl Pool {
     /// Before this no further attempt is made.
     pub fn retry_at(&self, settings: &Settings) -> Option<Instant> {
         self.attempts.failure.as_ref()?;
-        self.attempts.last?.checked_add(settings.server_login_retry)
+        self.attempts.last?.checked_add(settings.server_login_retry.max(LEAST_RETRY))
     }
 
     /// Whether a connection may be opened that carries a cancel.

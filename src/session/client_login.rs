@@ -213,7 +213,10 @@ mod tests {
         good(&[("user", "a"), ("user", "u"), ("database", "d")], &["u", "d", "No"]);
         good(&[("user", "u"), ("datestyle", "german")], &["u", "u", "No", "DateStyle=german"]);
         good(&[("user", "u"), ("extra_float_digits", "3")], &["u", "u", "No"]);
-        good(&[("_pq_.b", "1"), ("user", "u"), ("_pq_.a", "")], &["u", "u", "No", "_pq_.b", "_pq_.a"]);
+        good(
+            &[("_pq_.b", "1"), ("user", "u"), ("_pq_.a", "")],
+            &["u", "u", "No", "_pq_.b", "_pq_.a"],
+        );
         good(
             &[("user", "u"), ("options", "-c timezone=UTC"), ("TimeZone", "CET")],
             &["u", "u", "No", "TimeZone=CET"],
@@ -255,7 +258,10 @@ mod tests {
         body.push(b'x');
         let layout = Reason::BAD_STARTUP_LAYOUT.text().into_owned();
         assert_eq!(read_with(&body, &[], None).unwrap_err(), layout);
-        assert_eq!(read_with(b"foo\0bar\0", &[], None).unwrap_err(), "unsupported startup parameter: foo");
+        assert_eq!(
+            read_with(b"foo\0bar\0", &[], None).unwrap_err(),
+            "unsupported startup parameter: foo"
+        );
         assert_eq!(read_with(b"", &[], None).unwrap_err(), layout);
         assert_eq!(
             read_with(b"user\0\xff\0\0", &[], None).unwrap_err(),

@@ -50,6 +50,11 @@ impl Egress {
         self.kept.is_some()
     }
 
+    /// How many rings it owns.
+    pub fn rings_held(&self) -> usize {
+        usize::from(self.own.is_some()) + usize::from(self.kept.is_some())
+    }
+
     /// How many bytes are waiting.
     pub fn bytes(&self) -> u64 {
         self.pieces
@@ -183,8 +188,8 @@ impl Egress {
     }
 
     fn release_own(&mut self, rings: &mut Rings) {
-        if self.own.as_ref().is_some_and(Ring::is_empty) {
-            self.own.take().map(|ring| rings.give(ring));
+        if let Some(own) = self.own.take_if(|own| own.is_empty()) {
+            rings.give(own);
         }
     }
 }

@@ -146,9 +146,9 @@ impl Inbox {
 
     /// Gives back a ring in which nothing is.
     pub fn give_back_if_empty(&mut self, rings: &mut Rings) {
-        if self.ring.as_ref().is_some_and(Ring::is_empty) {
+        if let Some(ring) = self.ring.take_if(|ring| ring.is_empty()) {
             self.judged = 0;
-            self.ring.take().map(|ring| rings.give(ring));
+            rings.give(ring);
         }
     }
 
@@ -163,6 +163,8 @@ impl Inbox {
     pub fn clear(&mut self, rings: &mut Rings) {
         self.judged = 0;
         self.rest = Rest::None;
-        self.ring.take().map(|ring| rings.give(ring));
+        if let Some(ring) = self.ring.take() {
+            rings.give(ring);
+        }
     }
 }

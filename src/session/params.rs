@@ -4,8 +4,8 @@
 //! [`ValueId`], so in the common case "does this server suit this client" compares a few integers.
 //! What differs is caught up with one Query of `SET`s before the client's first message.
 
-use crate::session::egress::Egress;
 use crate::ring::Rings;
+use crate::session::egress::Egress;
 use crate::wire::emit::{self, Body, Full};
 use std::collections::HashMap;
 
@@ -143,7 +143,9 @@ impl Values {
             in_use[id.0 as usize] = true;
         }
         for (index, text) in self.texts.iter_mut().enumerate() {
-            if !in_use[index] && let Some(text) = text.take() {
+            if !in_use[index]
+                && let Some(text) = text.take()
+            {
                 self.ids.remove(&text);
                 self.free.push(ValueId(index as u32));
             }
@@ -280,11 +282,8 @@ mod tests {
         assert_eq!(house.sets(&server, &server), "");
         assert_eq!(house.sets(&[("DateStyle", "iso, mdy")], &server), "", "case does not matter");
         assert_eq!(house.sets(&[("IntervalStyle", "iso_8601")], &server), "", "not reported");
-        let client = [
-            ("application_name", r"a'b\c"),
-            ("TimeZone", "Europe/Rome"),
-            ("DateStyle", "german"),
-        ];
+        let client =
+            [("application_name", r"a'b\c"), ("TimeZone", "Europe/Rome"), ("DateStyle", "german")];
         assert_eq!(
             house.sets(&client, &server),
             r"SET DateStyle='german';SET TimeZone='Europe/Rome';SET application_name=E'a''b\\c';"

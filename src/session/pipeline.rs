@@ -63,8 +63,7 @@ impl Pipeline {
 
     /// Whether the reply that is coming now was asked for by us, as a whole simple query.
     pub fn is_swallowing(&self) -> bool {
-        self.owed.front()
-            == Some(&Owed { request: Request::Query, action: Action::Swallow })
+        self.owed.front() == Some(&Owed { request: Request::Query, action: Action::Swallow })
     }
 
     /// A request was passed on.
@@ -206,7 +205,7 @@ mod tests {
             (1, ">P >B >E >Q >S >Q <E <Z"),
             (0, ">P >B >E >Q >S >Q <E <Z <T <D <C <Z"),
             (0, ">P >B >E >Q >S <1 <2 <D <C <T <D <C <Z <Z"),
-            (1, ">P >S >P >S <E <Z"),
+            (2, ">P >S >P >S <E <Z"),
             (0, ">P >S >P >S <E <Z <1 <Z"),
             // The commit at Sync fails.
             (0, ">P >B >E >S <1 <2 <C <E <Z"),

@@ -163,10 +163,7 @@ mod tests {
         let key = (b'K', &[1u8; 8][..]);
         let done = Next::Done(message(b'S', other.1));
         assert_eq!(play(false, &[OK, tracked, other, key, READY]), done);
-        assert_eq!(
-            play(true, &[OK, READY]),
-            Next::Go(ServerLoginEvent::SendConnectQuery)
-        );
+        assert_eq!(play(true, &[OK, READY]), Next::Go(ServerLoginEvent::SendConnectQuery));
         let query = [OK, READY, (b'T', b""), (b'D', b""), (b'E', b"SERROR\0\0"), other, READY];
         assert_eq!(play(true, &query), done);
     }

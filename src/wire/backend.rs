@@ -191,12 +191,7 @@ mod tests {
     #[test]
     fn every_tag_has_one_class() {
         for tag in 0..=255u8 {
-            assert_eq!(
-                classify(tag) == Message::Plain,
-                RELAY[tag as usize],
-                "{}",
-                tag as char
-            );
+            assert_eq!(classify(tag) == Message::Plain, RELAY[tag as usize], "{}", tag as char);
         }
     }
 }

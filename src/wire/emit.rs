@@ -183,10 +183,7 @@ mod tests {
     fn messages_are_as_the_protocol_lays_them_out() {
         assert_eq!(written(authentication_ok), b"R\0\0\0\x08\0\0\0\0");
         assert_eq!(written(terminate), b"X\0\0\0\x04");
-        assert_eq!(
-            written(|ring| ready_for_query(ring, TxStatus::Idle)),
-            b"Z\0\0\0\x05I"
-        );
+        assert_eq!(written(|ring| ready_for_query(ring, TxStatus::Idle)), b"Z\0\0\0\x05I");
         assert_eq!(written(|ring| query(ring, b"x")), b"Q\0\0\0\x06x\0");
         assert_eq!(
             written(|ring| fatal(ring, *b"08P01", b"bad packet")),

@@ -83,26 +83,16 @@ pub fn relay_run(bytes: &[u8], relay: &RelayTags, max_packet_bytes: u32) -> Run 
         };
         let left = (bytes.len() - done) as u64;
         if message.bytes > left {
-            return Run {
-                bytes: bytes.len(),
-                body_left: message.bytes - left,
-            };
+            return Run { bytes: bytes.len(), body_left: message.bytes - left };
         }
         done += message.bytes as usize;
     }
-    Run {
-        bytes: done,
-        body_left: 0,
-    }
+    Run { bytes: done, body_left: 0 }
 }
 
 /// The text in `bad packet header: '%s'`: the first eight bytes at most, in hex.
 pub fn hex(bytes: &[u8]) -> String {
-    bytes
-        .iter()
-        .take(8)
-        .map(|byte| format!("{byte:02x}"))
-        .collect()
+    bytes.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
@@ -127,10 +117,7 @@ mod tests {
                 let ring = ring_of(&message[..cut], offset);
                 let expected = match cut {
                     0..5 => Peek::NeedMore,
-                    _ => Peek::Header(Header {
-                        tag: b'Q',
-                        bytes: 13,
-                    }),
+                    _ => Peek::Header(Header { tag: b'Q', bytes: 13 }),
                 };
                 assert_eq!(peek(&ring, offset as u64, ANY), expected, "{offset} {cut}");
             }
@@ -154,11 +141,7 @@ mod tests {
         ] {
             let [a, b, c, d] = length.to_be_bytes();
             let result = peek(&ring_of(&[b'Q', a, b, c, d], 0), 0, limit);
-            assert_eq!(
-                matches!(result, Peek::Header(_)),
-                good,
-                "{length} of {limit}"
-            );
+            assert_eq!(matches!(result, Peek::Header(_)), good, "{length} of {limit}");
             let run = relay_run(&[b'Q', a, b, c, d], &relay_tags(b"Q"), limit);
             assert_eq!(run.bytes == 5, good);
         }
@@ -173,18 +156,9 @@ mod tests {
             let run = relay_run(&bytes[..cut], &ROWS, ANY);
             let into_message = cut % 7;
             let expected = match cut {
-                21.. => Run {
-                    bytes: 21,
-                    body_left: 0,
-                },
-                _ if into_message < 5 => Run {
-                    bytes: cut - into_message,
-                    body_left: 0,
-                },
-                _ => Run {
-                    bytes: cut,
-                    body_left: (7 - into_message) as u64,
-                },
+                21.. => Run { bytes: 21, body_left: 0 },
+                _ if into_message < 5 => Run { bytes: cut - into_message, body_left: 0 },
+                _ => Run { bytes: cut, body_left: (7 - into_message) as u64 },
             };
             assert_eq!(run, expected, "cut at {cut}");
         }

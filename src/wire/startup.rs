@@ -62,10 +62,9 @@ pub fn peek(ring: &Ring, at: Position, max_packet_bytes: u32) -> First {
         GSSENC_REQUEST if bytes == 8 => First::GssEncRequest,
         CANCEL_REQUEST => First::CancelRequest(u64::from(bytes)),
         0x2_0000 => First::OldStartup,
-        code @ 0x3_0000..=0x3_ffff => First::Startup {
-            minor: (code & 0xffff) as u16,
-            bytes: u64::from(bytes),
-        },
+        code @ 0x3_0000..=0x3_ffff => {
+            First::Startup { minor: (code & 0xffff) as u16, bytes: u64::from(bytes) }
+        }
         _ => First::Bad,
     }
 }
@@ -93,23 +92,14 @@ pub fn parameters(mut body: &[u8]) -> Parameters<'_> {
     loop {
         match take_text(&mut body) {
             None => {
-                return Parameters {
-                    pairs,
-                    well_formed: false,
-                };
+                return Parameters { pairs, well_formed: false };
             }
             Some([]) => {
-                return Parameters {
-                    pairs,
-                    well_formed: body.is_empty(),
-                };
+                return Parameters { pairs, well_formed: body.is_empty() };
             }
             Some(name) => match take_text(&mut body) {
                 None => {
-                    return Parameters {
-                        pairs,
-                        well_formed: false,
-                    };
+                    return Parameters { pairs, well_formed: false };
                 }
                 Some(value) => pairs.push((name, value)),
             },
@@ -187,22 +177,8 @@ mod tests {
             (12, CANCEL_REQUEST, First::CancelRequest(12)),
             (20, 0x2_0000, First::OldStartup),
             (20, 0x2_0001, First::Bad),
-            (
-                20,
-                0x3_0000,
-                First::Startup {
-                    minor: 0,
-                    bytes: 20,
-                },
-            ),
-            (
-                65_535,
-                0x3_ffff,
-                First::Startup {
-                    minor: 65_535,
-                    bytes: 65_535,
-                },
-            ),
+            (20, 0x3_0000, First::Startup { minor: 0, bytes: 20 }),
+            (65_535, 0x3_ffff, First::Startup { minor: 65_535, bytes: 65_535 }),
             (65_536, 0x3_0000, First::Bad),
             (29, 0x4_0000, First::Bad),
             (7, 0x3_0000, First::Bad),
@@ -231,13 +207,7 @@ mod tests {
         assert_eq!(good.pairs, [(&b"user"[..], &b"u1"[..]), (b"database", b"")]);
         assert!(good.well_formed);
         assert!(parameters(b"\0").well_formed);
-        for broken in [
-            &b""[..],
-            b"user",
-            b"user\0u1",
-            b"user\0u1\0",
-            b"user\0u1\0\0x",
-        ] {
+        for broken in [&b""[..], b"user", b"user\0u1", b"user\0u1\0", b"user\0u1\0\0x"] {
             assert!(!parameters(broken).well_formed, "{broken:?}");
         }
     }
@@ -247,9 +217,7 @@ mod tests {
         let read = |text: &str| {
             options(text.as_bytes()).map(|list| {
                 let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-                list.iter()
-                    .map(|(n, v)| format!("{}={}", text(n), text(v)))
-                    .collect::<Vec<_>>()
+                list.iter().map(|(n, v)| format!("{}={}", text(n), text(v))).collect::<Vec<_>>()
             })
         };
         let some = |list: &[&str]| Some(list.iter().map(ToString::to_string).collect::<Vec<_>>());

@@ -1,0 +1,89 @@
+//! The laws of the whole house. Swept after every step of a simulation, never in production: the
+//! laws that guard against mixing up two clients are asserted where they could be broken.
+
+use crate::engine::Engine;
+use crate::keys::{ClientKey, PoolKey};
+use crate::pool::Pool;
+use crate::pool::queues::{ClientStanding, client_standing, server_standing};
+use crate::session::client::Client;
+use crate::session::server::Server;
+
+impl Engine {
+    /// Panics if any law is broken.
+    pub fn check(&self) {
+        self.check_links();
+        self.check_clients();
+        for (key, pool) in self.house.pools.iter() {
+            self.check_pool(key, pool);
+        }
+        self.check_rings();
+    }
+
+    fn check_links(&self) {
+        for (key, client) in self.house.clients.iter() {
+            if let Some(server) = client.server() {
+                let server = self.house.servers.get(server).expect("a client's server is there");
+                assert_eq!(server.client(), Some(key), "links point at each other");
+                assert_eq!(Some(server.pool), client.pool, "a client is served by its own pool");
+                assert!(!client.egress.has_kept(), "who has a server has taken earlier replies");
+            }
+        }
+        for (key, server) in self.house.servers.iter() {
+            if let Some(client) = server.client() {
+                let client = self.house.clients.get(client).expect("a server's client is there");
+                assert_eq!(client.server(), Some(key), "links point at each other");
+            } else {
+                assert!(server.egress.first_run().is_none(), "runs need a link");
+            }
+        }
+    }
+
+    fn check_clients(&self) {
+        let logging_in = self.house.logging_in.keys(&self.house.clients);
+        assert_eq!(logging_in.len(), self.house.logging_in.len());
+        assert_eq!(logging_in.len(), self.count(None, ClientStanding::LoggingIn));
+        for (_, client) in self.house.clients.iter() {
+            if client.server().is_none() {
+                assert!(client.egress.first_run().is_none(), "runs need a link");
+            }
+            if let Some(ring) = client.inbox.ring() {
+                assert!(!ring.is_empty() || client.wants_read(), "an empty ring went back");
+            }
+        }
+    }
+
+    fn count(&self, pool: Option<PoolKey>, standing: ClientStanding) -> usize {
+        let stands = |client: &Client| {
+            client_standing(&client.state) == standing && (pool.is_none() || client.pool == pool)
+        };
+        self.house.clients.iter().filter(|(_, client)| stands(client)).count()
+    }
+
+    fn check_pool(&self, key: PoolKey, pool: &Pool) {
+        let waiting: Vec<ClientKey> = pool.waiting.keys(&self.house.clients);
+        assert_eq!(waiting.len(), pool.waiting.len());
+        assert_eq!(waiting.len(), self.count(Some(key), ClientStanding::Waiting));
+        assert_eq!(pool.active_clients, self.count(Some(key), ClientStanding::Active));
+        assert_eq!(pool.cancels.len(), self.count(Some(key), ClientStanding::AwaitingCancel));
+        let listed = pool.servers.keys(&self.house.servers);
+        assert_eq!(listed.len(), pool.servers.total());
+        let counted =
+            |server: &Server| server.pool == key && server_standing(&server.state).is_some();
+        let there = self.house.servers.iter().filter(|(_, server)| counted(server)).count();
+        assert_eq!(listed.len(), there, "every server is in exactly one queue");
+        for server in listed.iter().filter_map(|key| self.house.servers.get(*key)) {
+            assert_eq!(server.pool, key);
+        }
+    }
+
+    fn check_rings(&self) {
+        let clients = self.house.clients.iter().map(|(_, client)| {
+            usize::from(client.inbox.ring().is_some()) + client.egress.rings_held()
+        });
+        let servers = self.house.servers.iter().map(|(_, server)| {
+            usize::from(server.inbox.ring().is_some()) + server.egress.rings_held()
+        });
+        let held: usize = clients.chain(servers).sum();
+        assert_eq!(held, self.house.rings.in_use(), "every ring in use is held by somebody");
+    }
+}

@@ -1,0 +1,299 @@
+//! Who is let in: a client's first packets, who it says it is, and its welcome.
+
+use crate::config::CONSOLE;
+use crate::config::entries::Database;
+use crate::config::values::AuthType;
+use crate::engine::Engine;
+use crate::keys::{ClientKey, Conn, PoolKey};
+use crate::pool::{House, client_address};
+use crate::session::client::{Client, State};
+use crate::session::client_login::{self, MAX_USER_BYTES, Replication, Rules, Startup};
+use crate::session::farewell::Reason;
+use crate::wire::backend::TxStatus;
+use crate::wire::emit::{self, Full};
+use crate::wire::startup::{self, First};
+use std::time::Instant;
+
+impl Engine {
+    /// Bytes came from a client that has not logged in.
+    pub(super) fn login_received(&mut self, key: ClientKey, now: Instant) {
+        while let Some(first) = self.first_packet(key) {
+            let outcome = match first {
+                First::NeedMore => break,
+                First::SslRequest => self.decline(key, Reason::DATA_AFTER_SSL),
+                First::GssEncRequest => self.decline(key, Reason::DATA_AFTER_GSSENC),
+                First::CancelRequest(bytes) if !self.has_come_in(key, bytes) => break,
+                First::CancelRequest(bytes) => self.on_cancel_request(key, bytes, now),
+                First::Startup { bytes, .. } if !self.has_come_in(key, bytes) => break,
+                First::Startup { minor, bytes } => self.on_startup(key, minor, bytes, now),
+                First::OldStartup => Err(Reason::OLD_PROTOCOL),
+                First::Tagged(b'p') => Err(Reason::PASSWORD_BEFORE_STARTUP),
+                First::Tagged(_) => Err(Reason::BAD_PACKET),
+                First::Bad => Err(self.bad_header(key)),
+            };
+            if let Err(reason) = outcome {
+                self.close_client(key, reason, now);
+                return;
+            }
+        }
+        let House { clients, rings, .. } = &mut self.house;
+        if let Some(client) = clients.get_mut(key) {
+            client.inbox.tidy(None, rings);
+            // A client may send its first query together with its Startup.
+            if client.state == State::Idle {
+                self.client_goes_on(key, now);
+            }
+        }
+    }
+
+    /// `None`: it is not logging in any more.
+    fn first_packet(&self, key: ClientKey) -> Option<First> {
+        let client = self.house.clients.get(key)?;
+        if client.state != State::LoggingIn {
+            return None;
+        }
+        let ring = client.inbox.ring()?;
+        Some(startup::peek(ring, client.inbox.judged(), self.config.settings.max_packet_size))
+    }
+
+    fn has_come_in(&self, key: ClientKey, bytes: u64) -> bool {
+        self.house.clients.get(key).is_some_and(|client| client.inbox.has(bytes))
+    }
+
+    fn bad_header(&self, key: ClientKey) -> Reason {
+        let hex = self.house.clients.get(key).map(|client| client.inbox.hex());
+        Reason::bad_header(&hex.unwrap_or_default())
+    }
+
+    /// "No" to a request for encryption. What stands behind it in the same read was sent by a
+    /// client that did not wait for the answer, or by somebody in between.
+    fn decline(&mut self, key: ClientKey, trailing: Reason) -> Result<(), Reason> {
+        let House { clients, rings, .. } = &mut self.house;
+        let client = clients.get_mut(key).ok_or(Reason::BAD_PACKET)?;
+        if client.inbox.unjudged() > startup::HEADER_BYTES {
+            return Err(trailing);
+        }
+        client.inbox.skip(startup::HEADER_BYTES);
+        client.inbox.tidy(None, rings);
+        let told = self.tell_client(key, |ring| ring.push(b"N").then_some(()).ok_or(Full));
+        told.map_err(|Full| Reason::BAD_PACKET)
+    }
+
+    fn on_cancel_request(
+        &mut self,
+        key: ClientKey,
+        bytes: u64,
+        now: Instant,
+    ) -> Result<(), Reason> {
+        let client = self.house.clients.get_mut(key).ok_or(Reason::BAD_CANCEL_REQUEST)?;
+        let body = client.inbox.copy(startup::HEADER_BYTES as usize, bytes);
+        client.inbox.skip(bytes);
+        let secret: [u8; 8] = body.try_into().map_err(|_| Reason::BAD_CANCEL_REQUEST)?;
+        let (target, pool) = self.house.cancel_target(secret)?;
+        if let Some(client) = self.house.clients.get_mut(key) {
+            client.pool = Some(pool);
+        }
+        let waiting = State::AwaitingCancel { target, carrier: None, since: now };
+        self.house.set_client_state(key, waiting);
+        self.note_deadline(now, self.config.settings.cancel_wait_timeout);
+        self.staff(pool, now);
+        Ok(())
+    }
+
+    fn on_startup(
+        &mut self,
+        key: ClientKey,
+        minor: u16,
+        bytes: u64,
+        now: Instant,
+    ) -> Result<(), Reason> {
+        let startup = self.read_startup(key, bytes)?;
+        let settings = &self.config.settings;
+        let limit = usize::try_from(settings.max_client_conn).unwrap_or(0);
+        if startup.database != CONSOLE && self.house.open_clients() > limit {
+            return Err(Reason::TOO_MANY_CLIENTS);
+        }
+        if minor != 0 || !startup.protocol_options.is_empty() {
+            let options: Vec<&[u8]> = startup.protocol_options.iter().map(Vec::as_slice).collect();
+            self.tell_client(key, |ring| emit::negotiate_protocol_version(ring, &options))
+                .map_err(|Full| Reason::WELCOME_FAILED)?;
+        }
+        let pool = self.authenticate(key, &startup)?;
+        if let Some(client) = self.house.clients.get_mut(key) {
+            client.parameters = startup.parameters;
+        }
+        self.let_in(key, pool, now)
+    }
+
+    fn read_startup(&mut self, key: ClientKey, bytes: u64) -> Result<Startup, Reason> {
+        let settings = &self.config.settings;
+        let House { clients, values, tracked, .. } = &mut self.house;
+        let client = clients.get_mut(key).ok_or(Reason::BAD_PACKET)?;
+        let body = client.inbox.copy(startup::HEADER_BYTES as usize, bytes);
+        client.inbox.skip(bytes);
+        let add_host = settings.application_name_add_host.is_on();
+        let rules = Rules {
+            tracked,
+            ignored: &|name| settings.ignore_startup_parameters.contains(name),
+            add_host: add_host.then(|| client_address(client.from, settings.listen_port)),
+        };
+        client_login::read(&body, &rules, values).map_err(|refused| {
+            if let Some(warning) = refused.warning {
+                log::warn!("{} {warning}", self.house.client_name(key, &self.config.settings));
+            }
+            refused.reason
+        })
+    }
+
+    /// Decides whether a client is who it says. Whether its database exists is told only to
+    /// somebody who has proven that.
+    fn authenticate(&mut self, key: ClientKey, startup: &Startup) -> Result<PoolKey, Reason> {
+        let (user, name) = (&startup.user, &startup.database);
+        if let Some(client) = self.house.clients.get_mut(key) {
+            client.user = Some(user.as_str().into());
+        }
+        if name == CONSOLE {
+            return Err(Reason::Told("the admin console is not built yet"));
+        }
+        let database = self.database(key, name);
+        if user.len() > MAX_USER_BYTES {
+            log::info!("{} login failed: db={name} user={user}", self.name_of(key));
+            return Err(Reason::USERNAME_TOO_LONG);
+        }
+        let auth_type = self.config.settings.auth_type;
+        let is_known = match auth_type {
+            AuthType::Any => {
+                let forced = database.as_ref().and_then(|database| database.user.as_ref());
+                forced.map(|_| true).ok_or(Reason::CONFIG_ERROR)?
+            }
+            AuthType::Trust => self.userlist.contains(user),
+            _ => {
+                return Err(Reason::ToldOf(format!(
+                    "auth_type {} is not built yet",
+                    auth_type.word()
+                )));
+            }
+        };
+        if !is_known {
+            log::info!("{} no such user: {user}", self.name_of(key));
+        }
+        let pool = database.filter(|_| is_known).map(|database| {
+            let login = database.user.as_deref().unwrap_or(user);
+            self.house.pool(&database, login, &self.config)
+        });
+        if let Some(client) = self.house.clients.get_mut(key) {
+            client.pool = pool;
+        }
+        if self.config.settings.log_connections.is_on() {
+            let client = self.name_of(key);
+            let replication = match startup.replication {
+                Replication::No => "no",
+                Replication::Logical => "database",
+                Replication::Physical => "yes",
+            };
+            log::info!(
+                "{client} login attempt: db={name} user={user} tls=no replication={replication}"
+            );
+        }
+        if !is_known {
+            return Err(Reason::TRUST_FAILED);
+        }
+        let Some(pool) = pool else {
+            log::info!("{} login failed: db={name} user={user}", self.name_of(key));
+            return Err(Reason::no_such_database(name));
+        };
+        if startup.replication != Replication::No {
+            return Err(Reason::Told("replication connections are not built yet"));
+        }
+        Ok(pool)
+    }
+
+    fn name_of(&self, key: ClientKey) -> impl std::fmt::Display {
+        self.house.client_name(key, &self.config.settings)
+    }
+
+    /// The entry of this name, one made from `*`, or none.
+    fn database(&mut self, key: ClientKey, name: &str) -> Option<Database> {
+        if let Some(database) = self.config.databases.get(name) {
+            return Some(database.clone());
+        }
+        let database = match self.config.auto(name)? {
+            Ok(database) => database,
+            Err(error) => {
+                error.log();
+                return None;
+            }
+        };
+        if !self.house.has_pool_of(name) {
+            log::info!("{} registered new auto-database: {name}", self.name_of(key));
+        }
+        Some(database)
+    }
+
+    /// Somebody has proven who he is: he is welcomed, as soon as we know with which words.
+    fn let_in(&mut self, key: ClientKey, pool: PoolKey, now: Instant) -> Result<(), Reason> {
+        if self.house.pools.get(pool).is_some_and(|pool| pool.welcome.is_some()) {
+            return self.welcome(key, pool);
+        }
+        self.house.set_client_state(key, State::AwaitingWelcome { since: now });
+        let settings = &self.config.settings;
+        let (login, wait) = (settings.client_login_timeout, settings.query_wait_timeout);
+        self.note_deadline(now, login);
+        self.note_deadline(now, wait);
+        self.staff(pool, now);
+        Ok(())
+    }
+
+    /// A pool has learned its welcome: everybody who waits for that is let in.
+    pub(super) fn welcome_waiting(&mut self, pool: PoolKey, now: Instant) {
+        let Some(waiting) = self.house.pools.get(pool).map(|pool| &pool.waiting) else {
+            return;
+        };
+        for key in waiting.keys(&self.house.clients) {
+            let state = self.house.clients.get(key).map(|client| &client.state);
+            if !matches!(state, Some(State::AwaitingWelcome { .. })) {
+                continue;
+            }
+            match self.welcome(key, pool) {
+                Ok(()) => self.client_goes_on(key, now),
+                Err(reason) => self.close_client(key, reason, now),
+            }
+        }
+    }
+
+    fn welcome(&mut self, key: ClientKey, pool_key: PoolKey) -> Result<(), Reason> {
+        let House { clients, pools, rings, values, tracked, .. } = &mut self.house;
+        let welcome = pools.get(pool_key).and_then(|pool| pool.welcome.as_ref());
+        let (Some(client), Some(welcome)) = (clients.get_mut(key), welcome) else {
+            return Err(Reason::CONFIG_ERROR);
+        };
+        client.parameters.fill_from(&welcome.defaults);
+        // Nothing but the server's own words: they need not be tried.
+        client.parameters_proven = client.parameters == welcome.defaults;
+        let Client { egress, parameters, secret, .. } = client;
+        let notice = self.config.settings.login_notify_message.as_bytes();
+        let written = egress.push_own(rings, |ring| {
+            let start = ring.filled();
+            let whole = (|| {
+                emit::authentication_ok(ring)?;
+                ring.push(&welcome.untracked).then_some(()).ok_or(Full)?;
+                for (index, name) in tracked.names().iter().enumerate() {
+                    if let Some(value) = values.text(parameters.value(index)) {
+                        emit::parameter_status(ring, name.as_bytes(), value)?;
+                    }
+                }
+                emit::backend_key_data(ring, secret)?;
+                if !notice.is_empty() {
+                    emit::notice(ring, notice)?;
+                }
+                emit::ready_for_query(ring, TxStatus::Idle)
+            })();
+            // A half welcome must not be sent.
+            whole.inspect_err(|Full| ring.unfill(start))
+        });
+        written.map_err(|Full| Reason::WELCOME_FAILED)?;
+        self.house.set_client_state(key, State::Idle);
+        self.make_runnable(Conn::Client(key));
+        Ok(())
+    }
+}

@@ -1,0 +1,79 @@
+//! What the operator does to the house.
+
+use crate::auth::userlist::Userlist;
+use crate::config::Config;
+use crate::engine::Engine;
+use crate::keys::PoolKey;
+use crate::session::farewell::Reason;
+use crate::session::server::State;
+use std::time::Instant;
+
+impl Engine {
+    /// Takes a configuration that has been read without an error. What cannot change at run time
+    /// stays. Servers that would now be opened differently end: the free ones at once, the others
+    /// when they are free.
+    pub fn reload(&mut self, mut config: Config, userlist: Userlist, now: Instant) {
+        config.keep_boot_only(&self.config.settings);
+        let old = std::mem::replace(&mut self.config, config);
+        self.userlist = userlist;
+        for key in self.house.pools.keys() {
+            self.reload_pool(key, &old, now);
+        }
+        // Deadlines may have become shorter.
+        self.next_sweep = Some(now);
+    }
+
+    fn reload_pool(&mut self, key: PoolKey, old: &Config, now: Instant) {
+        let Some(pool) = self.house.pools.get_mut(key) else {
+            return;
+        };
+        let name = pool.database.name.clone();
+        let listed = self.config.databases.get(&name).cloned();
+        let was_auto = !old.databases.contains_key(&name);
+        let entry = listed.or_else(|| self.config.auto(&name)?.ok());
+        let Some(entry) = entry else {
+            log::warn!(
+                "dropping database '{name}' as it does not exist anymore or inactive auto-database"
+            );
+            self.close_pool(key, &Reason::DATABASE_REMOVED, now);
+            self.house.remove_pool(key);
+            return;
+        };
+        let auto_changed = was_auto && old.auto_database != self.config.auto_database;
+        let moved = pool.database.servers_differ(&entry) || auto_changed;
+        // The user is part of what makes a pool: clients of a pool whose entry has another forced
+        // user now belong to another pool, which their next login finds.
+        pool.database = entry;
+        pool.configure(&self.config);
+        if moved {
+            pool.welcome = None;
+            self.retire_servers(key, now);
+        }
+        self.staff(key, now);
+    }
+
+    /// Ends the servers of a pool without hurting anybody.
+    fn retire_servers(&mut self, key: PoolKey, now: Instant) {
+        let Some(pool) = self.house.pools.get(key) else {
+            return;
+        };
+        for server_key in pool.servers.keys(&self.house.servers) {
+            let Some(server) = self.house.servers.get_mut(server_key) else {
+                continue;
+            };
+            server.close_needed = true;
+            match server.state {
+                State::Connecting(_) | State::LoggingIn(_) => {
+                    self.close_server(server_key, Reason::CONNECT_STRING_CHANGED, now);
+                }
+                State::Idle { .. } => self.close_server(server_key, Reason::DATABASE_CHANGED, now),
+                // They end when they are done: see `after_work`.
+                State::Active { .. }
+                | State::Resetting
+                | State::HeldForCancel
+                | State::CarryingCancel { .. }
+                | State::Closing => {}
+            }
+        }
+    }
+}

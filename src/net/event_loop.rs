@@ -1,0 +1,226 @@
+//! The turn: sleep, learn, pump, tick, perform.
+
+use super::bind::ListenError;
+use super::connect;
+use super::heart::Heart;
+use super::helper::Helper;
+use super::listen::{Accepted, Listeners};
+use super::options::TcpOptions;
+use super::pump::{self, Pump};
+use super::readiness::Latches;
+use super::secrets::Secrets;
+use super::signals::{Signal, Signals};
+use super::sockets::Sockets;
+use super::token::Token;
+use crate::engine::Engine;
+use crate::engine::io::{Effect, Input, ServerAddress};
+use crate::keys::{Conn, ServerKey};
+use crate::sys::error_text;
+use mio::{Events, Poll};
+use std::io;
+use std::ops::ControlFlow;
+use std::time::{Duration, Instant};
+
+/// So many events are fetched at once.
+const MAX_EVENTS: usize = 1024;
+
+/// What came out of a turn, for the caller to act on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flow {
+    /// Nothing.
+    Continue,
+    /// The operator wants something. One at a time; the next turn brings the next.
+    Signal(Signal),
+}
+
+/// The engine and everything around it.
+pub struct EventLoop<E = Engine> {
+    /// The heart; whoever holds the loop between two turns may speak to it.
+    pub engine: E,
+    poll: Poll,
+    events: Events,
+    sockets: Sockets,
+    pump: Pump,
+    listeners: Listeners,
+    helper: Helper,
+    signals: Signals,
+    secrets: Secrets,
+    /// The clock as this turn read it, or the last one.
+    now: Instant,
+}
+
+impl<E: Heart> EventLoop<E> {
+    /// A loop without listeners. Signals are caught from now on; the side thread does not run
+    /// yet, but the process must not fork any more: the poller would be shared.
+    pub fn new(engine: E) -> io::Result<Self> {
+        let poll = Poll::new()?;
+        let helper = Helper::new(poll.registry())?;
+        let signals = Signals::new(poll.registry())?;
+        Ok(Self {
+            engine,
+            poll,
+            events: Events::with_capacity(MAX_EVENTS),
+            sockets: Sockets::default(),
+            pump: Pump::default(),
+            listeners: Listeners::default(),
+            helper,
+            signals,
+            secrets: Secrets::default(),
+            now: Instant::now(),
+        })
+    }
+
+    /// Opens the listeners that the settings name.
+    pub fn listen(&mut self) -> Result<(), ListenError> {
+        self.listeners.open(self.engine.settings(), self.poll.registry())
+    }
+
+    /// The listeners, to ask or close them. They go when the loop is dropped.
+    pub fn listeners(&mut self) -> &mut Listeners {
+        &mut self.listeners
+    }
+
+    /// The socket of a connection, to look at its options.
+    #[cfg(test)]
+    pub fn stream(&mut self, conn: Conn) -> &super::sockets::Stream {
+        &self.sockets.get_mut(conn).expect("it has a socket").stream
+    }
+
+    /// Turns until `on_signal` breaks, or the poller fails.
+    pub fn run(
+        &mut self,
+        mut on_signal: impl FnMut(&mut Self, Signal) -> ControlFlow<()>,
+    ) -> io::Result<()> {
+        self.now = Instant::now();
+        loop {
+            if let Flow::Signal(signal) = self.turn()?
+                && on_signal(self, signal).is_break()
+            {
+                return Ok(());
+            }
+        }
+    }
+
+    /// One turn: waits for something to happen and deals with it.
+    pub fn turn(&mut self) -> io::Result<Flow> {
+        self.wait_for_events()?; // sleeps no longer than the next deadline
+        self.now = Instant::now(); // the only clock reading of this turn
+        let now = self.now;
+        self.learn();
+        self.admit_clients()?;
+        self.helper.deliver(&mut self.engine, now);
+        self.pump.run(&mut self.sockets, &mut self.engine, now); // a bounded share each
+        self.engine.handle(Input::Tick, now);
+        while let Some(effect) = self.engine.next_effect() {
+            self.perform(effect);
+        }
+        Ok(self.signals.take().map_or(Flow::Continue, Flow::Signal))
+    }
+
+    fn wait_for_events(&mut self) -> io::Result<()> {
+        let timeout = self.timeout();
+        match self.poll.poll(&mut self.events, timeout) {
+            // A signal woke us: its event comes with the next poll.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+                self.events.clear();
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    /// Counts from the last clock reading: deadlines come late by the time of one turn at most.
+    fn timeout(&self) -> Option<Duration> {
+        let must_not_sleep = self.engine.has_runnable()
+            || self.pump.has_postponed()
+            || self.listeners.has_work()
+            || self.signals.is_pending();
+        if must_not_sleep {
+            return Some(Duration::ZERO);
+        }
+        let deadlines = [self.engine.next_deadline(), self.listeners.deadline()];
+        let next = deadlines.into_iter().flatten().min()?;
+        Some(next.saturating_duration_since(self.now))
+    }
+
+    fn learn(&mut self) {
+        for event in &self.events {
+            match Token::decode(event.token()) {
+                Some(Token::Conn(conn)) => {
+                    // An event of a socket that has closed finds nothing.
+                    if let Some(socket) = self.sockets.get_mut(conn) {
+                        socket.latches.learn(event);
+                        self.engine.make_runnable(conn);
+                    }
+                }
+                Some(Token::Listener(slot)) => self.listeners.mark_ready(slot),
+                Some(Token::Waker) => self.helper.mark_ready(),
+                Some(Token::Signals) => self.signals.collect(),
+                None => {}
+            }
+        }
+    }
+
+    fn admit_clients(&mut self) -> io::Result<()> {
+        self.listeners.begin_turn(self.now);
+        while let Some(accepted) = self.listeners.accept(self.engine.settings(), self.now) {
+            let Accepted { mut stream, from, expects_data } = accepted;
+            let conn = Conn::Client(self.engine.accept(from, self.secrets.take()?, self.now));
+            let mut latches = Latches::connected();
+            if expects_data {
+                latches.expect_data();
+                self.engine.make_runnable(conn);
+            }
+            if let Err(error) = stream.register(self.poll.registry(), conn) {
+                log::error!("epoll_ctl() failed: {}", error_text(&error));
+                latches.write_closed();
+                latches.read_closed();
+                self.engine.handle(Input::WriteClosed { conn }, self.now);
+                self.engine.handle(Input::ReadClosed { conn }, self.now);
+            }
+            self.sockets.insert(conn, stream, latches);
+        }
+        Ok(())
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::Connect { server, to } => self.connect(server, &to),
+            Effect::Resolve { server, host } => {
+                if !self.helper.resolve(server, host) {
+                    let addresses = Vec::new();
+                    self.engine.handle(Input::Resolved { server, addresses }, self.now);
+                }
+            }
+            Effect::Close { conn } => {
+                // Dropping the socket takes it out of the poller, too.
+                if let Some(socket) = self.sockets.remove(conn) {
+                    pump::farewell(conn, socket, &self.engine);
+                }
+                self.engine.forget(conn);
+            }
+        }
+    }
+
+    fn connect(&mut self, server: ServerKey, to: &ServerAddress) {
+        let conn = Conn::Server(server);
+        let options = TcpOptions::from(self.engine.settings());
+        let started = connect::start(to, &options).and_then(|mut started| {
+            started.stream.register(self.poll.registry(), conn)?;
+            Ok(started)
+        });
+        let input = match started {
+            Ok(started) if started.is_connected => {
+                let local = started.stream.local_addr();
+                self.sockets.insert(conn, started.stream, Latches::connected());
+                Input::Connected { server, local }
+            }
+            Ok(started) => {
+                self.sockets.insert(conn, started.stream, Latches::connecting());
+                return;
+            }
+            Err(error) => Input::ConnectFailed { server, error: Some(error_text(&error)) },
+        };
+        self.engine.handle(input, self.now);
+    }
+}

@@ -1,0 +1,87 @@
+//! What the shell asks of the engine, as a trait, so that the shell can be tested with an engine
+//! that merely echoes. Dispatch is static: it costs nothing.
+
+use crate::config::settings::Settings;
+use crate::engine::Engine;
+use crate::engine::io::{ClientAddress, Effect, Input};
+use crate::keys::{ClientKey, Conn};
+use std::io::IoSlice;
+use std::time::Instant;
+
+/// The engine as the shell sees it.
+pub trait Heart {
+    /// A new client; `secret` is unpredictable.
+    fn accept(&mut self, from: ClientAddress, secret: [u8; 8], now: Instant) -> ClientKey;
+    /// Something happened.
+    fn handle(&mut self, input: Input, now: Instant);
+    /// What it wants done next.
+    fn next_effect(&mut self) -> Option<Effect>;
+    /// When it wants a [`Input::Tick`] at the latest.
+    fn next_deadline(&self) -> Option<Instant>;
+    /// Takes out a connection that may have work.
+    fn next_runnable(&mut self) -> Option<Conn>;
+    /// Puts one in, at most once at a time; keys of connections that have gone are ignored.
+    fn make_runnable(&mut self, conn: Conn);
+    /// Whether there is one.
+    fn has_runnable(&self) -> bool;
+    /// Whether there is room for what a read would bring.
+    fn wants_read(&self, conn: Conn) -> bool;
+    /// Whether anything waits to be written.
+    fn wants_write(&self, conn: Conn) -> bool;
+    /// Where to read to; the second slice is empty unless the free space wraps. When this is
+    /// `None` or empty, the engine makes the connection runnable once there is room.
+    fn inbox_room(&mut self, conn: Conn) -> Option<[&mut [u8]; 2]>;
+    /// The read brought nothing.
+    fn nothing_read(&mut self, conn: Conn);
+    /// What to write, in order; returns how many slices it has set.
+    fn outgoing<'a>(&'a self, conn: Conn, slices: &mut [IoSlice<'a>]) -> usize;
+    /// The socket is closed: the slot is free.
+    fn forget(&mut self, conn: Conn);
+    /// The settings as they are now.
+    fn settings(&self) -> &Settings;
+}
+
+impl Heart for Engine {
+    fn accept(&mut self, from: ClientAddress, secret: [u8; 8], now: Instant) -> ClientKey {
+        Engine::accept(self, from, secret, now)
+    }
+    fn handle(&mut self, input: Input, now: Instant) {
+        Engine::handle(self, input, now);
+    }
+    fn next_effect(&mut self) -> Option<Effect> {
+        Engine::next_effect(self)
+    }
+    fn next_deadline(&self) -> Option<Instant> {
+        Engine::next_deadline(self)
+    }
+    fn next_runnable(&mut self) -> Option<Conn> {
+        Engine::next_runnable(self)
+    }
+    fn make_runnable(&mut self, conn: Conn) {
+        Engine::make_runnable(self, conn);
+    }
+    fn has_runnable(&self) -> bool {
+        Engine::has_runnable(self)
+    }
+    fn wants_read(&self, conn: Conn) -> bool {
+        Engine::wants_read(self, conn)
+    }
+    fn wants_write(&self, conn: Conn) -> bool {
+        Engine::wants_write(self, conn)
+    }
+    fn inbox_room(&mut self, conn: Conn) -> Option<[&mut [u8]; 2]> {
+        Engine::inbox_room(self, conn)
+    }
+    fn nothing_read(&mut self, conn: Conn) {
+        Engine::nothing_read(self, conn);
+    }
+    fn outgoing<'a>(&'a self, conn: Conn, slices: &mut [IoSlice<'a>]) -> usize {
+        Engine::outgoing(self, conn, slices)
+    }
+    fn forget(&mut self, conn: Conn) {
+        Engine::forget(self, conn);
+    }
+    fn settings(&self) -> &Settings {
+        Engine::settings(self)
+    }
+}

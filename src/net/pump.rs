@@ -1,0 +1,232 @@
+//! Moves bytes between sockets and the engine's rings: the only code that runs for every query.
+//!
+//! ```text
+//! runnable ──▶ fill: one read  ──▶ Input::Received ──▶ the engine decides
+//!          ──▶ drain: one write ──▶ Input::Sent
+//! ```
+//!
+//! Each time that a connection is served, it reads and writes once at most. If more is possible it
+//! goes to the back of the queue, and after its share of the turn (`sbuf_loopcnt` reads) to the
+//! next turn, so that no bulk transfer keeps the others waiting.
+
+use super::connect;
+use super::heart::Heart;
+use super::sockets::{Socket, Sockets};
+use crate::engine::io::Input;
+use crate::keys::Conn;
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::time::Instant;
+
+/// So many pieces leave in one system call.
+const MAX_SLICES: usize = 16;
+/// Reads per connection and turn if the setting names no limit.
+const UNLIMITED_SHARE: u8 = 64;
+/// So much of what a peer still sends us is thrown away when we close.
+const MAX_DISCARD_BYTES: usize = 64 * 1024;
+
+/// Which turn it is, and who waits for the next.
+#[derive(Debug, Default)]
+pub struct Pump {
+    turn: u16,
+    postponed: Vec<Conn>,
+}
+
+impl Pump {
+    /// Whether the next poll must not sleep.
+    pub fn has_postponed(&self) -> bool {
+        !self.postponed.is_empty()
+    }
+
+    /// Serves all connections that may have work until none is left, or their shares are used.
+    pub fn run<E: Heart>(&mut self, sockets: &mut Sockets, engine: &mut E, now: Instant) {
+        self.turn = self.turn.wrapping_add(1);
+        for conn in self.postponed.drain(..) {
+            if let Some(socket) = sockets.get_mut(conn) {
+                socket.latches.resume();
+                engine.make_runnable(conn);
+            }
+        }
+        let share = share_of_turn(engine.settings().sbuf_loopcnt);
+        while let Some(conn) = engine.next_runnable() {
+            if let Some(socket) = sockets.get_mut(conn) {
+                self.serve(conn, socket, share, engine, now);
+            }
+        }
+    }
+
+    fn serve<E: Heart>(
+        &mut self,
+        conn: Conn,
+        socket: &mut Socket,
+        share: u8,
+        engine: &mut E,
+        now: Instant,
+    ) {
+        if let Conn::Server(server) = conn
+            && socket.latches.may_have_connected()
+        {
+            connect::finish(server, socket, engine, now);
+        }
+        let mut has_moved = false;
+        if socket.latches.may_read() && engine.wants_read(conn) {
+            if socket.take_share(self.turn, share) {
+                has_moved |= fill(conn, socket, engine, now);
+            } else if socket.latches.postpone() {
+                self.postponed.push(conn);
+            }
+        }
+        if socket.latches.may_write() && engine.wants_write(conn) {
+            has_moved |= drain(conn, socket, engine, now);
+        }
+        // Only who got on is served again: a ring that stays full must not keep us in this loop.
+        let has_more = has_moved
+            && (socket.latches.may_read() && engine.wants_read(conn)
+                || socket.latches.may_write() && engine.wants_write(conn));
+        if has_more {
+            engine.make_runnable(conn);
+        }
+    }
+}
+
+fn share_of_turn(sbuf_loopcnt: i32) -> u8 {
+    match u8::try_from(sbuf_loopcnt) {
+        Ok(0) => UNLIMITED_SHARE,
+        Ok(share) => share,
+        Err(_) if sbuf_loopcnt < 0 => UNLIMITED_SHARE,
+        Err(_) => u8::MAX,
+    }
+}
+
+/// One read. False if there was no room, or nothing to read.
+fn fill<E: Heart>(conn: Conn, socket: &mut Socket, engine: &mut E, now: Instant) -> bool {
+    let Some([first, second]) = engine.inbox_room(conn) else {
+        return false;
+    };
+    let room = first.len() + second.len();
+    if room == 0 {
+        return false; // a read of nothing would look like the end of the file
+    }
+    let result = uninterrupted(|| {
+        if second.is_empty() {
+            socket.stream.read(first)
+        } else {
+            let mut slices = [IoSliceMut::new(first), IoSliceMut::new(second)];
+            socket.stream.read_vectored(&mut slices)
+        }
+    });
+    match result {
+        Ok(bytes) if bytes > 0 => {
+            if bytes < room {
+                socket.latches.short_read();
+            }
+            engine.handle(Input::Received { conn, bytes }, now);
+            true
+        }
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            socket.latches.would_block_reading();
+            engine.nothing_read(conn);
+            false
+        }
+        Ok(_) | Err(_) => {
+            socket.latches.read_closed();
+            engine.nothing_read(conn);
+            engine.handle(Input::ReadClosed { conn }, now);
+            true
+        }
+    }
+}
+
+/// One write. False if there was nothing to write, or nothing could be written.
+fn drain<E: Heart>(conn: Conn, socket: &mut Socket, engine: &mut E, now: Instant) -> bool {
+    let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+    let used = engine.outgoing(conn, &mut slices);
+    let slices = &slices[..used];
+    let offered: usize = slices.iter().map(|slice| slice.len()).sum();
+    if offered == 0 {
+        return false;
+    }
+    match write(&mut socket.stream, slices) {
+        Ok(bytes) if bytes > 0 => {
+            if bytes < offered {
+                socket.latches.short_write();
+            }
+            engine.handle(Input::Sent { conn, bytes }, now);
+            true
+        }
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            socket.latches.short_write();
+            false
+        }
+        Ok(_) | Err(_) => {
+            socket.latches.write_closed();
+            engine.handle(Input::WriteClosed { conn }, now);
+            true
+        }
+    }
+}
+
+/// The last words to a peer, then the socket closes.
+///
+/// The kernel answers with a reset instead of an orderly end if we close with data unread, and a
+/// reset may overtake our last message. So what lies there already is thrown away, within limits.
+pub fn farewell<E: Heart>(conn: Conn, mut socket: Socket, engine: &E) {
+    if socket.latches.may_write() {
+        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+        let used = engine.outgoing(conn, &mut slices);
+        if used > 0 {
+            // Whether it worked makes no difference any more.
+            let _ = write(&mut socket.stream, &slices[..used]);
+        }
+    }
+    if socket.latches.has_unread() {
+        socket.stream.shutdown_write();
+        discard(&mut socket.stream);
+    }
+}
+
+fn discard(stream: &mut impl Read) {
+    let mut bytes = [0; 4096];
+    let mut discarded = 0;
+    while discarded < MAX_DISCARD_BYTES {
+        match uninterrupted(|| stream.read(&mut bytes)) {
+            Ok(0) | Err(_) => return,
+            Ok(bytes) => discarded += bytes,
+        }
+    }
+}
+
+fn write(stream: &mut impl Write, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    uninterrupted(|| match slices {
+        [only] => stream.write(only),
+        several => stream.write_vectored(several),
+    })
+}
+
+fn uninterrupted(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_share_of_a_turn_is_never_nothing() {
+        let cases = [(5, 5), (1, 1), (0, 64), (-1, 64), (i32::MIN, 64), (255, 255), (9999, 255)];
+        for (setting, share) in cases {
+            assert_eq!(share_of_turn(setting), share, "sbuf_loopcnt = {setting}");
+        }
+    }
+
+    #[test]
+    fn only_so_much_is_discarded() {
+        let mut endless = io::repeat(7).take(10_000_000);
+        discard(&mut endless);
+        assert_eq!(endless.limit(), 10_000_000 - MAX_DISCARD_BYTES as u64);
+    }
+}

@@ -1,0 +1,207 @@
+//! The sockets of all connections, found by key.
+//!
+//! The engine gives out the slots; here is a row of sockets beside its slabs, 16 bytes each in a
+//! release build, with the serial checked so that a stale key finds nothing.
+
+use super::readiness::Latches;
+use super::token::Token;
+use crate::keys::{Conn, Key};
+use mio::net::{TcpStream, UnixStream};
+use mio::{Interest, Registry};
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::net::{Shutdown, SocketAddr};
+
+/// The socket of one connection.
+#[derive(Debug)]
+pub enum Stream {
+    /// Over TCP.
+    Tcp(TcpStream),
+    /// Over a Unix socket.
+    Unix(UnixStream),
+}
+
+impl Stream {
+    /// Asks for the events of both directions, once for the life of the socket.
+    pub fn register(&mut self, registry: &Registry, conn: Conn) -> io::Result<()> {
+        let (token, both) = (Token::Conn(conn).into(), Interest::READABLE | Interest::WRITABLE);
+        match self {
+            Stream::Tcp(stream) => registry.register(stream, token, both),
+            Stream::Unix(stream) => registry.register(stream, token, both),
+        }
+    }
+
+    /// Says that we write nothing more. A failure only means that the peer was quicker.
+    pub fn shutdown_write(&self) {
+        let _ = match self {
+            Stream::Tcp(stream) => stream.shutdown(Shutdown::Write),
+            Stream::Unix(stream) => stream.shutdown(Shutdown::Write),
+        };
+    }
+
+    /// How our connect went: `None` if it is still under way.
+    pub fn connect_result(&self) -> Option<io::Result<()>> {
+        let (error, peer) = match self {
+            Stream::Tcp(stream) => (stream.take_error(), stream.peer_addr().map(drop)),
+            Stream::Unix(stream) => (stream.take_error(), stream.peer_addr().map(drop)),
+        };
+        match (error, peer) {
+            (Ok(Some(error)) | Err(error), _) => Some(Err(error)),
+            (Ok(None), Ok(())) => Some(Ok(())),
+            (Ok(None), Err(error)) if error.kind() == io::ErrorKind::NotConnected => None,
+            (Ok(None), Err(error)) => Some(Err(error)),
+        }
+    }
+
+    /// Our own end of it; none for Unix sockets.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        match self {
+            Stream::Tcp(stream) => stream.local_addr().ok(),
+            Stream::Unix(_) => None,
+        }
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Stream::Tcp(stream) => stream.read(bytes),
+            Stream::Unix(stream) => stream.read(bytes),
+        }
+    }
+
+    fn read_vectored(&mut self, slices: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
+        match self {
+            Stream::Tcp(stream) => stream.read_vectored(slices),
+            Stream::Unix(stream) => stream.read_vectored(slices),
+        }
+    }
+}
+
+impl Write for Stream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Stream::Tcp(stream) => stream.write(bytes),
+            Stream::Unix(stream) => stream.write(bytes),
+        }
+    }
+
+    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self {
+            Stream::Tcp(stream) => stream.write_vectored(slices),
+            Stream::Unix(stream) => stream.write_vectored(slices),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// One connection's socket and what the pump remembers of it.
+#[derive(Debug)]
+pub struct Socket {
+    serial: u32,
+    fills_turn: u16,
+    fills: u8,
+    /// What is known of its readiness.
+    pub latches: Latches,
+    /// The socket itself.
+    pub stream: Stream,
+}
+
+impl Socket {
+    /// Counts a fill in this turn; false if the share of the turn was used up before.
+    ///
+    /// The turn's number wraps: a socket that slept for exactly 2¹⁶ turns may get a smaller share
+    /// once, and the rest in the next turn.
+    pub fn take_share(&mut self, turn: u16, limit: u8) -> bool {
+        if self.fills_turn != turn {
+            self.fills_turn = turn;
+            self.fills = 0;
+        }
+        let has_share = self.fills < limit;
+        self.fills += u8::from(has_share);
+        has_share
+    }
+}
+
+// An idle client shall cost little. (A debug build makes sockets larger.)
+#[cfg(not(debug_assertions))]
+const _: () = assert!(size_of::<Option<Socket>>() == 16);
+
+/// All of them.
+#[derive(Debug, Default)]
+pub struct Sockets {
+    clients: Vec<Option<Socket>>,
+    servers: Vec<Option<Socket>>,
+}
+
+impl Sockets {
+    /// Takes the socket of a new connection.
+    pub fn insert(&mut self, conn: Conn, stream: Stream, latches: Latches) {
+        let (row, slot, serial) = self.row(conn);
+        if row.len() <= slot {
+            row.resize_with(slot + 1, || None);
+        }
+        // Two connections in one slot would swap their bytes.
+        assert!(row[slot].is_none(), "a slot is free before it is given out again");
+        row[slot] = Some(Socket { serial, fills_turn: 0, fills: 0, latches, stream });
+    }
+
+    /// `None` if that connection has gone or has no socket yet.
+    pub fn get_mut(&mut self, conn: Conn) -> Option<&mut Socket> {
+        let (row, slot, serial) = self.row(conn);
+        row.get_mut(slot)?.as_mut().filter(|socket| socket.serial == serial)
+    }
+
+    /// Hands the socket out for good.
+    pub fn remove(&mut self, conn: Conn) -> Option<Socket> {
+        let (row, slot, serial) = self.row(conn);
+        row.get_mut(slot)?.take_if(|socket| socket.serial == serial)
+    }
+
+    fn row(&mut self, conn: Conn) -> (&mut Vec<Option<Socket>>, usize, u32) {
+        match conn {
+            Conn::Client(key) => (&mut self.clients, key.slot() as usize, key.serial()),
+            Conn::Server(key) => (&mut self.servers, key.slot() as usize, key.serial()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keys::{ClientKey, ServerKey};
+
+    fn stream() -> Stream {
+        Stream::Unix(UnixStream::pair().unwrap().0)
+    }
+
+    #[test]
+    fn a_stale_key_finds_no_socket() {
+        let mut sockets = Sockets::default();
+        let old = Conn::Client(ClientKey::new(3, 1));
+        let new = Conn::Client(ClientKey::new(3, 2));
+        sockets.insert(old, stream(), Latches::connected());
+        assert!(sockets.get_mut(new).is_none());
+        assert!(sockets.get_mut(Conn::Server(ServerKey::new(3, 1))).is_none());
+        assert!(sockets.remove(old).is_some());
+        sockets.insert(new, stream(), Latches::connected());
+        assert!(sockets.get_mut(old).is_none());
+        assert!(sockets.remove(old).is_none());
+        assert!(sockets.get_mut(new).is_some());
+    }
+
+    #[test]
+    fn a_share_is_per_turn() {
+        let mut sockets = Sockets::default();
+        let conn = Conn::Client(ClientKey::new(0, 1));
+        sockets.insert(conn, stream(), Latches::connected());
+        let socket = sockets.get_mut(conn).unwrap();
+        for turn in 1..3 {
+            assert!(socket.take_share(turn, 2));
+            assert!(socket.take_share(turn, 2));
+            assert!(!socket.take_share(turn, 2));
+        }
+    }
+}
