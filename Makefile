@@ -24,8 +24,8 @@ test:
 	@$(CARGO) fmt --check
 	@$(CARGO) clippy --all-targets -- -D warnings
 	@if $(CARGO) nextest --version >/dev/null 2>&1; \
-	then $(CARGO) nextest run; \
-	else $(CARGO) test; \
+	then $(CARGO) test --quiet --doc && $(CARGO) nextest run; \
+	else $(CARGO) test --no-fail-fast; \
 	fi
 
 # Ringbouncer beside other poolers and beside none.

@@ -15,9 +15,8 @@ pooler_pid=
 cleanup() {
     trap '' INT TERM HUP
     # Each process is our own child, not waited for so far: the pid is still its own.
-    for pid in $pooler_pid $postgres_pid; do
-        kill -INT "$pid" 2>/dev/null || true
-    done
+    [ -z "$pooler_pid" ] || kill -QUIT "$pooler_pid" 2>/dev/null || true
+    [ -z "$postgres_pid" ] || kill -INT "$postgres_pid" 2>/dev/null || true
     for pid in $pooler_pid $postgres_pid; do
         wait "$pid" 2>/dev/null || true
     done
@@ -77,6 +76,10 @@ start_postgres() {
     PGHOST=127.0.0.1
 }
 
+if (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
+    echo "port $port is in use; LISTEN_PORT=… names another" >&2
+    exit 1
+fi
 build
 dir=$(mktemp -d "${TMPDIR:-/tmp}/ringbouncer-run.XXXXXX")
 if [ ${#as[@]} -gt 0 ]; then
