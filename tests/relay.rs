@@ -203,7 +203,7 @@ fn copy_batches() -> Vec<Batch> {
                 copy_data(b"1\tone\n2\tt"),
                 copy_data(b"wo\n"),
                 copy_done(),
-                query("SELECT * FROM sink"),
+                query("SELECT a + 0, b || '' FROM sink"),
                 end(),
             ],
         ),
