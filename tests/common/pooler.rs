@@ -264,7 +264,8 @@ impl Drop for Pooler {
         let log = self.log();
         let _ = fs::remove_dir_all(&self.dir);
         if std::thread::panicking() {
-            eprintln!("--- log of the pooler ---\n{log}");
+            let state = early.map_or("alive".to_owned(), |status| status.to_string());
+            eprintln!("--- log of the pooler ({state}) ---\n{log}");
             return;
         }
         if let Some(status) = early {

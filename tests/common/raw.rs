@@ -244,6 +244,8 @@ pub struct Raw {
     taken: usize,
     /// What the peer said between Startup and the first ReadyForQuery.
     pub welcome: Vec<Message>,
+    /// The stream may end within a message.
+    pub lenient: bool,
 }
 
 impl Raw {
@@ -265,6 +267,7 @@ impl Raw {
             inbox: Vec::new(),
             taken: 0,
             welcome: Vec::new(),
+            lenient: false,
         }
     }
 
