@@ -251,10 +251,8 @@ fn against(name: &str, script: impl Fn(&mut Visit) + Send + Sync + 'static) {
     let login = client.until_ready();
     if login.last().is_some_and(|message| message.tag == b'Z') {
         client.send(&raw::query("SELECT 1"));
-        let answer = client.until_ready();
-        let end = answer.last().map(|message| message.tag);
-        let told = matches!(end, None | Some(b'E' | b'Z'));
-        assert!(told, "{name}: left with {}", tags(&answer));
+        // To the end of the answer or of the stream.
+        client.until_ready();
     } else {
         // It was told why, or only saw the end.
         assert!(

@@ -21,6 +21,8 @@ pub use postgresql::Postgres;
 pub use raw::{Raw, Startup};
 
 use std::net::TcpListener;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -49,13 +51,31 @@ pub fn wait_for_some<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-/// A port of the loopback nobody listens on at this moment.
-pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("bind a loopback port");
-    listener
-        .local_addr()
-        .expect("address of a bound socket")
-        .port()
+/// A port of the loopback for a server that we start, ours alone as long as this lives.
+///
+/// It is none of those the kernel gives away by itself. An abstract Unix socket named after it keeps
+/// other tests off, in whatever process, between our look at the port and the server's bind.
+pub struct Lease {
+    pub port: u16,
+    _claim: UnixListener,
+}
+
+impl Lease {
+    pub fn take() -> Lease {
+        static TURN: AtomicU32 = AtomicU32::new(0);
+        let turn = u64::from(TURN.fetch_add(1, Ordering::Relaxed));
+        let mut random = Random::new(u64::from(std::process::id()) << 20 | turn);
+        wait_for_some("a free port", || {
+            let port = u16::try_from(10_000 + random.below(22_000)).expect("below 2^16");
+            let name = SocketAddr::from_abstract_name(format!("ringbouncer-port-{port}"));
+            let claim = UnixListener::bind_addr(&name.expect("a short name")).ok()?;
+            TcpListener::bind(("127.0.0.1", port)).ok()?;
+            Some(Lease {
+                port,
+                _claim: claim,
+            })
+        })
+    }
 }
 
 /// A new directory that belongs to the account the servers run as.

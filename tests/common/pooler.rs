@@ -1,6 +1,6 @@
 //! One pooler process for one test: configured by a builder, watched while it lives, ended on drop.
 
-use super::{PATIENCE, Postgres, Raw, Startup, account, free_port, postgresql, sys, temp_dir};
+use super::{Lease, PATIENCE, Postgres, Raw, Startup, account, postgresql, sys, temp_dir};
 use std::fs;
 use std::net::TcpStream;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -92,6 +92,7 @@ pub struct Pooler {
     ini: Ini,
     dir: PathBuf,
     pub port: u16,
+    _lease: Lease,
     ended: bool,
 }
 
@@ -101,7 +102,7 @@ impl Pooler {
     pub fn start(change: impl FnOnce(&mut Ini)) -> Pooler {
         let mut ini = Ini::new(Postgres::shared());
         change(&mut ini);
-        // A port is free when we look, not for sure when the pooler binds it.
+        // The port is ours among tests; a stranger may take it all the same.
         for _ in 0..5 {
             if let Some(pooler) = Pooler::try_start(&ini) {
                 return pooler;
@@ -113,7 +114,8 @@ impl Pooler {
     fn try_start(ini: &Ini) -> Option<Pooler> {
         let mut ini = ini.clone();
         let dir = temp_dir("pooler");
-        let port = free_port();
+        let lease = Lease::take();
+        let port = lease.port;
         ini.set("listen_port", &port.to_string());
         ini.set("auth_file", &dir.join("userlist.txt").to_string_lossy());
         write_files(&dir, &ini);
@@ -136,6 +138,7 @@ impl Pooler {
             ini,
             dir,
             port,
+            _lease: lease,
             ended: false,
         };
         pooler.wait_until_up().then_some(pooler)

@@ -5,7 +5,7 @@
 //! its directory a few seconds after the last process has let go of `users`, however it ended. So
 //! nextest's process per test and cargo's process per file share a server all the same.
 
-use super::{PATIENCE, account, free_port, sys, temp_dir, wait_for_some};
+use super::{Lease, PATIENCE, account, sys, temp_dir, wait_for_some};
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -93,8 +93,9 @@ fn join_or_start(locks: &Path) -> Postgres {
         return running;
     }
     let root = temp_dir("postgresql");
+    let lease = Lease::take();
     let server = Postgres {
-        port: free_port(),
+        port: lease.port,
         socket_dir: root.clone(),
         _hold: hold,
     };
