@@ -17,7 +17,12 @@ pub struct FakeServer {
 impl FakeServer {
     /// The script gets each connection before anything is read from it.
     pub fn start(script: impl Fn(&mut Visit) + Send + Sync + 'static) -> FakeServer {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
+        FakeServer::start_on(0, script)
+    }
+
+    /// As [`FakeServer::start`], on a port that a test has leased.
+    pub fn start_on(port: u16, script: impl Fn(&mut Visit) + Send + Sync + 'static) -> FakeServer {
+        let listener = TcpListener::bind(("127.0.0.1", port)).expect("bind");
         let port = listener.local_addr().expect("address").port();
         let visits = Arc::new(AtomicUsize::new(0));
         let closing = Arc::new(AtomicBool::new(false));
