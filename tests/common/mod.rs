@@ -23,7 +23,7 @@ pub use raw::{Raw, Startup};
 use std::net::TcpListener;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -79,15 +79,15 @@ impl Lease {
 }
 
 /// A new directory that belongs to the account the servers run as.
-pub fn temp_dir(kind: &str) -> PathBuf {
+pub fn temp_dir(parent: &Path, kind: &str) -> PathBuf {
     static SERIAL: AtomicU32 = AtomicU32::new(0);
     let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
     let nanos = std::time::UNIX_EPOCH
         .elapsed()
         .expect("clock after 1970")
         .subsec_nanos();
-    let name = format!("ringbouncer-{kind}-{}-{serial}-{nanos}", std::process::id());
-    let path = std::env::temp_dir().join(name);
+    let name = format!("{kind}-{}-{serial}-{nanos}", std::process::id());
+    let path = parent.join(name);
     std::fs::create_dir(&path).expect("create a temporary directory");
     if let Some(account) = account() {
         std::os::unix::fs::chown(&path, Some(account.uid), Some(account.gid)).expect("chown");

@@ -113,7 +113,8 @@ impl Pooler {
 
     fn try_start(ini: &Ini) -> Option<Pooler> {
         let mut ini = ini.clone();
-        let dir = temp_dir("pooler");
+        // Within the directory of the shared PostgreSQL, for that is removed even if we are killed.
+        let dir = temp_dir(&Postgres::shared().socket_dir, "pooler");
         let lease = Lease::take();
         let port = lease.port;
         ini.set("listen_port", &port.to_string());

@@ -92,7 +92,7 @@ fn join_or_start(locks: &Path) -> Postgres {
     {
         return running;
     }
-    let root = temp_dir("postgresql");
+    let root = temp_dir(&std::env::temp_dir(), "ringbouncer-postgresql");
     let lease = Lease::take();
     let server = Postgres {
         port: lease.port,
