@@ -37,7 +37,7 @@ install: build
 	install -d "$(BINDIR)" "$(CONFDIR)"
 	install -m 755 target/release/ringbouncer "$(BINDIR)/ringbouncer"
 	ln -sf ringbouncer "$(BINDIR)/pgbouncer"
-	install -m 644 etc/ringbouncer.ini etc/userlist.txt "$(CONFDIR)"
+	install -m 644 etc/ringbouncer.ini etc/all-settings.ini etc/userlist.txt "$(CONFDIR)"
 
 clean:
 	$(CARGO) clean

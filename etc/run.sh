@@ -98,8 +98,7 @@ server="host=${PGHOST:-127.0.0.1} port=${PGPORT:-5432}"
     sed -n '/^\[pgbouncer\]/,$p' "$here/etc/ringbouncer.ini" |
         sed -e "s|^listen_port *=.*|listen_port = $port|" \
             -e "s|^auth_file *=.*|auth_file = $dir/userlist.txt|" \
-            -e "s|^auth_type *=.*|auth_type = trust|" \
-            -e "s|^unix_socket_dir *=.*|unix_socket_dir = $dir|"
+            -e "s|^auth_type *=.*|auth_type = trust|"
 } >"$dir/ringbouncer.ini"
 user=${PGUSER:-postgres}
 printf '"%s" ""\n' "$user" >"$dir/userlist.txt"

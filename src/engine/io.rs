@@ -12,7 +12,9 @@
 
 use crate::keys::{Conn, ServerKey};
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+
+pub use crate::session::client::ClientAddress;
+pub use crate::session::server::ServerAddress;
 
 /// Something that happened outside. Everything refers to connections by key; a key whose
 /// connection has gone is ignored.
@@ -91,27 +93,4 @@ pub enum Effect {
         /// Whose.
         conn: Conn,
     },
-}
-
-/// Where a client came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ClientAddress {
-    /// Over TCP.
-    Tcp(SocketAddr),
-    /// Over our Unix socket; what the kernel says of the peer.
-    Unix {
-        /// Its process, 0 if unknown.
-        pid: u32,
-        /// Its user, if known.
-        uid: Option<u32>,
-    },
-}
-
-/// Where a server listens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ServerAddress {
-    /// Over TCP.
-    Tcp(SocketAddr),
-    /// A socket file, or with a leading `@` a name in the abstract namespace.
-    Unix(PathBuf),
 }

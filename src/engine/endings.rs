@@ -1,0 +1,248 @@
+//! The one place where a conversation ends: why, who is told, what becomes of the other end.
+//!
+//! Nothing is freed here. A connection that ends becomes `Closing`, and the shell closes its
+//! socket at the end of the turn (`Effect::Close`), after one last try to send what is queued.
+
+use crate::engine::Engine;
+use crate::engine::io::Effect;
+use crate::keys::{ClientKey, Conn, PoolKey, ServerKey};
+use crate::pool::House;
+use crate::pool::queues::End;
+use crate::session::client::{self, Client};
+use crate::session::farewell::Reason;
+use crate::session::server::{self, Purpose, Server};
+use crate::wire::emit;
+use std::time::Instant;
+
+/// What becomes of a client's other end when it leaves.
+enum OtherEnd {
+    /// There is none.
+    None,
+    /// Its server goes on serving others.
+    Release(ServerKey),
+    /// Its server ends, too.
+    Close(ServerKey, Reason),
+}
+
+impl Engine {
+    /// A client's conversation ends.
+    pub(super) fn close_client(&mut self, key: ClientKey, reason: Reason, now: Instant) {
+        let Some(client) = self.house.clients.get(key) else {
+            return;
+        };
+        if client.state == client::State::Closing {
+            return;
+        }
+        self.log_client_ending(key, &reason, now);
+        let is_cut_off = self.is_in_mid_reply(key);
+        let other_end = self.other_end(key);
+        match other_end {
+            OtherEnd::None => {}
+            OtherEnd::Release(server) | OtherEnd::Close(server, _) => {
+                self.house.unlink(server);
+            }
+        }
+        if reason.is_told() && !is_cut_off {
+            self.say_farewell(key, &reason);
+        }
+        self.house.set_client_state(key, client::State::Closing);
+        self.effects.push_back(Effect::Close { conn: Conn::Client(key) });
+        match other_end {
+            OtherEnd::None => {}
+            OtherEnd::Release(server) => self.dismiss(server, now),
+            OtherEnd::Close(server, reason) => self.close_server(server, reason, now),
+        }
+    }
+
+    /// A server's connection ends; with it, if there is one, the conversation of its client.
+    pub(super) fn close_server(&mut self, key: ServerKey, reason: Reason, now: Instant) {
+        let Some(server) = self.house.servers.get(key) else {
+            return;
+        };
+        if matches!(server.state, server::State::Closing) {
+            return;
+        }
+        let pool = server.pool;
+        self.log_server_ending(key, &reason, now);
+        self.note_login_failure(key, &reason, now);
+        let carried = self.carried_cancel(key);
+        let client = self.house.servers.get(key).and_then(Server::client);
+        if let Some(client) = client {
+            let is_cut_off = self.is_in_mid_reply(client);
+            self.house.unlink(key);
+            // In the middle of a message, a word of ours would be taken for a part of it.
+            let told = if is_cut_off { Reason::Silent(CUT_OFF) } else { reason.clone() };
+            self.close_client(client, told, now);
+        }
+        self.terminate(key, &reason);
+        self.house.set_server_state(key, server::State::Closing, End::Back);
+        self.effects.push_back(Effect::Close { conn: Conn::Server(key) });
+        if let Some((target, requester)) = carried {
+            self.cancel_carrier_ended(target, requester, &reason, now);
+        }
+        for requester in self.house.stale_cancels(pool, key) {
+            self.close_client(requester, Reason::CANCEL_TOO_LATE, now);
+        }
+        self.staff(pool, now);
+    }
+
+    /// Whether a part of a server's message has been passed on to this client, and the rest has
+    /// not come in.
+    fn is_in_mid_reply(&self, key: ClientKey) -> bool {
+        let server = self.house.clients.get(key).and_then(Client::server);
+        server.and_then(|key| self.house.servers.get(key)).is_some_and(|s| s.inbox.is_mid_message())
+    }
+
+    fn other_end(&self, key: ClientKey) -> OtherEnd {
+        let Some(client) = self.house.clients.get(key) else {
+            return OtherEnd::None;
+        };
+        match client.state {
+            client::State::Active { server, .. } => match self.house.unfinished(server) {
+                Some(reason) => OtherEnd::Close(server, reason),
+                None => OtherEnd::Release(server),
+            },
+            client::State::AwaitingCancel { carrier: Some(carrier), .. }
+            | client::State::Cancelling { carrier } => {
+                OtherEnd::Close(carrier, Reason::CANCEL_GIVEN_UP)
+            }
+            _ => OtherEnd::None,
+        }
+    }
+
+    /// The last words: behind what is still queued, so that no earlier reply is lost for them.
+    fn say_farewell(&mut self, key: ClientKey, reason: &Reason) {
+        let text = reason.text();
+        let told = self.tell_client(key, |ring| emit::fatal(ring, reason.code(), text.as_bytes()));
+        if told.is_err() {
+            log::debug!("no room for the last words to a client: {reason}");
+        }
+        if self.config.settings.log_pooler_errors.is_on() {
+            let name = self.house.client_name(key, &self.config.settings);
+            log::warn!("{name} pooler error: {reason}");
+        }
+    }
+
+    /// Says goodbye to a server that can understand it: not while logging in, nor in the middle of
+    /// a client's message, nor when the line is broken.
+    fn terminate(&mut self, key: ServerKey, reason: &Reason) {
+        let House { servers, rings, .. } = &mut self.house;
+        let server = servers.get_mut(key).expect("its caller has seen it");
+        let has_logged_in = matches!(
+            server.state,
+            server::State::Idle { .. }
+                | server::State::Active { .. }
+                | server::State::Resetting
+                | server::State::HeldForCancel
+        );
+        let is_broken =
+            [Reason::SERVER_CRASHED, Reason::SERVER_CONNECTION_CLOSED].contains(reason);
+        let is_cut_off = !server.egress.is_empty() || *reason == Reason::CLIENT_LEFT_UNSENT;
+        server.egress.clear(rings);
+        if has_logged_in
+            && !is_broken
+            && !is_cut_off
+            && server.egress.push_own(rings, emit::terminate).is_err()
+        {
+            log::debug!("no room for a Terminate");
+        }
+    }
+
+    /// A server that never served: its pool remembers why.
+    fn note_login_failure(&mut self, key: ServerKey, reason: &Reason, now: Instant) {
+        let Some(server) = self.house.servers.get(key) else {
+            return;
+        };
+        let was_to_serve = matches!(
+            server.state,
+            server::State::Connecting(Purpose::Serve) | server::State::LoggingIn(_)
+        );
+        let pool = server.pool;
+        // These two are our own doing, and say nothing about the server.
+        let is_ours = [Reason::CONNECT_STRING_CHANGED, Reason::DATABASE_REMOVED].contains(reason);
+        if was_to_serve && !is_ours {
+            if let Some(pool) = self.house.pools.get_mut(pool) {
+                pool.note_failure(&reason.text());
+            }
+            self.note_deadline(now, self.config.settings.server_login_retry);
+        }
+    }
+
+    fn carried_cancel(&self, key: ServerKey) -> Option<(Option<ServerKey>, ClientKey)> {
+        match self.house.servers.get(key)?.state {
+            server::State::Connecting(Purpose::Cancel { requester, .. }) => Some((None, requester)),
+            server::State::CarryingCancel { target, requester } => Some((Some(target), requester)),
+            _ => None,
+        }
+    }
+
+    /// A carrier has ended: who asked for the cancel is let go, and the server that was held back
+    /// for it may serve again. `target` is `None` if the request was never sent.
+    fn cancel_carrier_ended(
+        &mut self,
+        target: Option<ServerKey>,
+        requester: ClientKey,
+        reason: &Reason,
+        now: Instant,
+    ) {
+        if *reason != Reason::CANCEL_GIVEN_UP {
+            let fate = match target {
+                Some(_) => Reason::CANCEL_SENT,
+                None => Reason::CANCEL_NOT_SENT,
+            };
+            self.close_client(requester, fate, now);
+        }
+        let Some(target_key) = target else {
+            return;
+        };
+        if let Some(target) = self.house.servers.get_mut(target_key) {
+            target.cancels_in_flight -= 1;
+            if matches!(target.state, server::State::HeldForCancel) && target.cancels_in_flight == 0
+            {
+                self.settle_down(target_key, true, now);
+            }
+        }
+    }
+
+    fn log_client_ending(&self, key: ClientKey, reason: &Reason, now: Instant) {
+        let Some(client) = self.house.clients.get(key) else {
+            return;
+        };
+        // As PgBouncer: who goes away before proving who he is leaves no line.
+        let came_to_nothing = client.state == client::State::LoggingIn
+            && [Reason::CLIENT_UNEXPECTED_EOF, Reason::UNEXPECTED_EOF].contains(reason);
+        let settings = &self.config.settings;
+        if settings.log_disconnections.is_on() && !came_to_nothing {
+            let name = self.house.client_name(key, settings);
+            let age = now.saturating_duration_since(client.connected_at).as_secs();
+            log::info!("{name} closing because: {reason} (age={age}s)");
+        }
+    }
+
+    fn log_server_ending(&self, key: ServerKey, reason: &Reason, now: Instant) {
+        let Some(server) = self.house.servers.get(key) else {
+            return;
+        };
+        if self.config.settings.log_disconnections.is_on() {
+            let name = self.house.server_name(key);
+            let age = now.saturating_duration_since(server.connected_at).as_secs();
+            log::info!("{name} closing because: {reason} (age={age}s)");
+        }
+    }
+
+    /// Everything of a pool ends, the pool too.
+    pub(super) fn close_pool(&mut self, key: PoolKey, reason: &Reason, now: Instant) {
+        for client in self.house.clients_of(key) {
+            self.close_client(client, reason.clone(), now);
+        }
+        let Some(pool) = self.house.pools.get(key) else {
+            return;
+        };
+        for server in pool.servers.keys(&self.house.servers) {
+            self.close_server(server, reason.clone(), now);
+        }
+    }
+}
+
+/// In the log, of a client whose server was lost in mid-message.
+const CUT_OFF: &str = "server conn crashed?";

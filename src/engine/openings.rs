@@ -1,0 +1,337 @@
+//! Opening servers: when waiting clients are a reason to, where, and our login there.
+
+use crate::engine::Engine;
+use crate::engine::io::{Effect, ServerAddress};
+use crate::keys::{Conn, PoolKey, ServerKey};
+use crate::pool::queues::End;
+use crate::pool::sizing::Whereabouts;
+use crate::pool::{House, Pool, Welcome};
+use crate::session::client;
+use crate::session::farewell::Reason;
+use crate::session::server::{Activity, Purpose, Server, State};
+use crate::session::server_login::{Failure, Next, ServerLogin, ServerLoginEvent};
+use crate::wire::backend::ErrorFields;
+use crate::wire::emit;
+use crate::wire::frame::Peek;
+use crate::wire::sqlstate;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
+
+impl Engine {
+    /// Opens what the clients of this pool wait for, as far as it may.
+    pub(super) fn staff(&mut self, key: PoolKey, now: Instant) {
+        while let Some((requester, target)) = self.house.next_cancel(key) {
+            if !self.house.pools.get(key).is_some_and(Pool::has_room_for_carrier) {
+                break;
+            }
+            let carrier = self.open(key, Purpose::Cancel { target, requester }, now);
+            let client = self.house.clients.get_mut(requester).expect("just found");
+            if let client::State::AwaitingCancel { carrier: own, .. } = &mut client.state {
+                *own = Some(carrier);
+            }
+            self.dial(carrier, now);
+        }
+        let settings = &self.config.settings;
+        if self.house.pools.get(key).is_some_and(|pool| pool.wants_server(settings, now)) {
+            let server = self.open(key, Purpose::Serve, now);
+            self.dial(server, now);
+        }
+    }
+
+    /// Somebody was turned away because the last login failed: that is the time to try again.
+    pub(super) fn try_again(&mut self, key: PoolKey, now: Instant) {
+        let settings = &self.config.settings;
+        if self.house.pools.get(key).is_some_and(|pool| pool.may_open(settings, now)) {
+            let server = self.open(key, Purpose::Serve, now);
+            self.dial(server, now);
+        }
+    }
+
+    fn open(&mut self, key: PoolKey, purpose: Purpose, now: Instant) -> ServerKey {
+        if let (Purpose::Serve, Some(pool)) = (purpose, self.house.pools.get_mut(key)) {
+            pool.attempts.last = Some(now);
+        }
+        self.note_deadline(now, self.config.settings.server_connect_timeout);
+        let parameters = self.house.tracked.unset();
+        self.house.admit_server(Server::new(purpose, key, parameters, now))
+    }
+
+    /// Finds out where to connect to.
+    fn dial(&mut self, key: ServerKey, now: Instant) {
+        let House { servers, pools, .. } = &mut self.house;
+        let server = servers.get(key).expect("just opened");
+        let pool = pools.get_mut(server.pool).expect("a server's pool outlives it");
+        let whereabouts = match server.state {
+            // A cancel must reach the very server that runs the query.
+            State::Connecting(Purpose::Cancel { target, .. }) => {
+                let address = servers.get(target).and_then(|target| target.address.clone());
+                address.map_or(Whereabouts::Nowhere, Whereabouts::At)
+            }
+            _ => pool.next_host(&self.config.settings.unix_socket_dir),
+        };
+        match whereabouts {
+            Whereabouts::At(address) => self.connect(key, address),
+            Whereabouts::Named(host) => self.effects.push_back(Effect::Resolve { server: key, host }),
+            Whereabouts::Nowhere => {
+                log::error!("unix socket dir not configured: {}", pool.database.name);
+                self.close_server(key, Reason::CANNOT_CONNECT, now);
+            }
+        }
+    }
+
+    fn connect(&mut self, key: ServerKey, to: ServerAddress) {
+        if let Some(server) = self.house.servers.get_mut(key) {
+            server.address = Some(to.clone());
+            self.effects.push_back(Effect::Connect { server: key, to });
+        }
+    }
+
+    /// A host's addresses are known.
+    pub(super) fn server_resolved(&mut self, key: ServerKey, found: &[IpAddr], now: Instant) {
+        let Some(server) = self.house.servers.get(key) else {
+            return;
+        };
+        let pool = self.house.pools.get_mut(server.pool).expect("a server's pool outlives it");
+        if found.is_empty() {
+            self.close_server(key, Reason::DNS_FAILED, now);
+            return;
+        }
+        // One after the other, attempt by attempt.
+        let address = pool.tcp(found[pool.attempts.address % found.len()]);
+        pool.attempts.address = pool.attempts.address.wrapping_add(1);
+        self.connect(key, address);
+    }
+
+    /// There is no connection.
+    pub(super) fn server_connect_failed(
+        &mut self,
+        key: ServerKey,
+        error: Option<&str>,
+        now: Instant,
+    ) {
+        if let (Some(error), Some(server)) = (error, self.house.servers.get(key)) {
+            let address = match &server.address {
+                Some(ServerAddress::Tcp(address)) => address.to_string(),
+                Some(ServerAddress::Unix(path)) => format!("unix:{}", path.display()),
+                None => "?".to_string(),
+            };
+            log::warn!("sbuf_connect failed to connect to {address}: {error}");
+        }
+        self.close_server(key, Reason::CONNECT_FAILED, now);
+    }
+
+    /// There is a connection: we introduce ourselves, or hand over a cancel.
+    pub(super) fn server_connected(
+        &mut self,
+        key: ServerKey,
+        local: Option<SocketAddr>,
+        now: Instant,
+    ) {
+        let Some(server) = self.house.servers.get(key) else {
+            return;
+        };
+        match server.state {
+            State::Connecting(Purpose::Cancel { target, requester }) => {
+                self.send_cancel(key, target, requester, now);
+            }
+            State::Connecting(Purpose::Serve) => {
+                if self.config.settings.log_connections.is_on() {
+                    let name = self.house.server_name(key);
+                    match local {
+                        Some(local) => log::info!("{name} new connection to server (from {local})"),
+                        None => log::info!("{name} new connection to server"),
+                    }
+                }
+                self.send_startup(key, now);
+            }
+            _ => {}
+        }
+    }
+
+    fn send_startup(&mut self, key: ServerKey, now: Instant) {
+        let login = State::LoggingIn(Box::default());
+        self.house.set_server_state(key, login, End::Back);
+        let House { servers, pools, rings, .. } = &mut self.house;
+        let server = servers.get_mut(key).expect("just moved");
+        let pool = pools.get(server.pool).expect("a server's pool outlives it");
+        let entry = &pool.database;
+        let parameters = [
+            ("database", Some(entry.dbname.as_str())),
+            ("client_encoding", entry.client_encoding.as_deref()),
+            ("datestyle", entry.datestyle.as_deref()),
+            ("timezone", entry.timezone.as_deref()),
+            ("application_name", entry.application_name.as_deref()),
+            ("user", Some(pool.user.as_str())),
+        ];
+        let present = parameters.into_iter().filter_map(|(name, value)| Some((name, value?)));
+        match server.egress.push_own(rings, |ring| emit::startup(ring, present)) {
+            Ok(()) => self.make_runnable(Conn::Server(key)),
+            Err(emit::Full) => self.close_server(key, Reason::STARTUP_FAILED, now),
+        }
+    }
+
+    /// Bytes came from a server at which we are logging in.
+    pub(super) fn server_login_received(&mut self, key: ServerKey, now: Instant) {
+        loop {
+            match self.server_login_step(key) {
+                None => break,
+                Some(Next::Go(event)) => self.server_login_event(key, event, now),
+                Some(Next::Done(untracked)) => {
+                    self.server_logged_in(key, untracked, now);
+                    return;
+                }
+                Some(Next::Failed(failure)) => {
+                    self.server_login_failed(key, failure, now);
+                    return;
+                }
+            }
+        }
+        let House { servers, rings, .. } = &mut self.house;
+        if let Some(server) = servers.get_mut(key) {
+            server.inbox.tidy(None, rings);
+        }
+    }
+
+    /// Takes the next message, which must have come in as a whole.
+    fn server_login_step(&mut self, key: ServerKey) -> Option<Next> {
+        let max_packet_bytes = self.config.settings.max_packet_size;
+        let House { servers, pools, values, tracked, .. } = &mut self.house;
+        let Server { state, inbox, parameters, pool, .. } = servers.get_mut(key)?;
+        let State::LoggingIn(login) = state else {
+            return None;
+        };
+        let header = match inbox.peek(max_packet_bytes) {
+            Peek::NeedMore => return None,
+            Peek::Header(header) if inbox.can_hold(header.bytes) => header,
+            // What does not fit into a ring has no place in a login.
+            Peek::Header(_) | Peek::Bad => {
+                return Some(Next::Failed(Failure::Other(Reason::BAD_SERVER_HEADER)));
+            }
+        };
+        if !inbox.has(header.bytes) {
+            return None;
+        }
+        let message = inbox.copy(0, header.bytes);
+        inbox.skip(header.bytes);
+        let has_query = pools.get(*pool).is_some_and(|pool| pool.database.connect_query.is_some());
+        let login: &mut ServerLogin = login;
+        Some(login.step(&message, has_query, parameters, (tracked, values)))
+    }
+
+    fn server_login_event(&mut self, key: ServerKey, event: ServerLoginEvent, now: Instant) {
+        let House { servers, pools, rings, .. } = &mut self.house;
+        let Some(server) = servers.get_mut(key) else {
+            return;
+        };
+        match event {
+            ServerLoginEvent::None => {}
+            ServerLoginEvent::CancelKey(cancel_key) => server.cancel_key = cancel_key,
+            ServerLoginEvent::ConnectQueryFailed(error) => {
+                log::error!("S: error while executing exec_on_query: {error}");
+            }
+            ServerLoginEvent::SendConnectQuery => {
+                let entry = pools.get(server.pool).map(|pool| &pool.database);
+                let sql = entry.and_then(|entry| entry.connect_query.as_deref()).unwrap_or("");
+                match server.egress.push_own(rings, |ring| emit::query(ring, sql.as_bytes())) {
+                    Ok(()) => self.make_runnable(Conn::Server(key)),
+                    Err(emit::Full) => self.close_server(key, Reason::CONNECT_QUERY_FAILED, now),
+                }
+            }
+        }
+    }
+
+    fn server_logged_in(&mut self, key: ServerKey, untracked: Vec<u8>, now: Instant) {
+        let House { servers, pools, rings, .. } = &mut self.house;
+        let server = servers.get_mut(key).expect("its caller has seen it");
+        server.activity = Activity::Ready;
+        server.inbox.tidy(None, rings);
+        let pool_key = server.pool;
+        let pool = pools.get_mut(pool_key).expect("a server's pool outlives it");
+        pool.attempts.failure = None;
+        if pool.welcome.is_none() {
+            let defaults = server.parameters.clone();
+            pool.welcome = Some(Welcome { untracked, defaults });
+        }
+        self.welcome_waiting(pool_key, now);
+        self.settle_down(key, false, now);
+        self.server_goes_on(key, now);
+        self.staff(pool_key, now);
+    }
+
+    fn server_login_failed(&mut self, key: ServerKey, failure: Failure, now: Instant) {
+        let pool = self.house.servers.get(key).map(|server| server.pool);
+        let (reason, told) = match failure {
+            Failure::Refused(error) => refusal(error),
+            Failure::Method(method) => {
+                log::error!("unknown/unsupported auth method: {method}");
+                let text = format!("server login failed: auth method {method} is not built yet");
+                (Reason::AUTHREQ_FAILED, Some(Reason::ToldOf(text)))
+            }
+            Failure::Other(reason) => (reason, None),
+        };
+        if let (Some(pool), Some(told)) = (pool, told) {
+            self.turn_away_waiting(pool, &told, now);
+        }
+        self.close_server(key, reason, now);
+    }
+
+    /// A login was refused for good: nobody needs to wait for the next attempt, unless the pool
+    /// has servers that work.
+    fn turn_away_waiting(&mut self, key: PoolKey, told: &Reason, now: Instant) {
+        let Some(pool) = self.house.pools.get(key) else {
+            return;
+        };
+        if pool.servers.connected() > 0 && pool.welcome.is_some() {
+            return;
+        }
+        for client in pool.waiting.keys(&self.house.clients) {
+            self.close_client(client, told.clone(), now);
+        }
+    }
+
+    fn send_cancel(
+        &mut self,
+        key: ServerKey,
+        target_key: ServerKey,
+        requester: crate::keys::ClientKey,
+        now: Instant,
+    ) {
+        let House { servers, rings, clients, .. } = &mut self.house;
+        let still_wanted = clients.get(requester).is_some_and(
+            |client| matches!(client.state, client::State::AwaitingCancel { .. }),
+        );
+        let target = servers.get_mut(target_key).filter(|target| target.client().is_some());
+        let Some(target) = target.filter(|_| still_wanted) else {
+            self.close_server(key, Reason::CANCEL_GIVEN_UP, now);
+            return;
+        };
+        target.cancels_in_flight += 1;
+        let cancel_key = target.cancel_key.clone();
+        let carrier = servers.get_mut(key).expect("its caller has seen it");
+        let sent = carrier.egress.push_own(rings, |ring| emit::cancel_request(ring, &cancel_key));
+        self.house.set_server_state(
+            key,
+            State::CarryingCancel { target: target_key, requester },
+            End::Back,
+        );
+        self.house.set_client_state(requester, client::State::Cancelling { carrier: key });
+        match sent {
+            Ok(()) => self.make_runnable(Conn::Server(key)),
+            Err(emit::Full) => self.close_server(key, Reason::CANCEL_NOT_SENT, now),
+        }
+    }
+}
+
+/// The log's reason for a refused login, and what waiting clients are told: nothing if the server
+/// is only starting up or shutting down, for then it pays to wait.
+fn refusal(error: ErrorFields) -> (Reason, Option<Reason>) {
+    match (&error.severity, &error.message) {
+        (Some(_), Some(_)) => log::warn!("server login failed: {error}"),
+        _ => log::warn!("server login failed"),
+    }
+    let code = error.code.unwrap_or(sqlstate::PROTOCOL_VIOLATION);
+    let text = error.message.unwrap_or_else(|| "server login failed".to_string());
+    let reason = Reason::ServerSays { code, text };
+    let told = (code != sqlstate::CANNOT_CONNECT_NOW).then(|| reason.clone());
+    (reason, told)
+}

@@ -1,0 +1,369 @@
+//! What can happen to a server that has logged in, one function each.
+
+use crate::config::values::PoolMode;
+use crate::engine::Engine;
+use crate::keys::{Conn, ServerKey};
+use crate::pool::House;
+use crate::pool::link::Released;
+use crate::pool::queues::End;
+use crate::session::client::{self, Client};
+use crate::session::farewell::Reason;
+use crate::session::params::{Tracked, Values};
+use crate::session::pipeline::Action;
+use crate::session::relay;
+use crate::session::server::{Activity, Note, Server, State, Verdict};
+use crate::wire::backend::{self, ErrorFields, TxStatus};
+use crate::wire::emit;
+use crate::wire::frame;
+use std::time::Instant;
+
+/// What the server's messages led to.
+enum Step {
+    /// On to the next message.
+    Next,
+    /// Nothing more to do before something else happens.
+    Wait,
+    /// It ends.
+    Close(Reason),
+}
+
+/// What judging a linked server's messages depends on.
+#[derive(Clone, Copy)]
+struct Rules {
+    max_packet_bytes: u32,
+    mode: PoolMode,
+}
+
+impl Engine {
+    /// Bytes came from a server.
+    pub(super) fn server_received(&mut self, key: ServerKey, bytes: usize, now: Instant) {
+        let Some(server) = self.house.servers.get_mut(key) else {
+            return;
+        };
+        server.inbox.filled(bytes);
+        match server.state {
+            State::LoggingIn(_) => self.server_login_received(key, now),
+            _ => self.server_goes_on(key, now),
+        }
+    }
+
+    /// Judges a server's messages, as far as that can be done now, and frees it if that was all.
+    pub(super) fn server_goes_on(&mut self, key: ServerKey, now: Instant) {
+        let client = self.house.servers.get(key).and_then(Server::client);
+        loop {
+            match self.server_step(key) {
+                Step::Next => {}
+                Step::Wait => break,
+                Step::Close(reason) => {
+                    self.close_server(key, reason, now);
+                    return;
+                }
+            }
+        }
+        let House { clients, servers, rings, .. } = &mut self.house;
+        let Some(server) = servers.get_mut(key) else {
+            return;
+        };
+        match client.and_then(|client| clients.get(client)) {
+            Some(client) => server.inbox.tidy(client.egress.first_run(), rings),
+            None => server.inbox.tidy(None, rings),
+        }
+        if let Some(client) = client {
+            self.make_runnable(Conn::Client(client));
+            // Its next message may have waited for replies, or for the catch-up.
+            self.client_goes_on(client, now);
+        }
+        if self.house.may_release(key) {
+            self.release(key, now);
+        }
+    }
+
+    fn server_step(&mut self, key: ServerKey) -> Step {
+        let settings = &self.config.settings;
+        let House { clients, servers, pools, values, tracked, .. } = &mut self.house;
+        let Some(server) = servers.get_mut(key) else {
+            return Step::Wait;
+        };
+        match &server.state {
+            State::Active { client } => {
+                let client = clients.get_mut(*client).expect("links are written at both ends");
+                let mode = pools.get(server.pool).map_or(PoolMode::Session, |pool| pool.mode);
+                let rules = Rules { max_packet_bytes: settings.max_packet_size, mode };
+                linked_step(server, client, rules, (tracked, values))
+            }
+            State::Idle { .. } | State::HeldForCancel | State::Resetting => {
+                unlinked_step(server, settings.max_packet_size, (tracked, values))
+            }
+            State::CarryingCancel { .. } => {
+                let bytes = server.inbox.unjudged();
+                server.inbox.skip(bytes);
+                Step::Wait
+            }
+            State::Connecting(_) | State::LoggingIn(_) | State::Closing => Step::Wait,
+        }
+    }
+
+    /// A server's socket took bytes.
+    pub(super) fn server_sent(&mut self, key: ServerKey, bytes: usize, now: Instant) {
+        let House { clients, servers, rings, .. } = &mut self.house;
+        let Some(server) = servers.get_mut(key) else {
+            return;
+        };
+        let was_full = server.egress.is_full();
+        server.egress.sent(bytes, rings);
+        let Some(client_key) = server.client() else {
+            return;
+        };
+        if let Some(client) = clients.get_mut(client_key) {
+            let was_stuck = was_full || !client.inbox.has_room();
+            client.inbox.tidy(server.egress.first_run(), rings);
+            if was_stuck {
+                self.client_goes_on(client_key, now);
+                self.make_runnable(Conn::Client(client_key));
+            }
+        }
+        if self.house.may_release(key) {
+            self.release(key, now);
+        }
+    }
+
+    /// A server will send nothing more.
+    pub(super) fn server_read_closed(&mut self, key: ServerKey, now: Instant) {
+        let state = self.house.servers.get(key).map(|server| &server.state);
+        let reason = match state {
+            Some(State::CarryingCancel { .. }) => Reason::CANCEL_SENT,
+            _ => Reason::SERVER_CRASHED,
+        };
+        self.close_server(key, reason, now);
+    }
+
+    /// A server takes nothing more. It may have said why: that is read first.
+    pub(super) fn server_write_closed(&mut self, key: ServerKey, now: Instant) {
+        self.close_server(key, Reason::SERVER_CONNECTION_CLOSED, now);
+    }
+
+    /// A server's work for its client is done.
+    fn release(&mut self, key: ServerKey, now: Instant) {
+        let client = self.house.unlink(key);
+        self.dismiss(key, now);
+        // What it sent meanwhile was not looked at while the last reply was under way.
+        if let Some(client) = client {
+            self.client_goes_on(client, now);
+            self.make_runnable(Conn::Client(client));
+        }
+    }
+
+    /// Finds something else to do for a server whose client has just left it.
+    pub(super) fn dismiss(&mut self, key: ServerKey, now: Instant) {
+        let Some(pool) = self.house.servers.get(key).map(|server| server.pool) else {
+            return;
+        };
+        for late in self.house.stale_cancels(pool, key) {
+            self.close_client(late, Reason::CANCEL_TOO_LATE, now);
+        }
+        self.settle_down(key, true, now);
+    }
+
+    /// The server's last work is done; a reset may be due.
+    pub(super) fn settle_down(&mut self, key: ServerKey, reset_due: bool, now: Instant) {
+        match self.house.after_work(key, reset_due, &self.config.settings) {
+            Released::Close(reason) => self.close_server(key, reason, now),
+            Released::Held => self.house.set_server_state(key, State::HeldForCancel, End::Back),
+            Released::Reset => self.reset(key, now),
+            Released::Idle => self.server_is_free(key, now),
+        }
+    }
+
+    fn reset(&mut self, key: ServerKey, now: Instant) {
+        self.house.set_server_state(key, State::Resetting, End::Back);
+        let House { servers, rings, .. } = &mut self.house;
+        let server = servers.get_mut(key).expect("just moved");
+        let sql = self.config.settings.server_reset_query.as_bytes();
+        server.activity = Activity::Busy;
+        server.pipeline.expect(crate::wire::frontend::Request::Query, Action::Swallow);
+        match server.egress.push_own(rings, |ring| emit::query(ring, sql)) {
+            Ok(()) => self.make_runnable(Conn::Server(key)),
+            Err(emit::Full) => self.close_server(key, Reason::RESET_FAILED, now),
+        }
+    }
+
+    /// A server can serve: the longest waiting client gets it.
+    pub(super) fn server_is_free(&mut self, key: ServerKey, now: Instant) {
+        let end = match self.config.settings.server_round_robin.is_on() {
+            true => End::Back,
+            false => End::Front,
+        };
+        self.house.set_server_state(key, State::Idle { since: now }, end);
+        let pool = self.house.servers.get(key).and_then(|server| self.house.pools.get(server.pool));
+        let Some(waiting) = pool.and_then(|pool| pool.waiting.first()) else {
+            return;
+        };
+        let state = self.house.clients.get(waiting).map(|client| &client.state);
+        if let Some(client::State::Waiting { .. }) = state {
+            self.serve(waiting, key, now);
+        }
+    }
+}
+
+fn linked_step(
+    server: &mut Server,
+    client: &mut Client,
+    rules: Rules,
+    names: (&Tracked, &mut Values),
+) -> Step {
+    if client.egress.is_full() || !relay::rest(&mut server.inbox, Some(&mut client.egress)) {
+        return Step::Wait;
+    }
+    let swallowing = server.pipeline.is_swallowing();
+    if !swallowing && relay_run(server, client, rules.max_packet_bytes) {
+        return Step::Next;
+    }
+    match server.judge(rules.max_packet_bytes) {
+        Verdict::NeedMore => Step::Wait,
+        Verdict::Close(reason) => Step::Close(reason),
+        Verdict::Parameter { bytes } => {
+            server.activity = Activity::Busy;
+            if let Err(reason) = store_parameter(server, Some(client), bytes, names) {
+                return Step::Close(reason);
+            }
+            pass(server, client, bytes, swallowing);
+            Step::Next
+        }
+        Verdict::Pass { note: Note::Error, bytes } if swallowing => refused_parameter(server, bytes),
+        Verdict::Pass { note: Note::Ready(status), .. }
+            if status != TxStatus::Idle && rules.mode == PoolMode::Statement =>
+        {
+            Step::Close(Reason::TRANSACTION_IN_STATEMENT_MODE)
+        }
+        Verdict::Pass { bytes, note } => {
+            let action = take_note(server, client, note);
+            pass(server, client, bytes, swallowing);
+            if action == Action::Swallow {
+                client.parameters.adopt(&server.parameters);
+                client.parameters_proven = true;
+            }
+            Step::Next
+        }
+    }
+}
+
+/// Passes on what needs no look. `false`: the next message needs one.
+fn relay_run(server: &mut Server, client: &mut Client, max_packet_bytes: u32) -> bool {
+    let Some(ring) = server.inbox.ring() else {
+        return false;
+    };
+    let here = ring.stretch(server.inbox.judged());
+    let run = frame::relay_run(here, &backend::RELAY, max_packet_bytes);
+    if run.bytes == 0 {
+        return false;
+    }
+    server.activity = Activity::Busy;
+    relay::run(&mut server.inbox, &mut client.egress, run);
+    true
+}
+
+/// Passes one message on, or drops it.
+fn pass(server: &mut Server, client: &mut Client, bytes: u64, swallow: bool) {
+    if swallow {
+        server.inbox.skip(bytes);
+    } else {
+        relay::message(&mut server.inbox, &mut client.egress, bytes);
+    }
+}
+
+/// Notes what a message tells us; what becomes of it.
+fn take_note(server: &mut Server, client: &mut Client, note: Note) -> Action {
+    if !matches!(note, Note::Notification) {
+        server.activity = Activity::Busy;
+    }
+    match note {
+        Note::Nothing | Note::Notification => {}
+        Note::Reply(reply) => server.pipeline.settle(reply),
+        Note::Error => server.pipeline.on_error(),
+        Note::CopyIn => {
+            server.pipeline.on_copy_in();
+            if let client::State::Active { copying_in, .. } = &mut client.state {
+                *copying_in = true;
+            }
+        }
+        Note::Ready(status) => {
+            server.activity = match status {
+                TxStatus::Idle => Activity::Ready,
+                TxStatus::InTransaction | TxStatus::Failed => Activity::InTransaction,
+            };
+            return server.pipeline.on_ready_for_query();
+        }
+    }
+    Action::Forward
+}
+
+/// A value in our own `SET` was refused: the client cannot have the session it asked for.
+fn refused_parameter(server: &mut Server, bytes: u64) -> Step {
+    if !server.inbox.has(bytes) && server.inbox.can_hold(bytes) {
+        return Step::Wait;
+    }
+    let here = bytes.min(server.inbox.unjudged());
+    let error = ErrorFields::parse(&server.inbox.copy(frame::HEADER_BYTES, here));
+    log::error!("varcache_apply failed: {error}");
+    Step::Close(Reason::INVALID_SERVER_PARAMETER)
+}
+
+fn store_parameter(
+    server: &mut Server,
+    client: Option<&mut Client>,
+    bytes: u64,
+    (tracked, values): (&Tracked, &mut Values),
+) -> Result<(), Reason> {
+    let body = server.inbox.copy(frame::HEADER_BYTES, bytes);
+    let (name, value) = backend::parameter_status(&body).ok_or(Reason::BROKEN_PARAMETER_STATUS)?;
+    let Some(index) = tracked.index_of(name) else {
+        return Ok(());
+    };
+    let value = values.intern(value);
+    server.parameters.set(index, value);
+    // While it answers our own `SET`s the client's values are still what it wants.
+    if let Some(client) = client.filter(|_| !server.pipeline.is_swallowing()) {
+        client.parameters.set(index, value);
+    }
+    Ok(())
+}
+
+/// What a server says that works for nobody. Notices, parameters and notifications are welcome at
+/// any time: a reload of PostgreSQL's configuration must not cost us every idle connection.
+fn unlinked_step(
+    server: &mut Server,
+    max_packet_bytes: u32,
+    names: (&Tracked, &mut Values),
+) -> Step {
+    if !relay::rest(&mut server.inbox, None) {
+        return Step::Wait;
+    }
+    let resetting = matches!(server.state, State::Resetting);
+    match server.judge(max_packet_bytes) {
+        Verdict::NeedMore => Step::Wait,
+        Verdict::Close(reason) => Step::Close(reason),
+        Verdict::Parameter { bytes } => {
+            if let Err(reason) = store_parameter(server, None, bytes, names) {
+                return Step::Close(reason);
+            }
+            server.inbox.skip(bytes);
+            Step::Next
+        }
+        Verdict::Pass { bytes, note } => {
+            let is_notice = server.inbox.peek_tag() == Some(b'N');
+            server.inbox.skip(bytes);
+            match note {
+                Note::Notification => Step::Next,
+                Note::Ready(TxStatus::Idle) if resetting => {
+                    server.pipeline.on_ready_for_query();
+                    server.activity = Activity::Ready;
+                    Step::Next
+                }
+                Note::Ready(_) if resetting => Step::Close(Reason::RESET_FAILED),
+                // As PgBouncer: whether the reset query succeeds is not our concern.
+                _ if resetting || is_notice => Step::Next,
+                _ => Step::Close(Reason::IDLE_GOT_DIRTY),
+            }
+        }
+    }
+}

@@ -1,0 +1,62 @@
+//! Cancel requests: who is meant, and whether the request may still be sent.
+//!
+//! A request is carried by a connection of its own. Until it has been delivered, the server whose
+//! query it is meant for is not given to another client: see `HeldForCancel`.
+
+use crate::keys::{ClientKey, PoolKey, ServerKey};
+use crate::pool::House;
+use crate::session::client;
+use crate::session::farewell::Reason;
+
+impl House {
+    /// The server whose query the holder of this key would have cancelled, and its pool.
+    ///
+    /// All keys are compared, each as a whole, so that the time tells nothing about them.
+    pub fn cancel_target(&self, secret: [u8; 8]) -> Result<(ServerKey, PoolKey), Reason> {
+        let mut found = None;
+        for (key, client) in self.clients.iter() {
+            let has_logged_in = !matches!(client.state, client::State::LoggingIn);
+            if equal(&client.secret, &secret) & has_logged_in {
+                found = Some(key);
+            }
+        }
+        let client = found.and_then(|key| self.clients.get(key));
+        let client = client.ok_or(Reason::FAILED_CANCEL_REQUEST)?;
+        let server = client.server().ok_or(Reason::CANCEL_FOR_IDLE_CLIENT)?;
+        let target = self.servers.get(server).ok_or(Reason::CANCEL_FOR_IDLE_CLIENT)?;
+        if target.is_catching_up() {
+            return Err(Reason::CANCEL_WHILE_SETTING);
+        }
+        Ok((server, target.pool))
+    }
+
+    /// The first request of this pool that no connection is being opened for.
+    pub fn next_cancel(&self, pool: PoolKey) -> Option<(ClientKey, ServerKey)> {
+        let mut next = self.pools.get(pool)?.cancels.first();
+        while let Some(key) = next {
+            let client = self.clients.get(key)?;
+            if let client::State::AwaitingCancel { target, carrier: None, .. } = client.state {
+                return Some((key, target));
+            }
+            next = client.hook.next;
+        }
+        None
+    }
+
+    /// Requests that came too late: what they are aimed at has ended.
+    pub fn stale_cancels(&self, pool: PoolKey, ended: ServerKey) -> Vec<ClientKey> {
+        let Some(pool) = self.pools.get(pool).filter(|pool| !pool.cancels.is_empty()) else {
+            return Vec::new();
+        };
+        let aims_there = |key: &ClientKey| {
+            let state = self.clients.get(*key).map(|client| &client.state);
+            matches!(state, Some(client::State::AwaitingCancel { target, .. }) if *target == ended)
+        };
+        pool.cancels.keys(&self.clients).into_iter().filter(aims_there).collect()
+    }
+}
+
+fn equal(one: &[u8; 8], other: &[u8; 8]) -> bool {
+    let differences = one.iter().zip(other).fold(0, |sum, (a, b)| sum | (a ^ b));
+    std::hint::black_box(differences) == 0
+}

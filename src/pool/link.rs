@@ -1,0 +1,158 @@
+//! Bringing a client and a server together, and taking them apart. Nobody else writes the two
+//! ends of a link.
+
+use crate::config::settings::Settings;
+use crate::config::values::PoolMode;
+use crate::keys::{ClientKey, ServerKey};
+use crate::pool::House;
+use crate::pool::queues::{End, ServerStanding};
+use crate::session::client;
+use crate::session::farewell::Reason;
+use crate::session::params;
+use crate::session::pipeline::Action;
+use crate::session::server::{self, Activity};
+use crate::wire::frontend::Request;
+use std::time::Instant;
+
+/// What came of asking for a server.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Acquired {
+    /// This one works for the client from now on.
+    Linked(ServerKey),
+    /// This idle one cannot serve any more. Close it and ask again.
+    Stale(ServerKey, Reason),
+    /// None is free: the client waits.
+    Queued,
+    /// None is there and none can be had: tell the client at once.
+    Failing(Reason),
+}
+
+/// What becomes of a server that has done its work.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Released {
+    /// It is free.
+    Idle,
+    /// It has to run the reset query first.
+    Reset,
+    /// It waits until no cancel can hit the next client.
+    Held,
+    /// It ends.
+    Close(Reason),
+}
+
+impl House {
+    /// Finds a server for a client whose next message needs one.
+    pub fn acquire(&mut self, client: ClientKey, now: Instant) -> Acquired {
+        let pool = self.clients.get(client).and_then(|client| client.pool);
+        let Some(pool) = pool.and_then(|pool| self.pools.get(pool)) else {
+            return Acquired::Failing(Reason::CONFIG_ERROR);
+        };
+        let Some(server) = pool.servers.of(ServerStanding::Idle).first() else {
+            if let Some(cached) = pool.fails_fast() {
+                return Acquired::Failing(Reason::login_failing(cached));
+            }
+            self.set_client_state(client, client::State::Waiting { since: now });
+            return Acquired::Queued;
+        };
+        let candidate = self.servers.get(server).expect("who is queued is there");
+        if candidate.close_needed {
+            return Acquired::Stale(server, Reason::OBSOLETE);
+        }
+        if !candidate.is_done() {
+            return Acquired::Stale(server, Reason::IDLE_GOT_DIRTY);
+        }
+        match self.link(client, server) {
+            Ok(()) => Acquired::Linked(server),
+            Err(reason) => Acquired::Failing(reason),
+        }
+    }
+
+    /// Links the two, and has the server catch up with the client's parameters: what it lacks is
+    /// written ahead of the client's first message.
+    pub fn link(&mut self, client_key: ClientKey, server_key: ServerKey) -> Result<(), Reason> {
+        let House { clients, servers, values, tracked, rings, .. } = self;
+        let (Some(client), Some(server)) = (clients.get_mut(client_key), servers.get_mut(server_key))
+        else {
+            return Err(Reason::CONFIG_ERROR);
+        };
+        assert!(client.egress.first_run().is_none(), "a new link begins without runs");
+        assert!(!client.egress.has_kept(), "who has not taken its last reply gets no server");
+        assert!(server.is_done(), "only a server that owes nothing is handed out");
+        let (wanted, present) = (&client.parameters, &server.parameters);
+        let caught_up =
+            params::catch_up(wanted, present, (tracked, values), (&mut server.egress, rings))
+                .map_err(|_| Reason::INVALID_SERVER_PARAMETER)?;
+        if caught_up {
+            server.pipeline.expect(Request::Query, Action::Swallow);
+            server.activity = Activity::Busy;
+        }
+        let active = client::State::Active { server: server_key, copying_in: false };
+        self.set_client_state(client_key, active);
+        self.set_server_state(server_key, server::State::Active { client: client_key }, End::Back);
+        Ok(())
+    }
+
+    /// Takes a client and its server apart; what the client has not been sent yet goes with it.
+    /// The server is left `Active` without a client for its caller to decide about.
+    pub fn unlink(&mut self, server_key: ServerKey) -> Option<ClientKey> {
+        let House { clients, servers, rings, .. } = self;
+        let server = servers.get_mut(server_key)?;
+        let client_key = server.client()?;
+        let client = clients.get_mut(client_key).expect("links are written at both ends");
+        assert_eq!(client.server(), Some(server_key), "links point at each other");
+        if client.egress.first_run().is_some() {
+            let ring = server.inbox.hand_over().expect("runs lie in a ring");
+            client.egress.keep(ring, rings);
+        }
+        server.egress.clear(rings);
+        client.inbox.tidy(None, rings);
+        self.set_client_state(client_key, client::State::Idle);
+        Some(client_key)
+    }
+
+    /// Whether a linked server has done all its work and may go to another client.
+    pub fn may_release(&self, key: ServerKey) -> bool {
+        let Some(server) = self.servers.get(key) else {
+            return false;
+        };
+        let client = server.client().and_then(|client| self.clients.get(client));
+        let mode = self.pools.get(server.pool).map(|pool| pool.mode);
+        server.is_done()
+            && mode != Some(PoolMode::Session)
+            && client.is_some_and(|client| !client.is_copying_in())
+    }
+
+    /// Decides what becomes of a server without a client, done with its work. The reset query is
+    /// due once, right after the client has gone.
+    pub fn after_work(&self, key: ServerKey, reset_due: bool, settings: &Settings) -> Released {
+        let server = self.servers.get(key).expect("only a server that is there is released");
+        assert!(server.is_done(), "nothing is owed at release");
+        let mode = self.pools.get(server.pool).map(|pool| pool.mode);
+        let resets = mode == Some(PoolMode::Session) || settings.server_reset_query_always.is_on();
+        if server.close_needed {
+            Released::Close(Reason::CLOSE_NEEDED)
+        } else if server.cancels_in_flight > 0 {
+            Released::Held
+        } else if reset_due && resets && !settings.server_reset_query.is_empty() {
+            Released::Reset
+        } else {
+            Released::Idle
+        }
+    }
+
+    /// Why a server cannot be used further when its client leaves now; `None`: it can.
+    pub fn unfinished(&self, key: ServerKey) -> Option<Reason> {
+        let server = self.servers.get(key)?;
+        let client = server.client().and_then(|client| self.clients.get(client));
+        let is_cut_off = client.is_some_and(|client| client.inbox.is_mid_message());
+        if server.activity != Activity::Ready || server.inbox.unjudged() > 0 {
+            Some(Reason::CLIENT_LEFT_NOT_READY)
+        } else if !server.pipeline.is_empty() {
+            Some(Reason::CLIENT_LEFT_IN_PROGRESS)
+        } else if !server.egress.is_empty() || is_cut_off {
+            Some(Reason::CLIENT_LEFT_UNSENT)
+        } else {
+            None
+        }
+    }
+}

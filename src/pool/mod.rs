@@ -1,0 +1,210 @@
+//! Who works for whom.
+//!
+//! The [`House`] holds all clients, servers and pools. [`queues`] is the one place that moves a
+//! connection from one state to another, [`link`] brings a client and a server together and takes
+//! them apart, [`sizing`] decides when to open another server, [`cancel`] pairs CancelRequests
+//! with their targets, [`janitor`] finds whose time is up.
+
+pub mod cancel;
+pub mod janitor;
+pub mod link;
+pub mod queues;
+pub mod sizing;
+
+use crate::config::entries::Database;
+use crate::config::values::PoolMode;
+use crate::config::{Config, settings::Settings};
+use crate::keys::{ClientKey, Conn, Keyed, PoolKey, ServerKey};
+use crate::ring::Rings;
+use crate::session::client::{Client, ClientAddress};
+use crate::session::params::{Parameters, Tracked, Values};
+use crate::session::server::{Server, ServerAddress};
+use queues::{Queue, ServerQueues};
+use std::collections::HashMap;
+use std::fmt;
+use std::time::Instant;
+
+/// All connections, and the pools that they belong to.
+pub struct House {
+    /// Everybody who connected to us.
+    pub clients: Keyed<ClientKey, Client>,
+    /// Every connection that we opened.
+    pub servers: Keyed<ServerKey, Server>,
+    /// Every pool that was ever asked for.
+    pub pools: Keyed<PoolKey, Pool>,
+    /// Clients that have not said or proven who they are, oldest first.
+    pub logging_in: Queue<ClientKey>,
+    /// Where rings come from.
+    pub rings: Rings,
+    /// The texts of tracked parameters.
+    pub values: Values,
+    /// The names of tracked parameters.
+    pub tracked: Tracked,
+    by_name: HashMap<(String, String), PoolKey>,
+}
+
+/// Servers for one database and user, and the clients that share them.
+#[derive(Debug)]
+pub struct Pool {
+    /// The database's entry, as last loaded.
+    pub database: Database,
+    /// Who its servers log in as.
+    pub user: String,
+    /// When a server goes back.
+    pub mode: PoolMode,
+    /// How many servers at most; `None`: no limit.
+    pub size: Option<usize>,
+    /// Its servers, by what they are doing.
+    pub servers: ServerQueues,
+    /// Clients that wait for a server, or for the welcome; longest first.
+    pub waiting: Queue<ClientKey>,
+    /// Cancel requests that have not been sent yet.
+    pub cancels: Queue<ClientKey>,
+    /// Clients that are logged in and do not wait.
+    pub active_clients: usize,
+    /// What clients are welcomed with, once a server has told us.
+    pub welcome: Option<Welcome>,
+    /// What became of the last attempts to open a server.
+    pub attempts: Attempts,
+}
+
+/// What the first server of a pool told us.
+#[derive(Debug)]
+pub struct Welcome {
+    /// ParameterStatus messages, ready to be sent.
+    pub untracked: Vec<u8>,
+    /// Its values of the tracked parameters: the defaults of clients that ask for no other.
+    pub defaults: Parameters,
+}
+
+/// How opening servers went lately.
+#[derive(Debug, Default)]
+pub struct Attempts {
+    /// When the last one began.
+    pub last: Option<Instant>,
+    /// Why the last one failed; `None`: it did not.
+    pub failure: Option<String>,
+    /// Which host of a list comes next.
+    pub host: usize,
+    /// Which address of a host comes next.
+    pub address: usize,
+}
+
+impl House {
+    /// An empty house.
+    pub fn new(ring_bytes: usize, tracked: Tracked) -> Self {
+        Self {
+            clients: Keyed::default(),
+            servers: Keyed::default(),
+            pools: Keyed::default(),
+            logging_in: Queue::default(),
+            rings: Rings::new(ring_bytes),
+            values: Values::default(),
+            tracked,
+            by_name: HashMap::new(),
+        }
+    }
+
+    /// The pool of this database and user; a new one if nobody asked for it yet.
+    pub fn pool(&mut self, database: &Database, login: &str, config: &Config) -> PoolKey {
+        let user = database.user.as_deref().unwrap_or(login);
+        let name = (database.name.clone(), user.to_string());
+        if let Some(key) = self.by_name.get(&name) {
+            return *key;
+        }
+        let mut pool = Pool {
+            database: database.clone(),
+            user: user.to_string(),
+            mode: PoolMode::Session,
+            size: None,
+            servers: ServerQueues::default(),
+            waiting: Queue::default(),
+            cancels: Queue::default(),
+            active_clients: 0,
+            welcome: None,
+            attempts: Attempts::default(),
+        };
+        pool.configure(config);
+        let key = self.pools.insert(pool);
+        self.by_name.insert(name, key);
+        key
+    }
+
+    /// Forgets a pool in which nobody is any more.
+    pub fn remove_pool(&mut self, key: PoolKey) {
+        if let Some(pool) = self.pools.remove(key) {
+            assert_eq!(pool.servers.total(), 0, "a pool with servers stays");
+            self.by_name.remove(&(pool.database.name, pool.user));
+        }
+    }
+
+    /// Forgets the texts that no connection and no pool uses any more, when it is time to.
+    pub fn collect_values(&mut self) {
+        if self.values.wants_collect() {
+            let clients = self.clients.iter().map(|(_, client)| &client.parameters);
+            let servers = self.servers.iter().map(|(_, server)| &server.parameters);
+            let welcomes = self.pools.iter().filter_map(|(_, pool)| pool.welcome.as_ref());
+            let defaults = welcomes.map(|welcome| &welcome.defaults);
+            self.values.collect(clients.chain(servers).chain(defaults));
+        }
+    }
+
+    /// The clients of a pool.
+    pub fn clients_of(&self, pool: PoolKey) -> Vec<ClientKey> {
+        let members = self.clients.iter().filter(|(_, client)| client.pool == Some(pool));
+        members.map(|(key, _)| key).collect()
+    }
+
+    /// How a client is named in the log.
+    pub fn client_name(&self, key: ClientKey, settings: &Settings) -> impl fmt::Display {
+        let client = self.clients.get(key);
+        let pool = client.and_then(|client| self.pools.get(client.pool?));
+        let database = pool.map_or("(nodb)", |pool| &pool.database.name);
+        let user = client.and_then(|client| client.user.as_deref()).unwrap_or("(nouser)");
+        let from = client.map(|client| client_address(client.from, settings.listen_port));
+        let from = from.unwrap_or_default();
+        format!("{}: {database}/{user}@{from}", Conn::Client(key))
+    }
+
+    /// How a server is named in the log.
+    pub fn server_name(&self, key: ServerKey) -> impl fmt::Display {
+        let server = self.servers.get(key);
+        let pool = server.and_then(|server| self.pools.get(server.pool));
+        let database = pool.map_or("(nodb)", |pool| &pool.database.name);
+        let user = pool.map_or("(nouser)", |pool| &pool.user);
+        let address = match server.and_then(|server| server.address.as_ref()) {
+            Some(ServerAddress::Tcp(address)) => address.to_string(),
+            Some(ServerAddress::Unix(_)) => {
+                format!("unix:{}", pool.map_or(0, |pool| pool.database.port))
+            }
+            None => "(bad-af):0".to_string(),
+        };
+        format!("{}: {database}/{user}@{address}", Conn::Server(key))
+    }
+}
+
+/// `ip:port`, or `unix(pid):listen_port`.
+pub fn client_address(from: ClientAddress, listen_port: i32) -> String {
+    match from {
+        ClientAddress::Tcp(address) => address.to_string(),
+        ClientAddress::Unix { pid: 0, .. } => format!("unix:{listen_port}"),
+        ClientAddress::Unix { pid, .. } => format!("unix({pid}):{listen_port}"),
+    }
+}
+
+impl Pool {
+    /// Takes what the configuration says of this database and user.
+    pub fn configure(&mut self, config: &Config) {
+        let user = config.users.get(&self.user);
+        let settings = &config.settings;
+        self.mode = user
+            .and_then(|user| user.pool_mode)
+            .or(self.database.pool_mode)
+            .unwrap_or(settings.pool_mode);
+        let size = user
+            .and_then(|user| user.pool_size)
+            .or(self.database.pool_size)
+            .unwrap_or(settings.default_pool_size);
+        self.size = usize::try_from(size).ok().filter(|size| *size > 0);
+    }
+}

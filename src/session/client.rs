@@ -1,0 +1,248 @@
+//! A client: what it is doing, and what its next message asks for.
+
+use crate::keys::{ClientKey, PoolKey, ServerKey};
+use crate::session::egress::Egress;
+use crate::session::farewell::Reason;
+use crate::session::inbox::Inbox;
+use crate::session::params::Parameters;
+use crate::wire::frame::{Header, Peek};
+use crate::wire::frontend::{self, Message, Request};
+use std::time::Instant;
+
+/// What a client is doing. Each value makes sense in its state alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Connected; has not said yet, or not proven, who it is. Leaves to `AwaitingWelcome`, `Idle`,
+    /// `AwaitingCancel`, `Closing`.
+    LoggingIn,
+    /// May log in, but its pool has no server yet from which to learn the welcome. Queued, not
+    /// read. Leaves to `Idle`, `Closing`.
+    AwaitingWelcome {
+        /// Since when.
+        since: Instant,
+    },
+    /// Logged in, without a server. Leaves to `Active`, `Waiting`, `Closing`.
+    Idle,
+    /// Its next message needs a server and there is none. Queued, not read. Leaves to `Active`,
+    /// `Closing`.
+    Waiting {
+        /// Since when.
+        since: Instant,
+    },
+    /// A server works for it. Leaves to `Idle`, `Closing`.
+    Active {
+        /// Which one.
+        server: ServerKey,
+        /// Whether it may send CopyData: since CopyInResponse, until it sends the end of it.
+        copying_in: bool,
+    },
+    /// It asked to cancel what this server is doing, and that waits for a connection to carry the
+    /// request. Not read. Leaves to `Cancelling`, `Closing`.
+    AwaitingCancel {
+        /// Whose query is to be cancelled.
+        target: ServerKey,
+        /// The connection being opened to carry the request.
+        carrier: Option<ServerKey>,
+        /// Since when.
+        since: Instant,
+    },
+    /// Its request is on the way. Leaves to `Closing`.
+    Cancelling {
+        /// The connection that carries it.
+        carrier: ServerKey,
+    },
+    /// Gone at the end of the turn.
+    Closing,
+}
+
+/// Where a connection stands in the queue it is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hook<K> {
+    /// Who is before it.
+    pub previous: Option<K>,
+    /// Who is behind it.
+    pub next: Option<K>,
+}
+
+impl<K> Default for Hook<K> {
+    fn default() -> Self {
+        Self { previous: None, next: None }
+    }
+}
+
+/// One client connection. Idle, it owns no buffer.
+#[derive(Debug)]
+pub struct Client {
+    /// Changed by `pool::queues` alone.
+    pub state: State,
+    /// What it has sent.
+    pub inbox: Inbox,
+    /// What it is owed.
+    pub egress: Egress,
+    /// Its tracked parameters.
+    pub parameters: Parameters,
+    /// Whether some server has accepted those values. Until then they are the client's raw words.
+    pub parameters_proven: bool,
+    /// Its pool, once its database and user are known.
+    pub pool: Option<PoolKey>,
+    /// Its login name, once known.
+    pub user: Option<Box<str>>,
+    /// Where it came from.
+    pub from: ClientAddress,
+    /// Its secret key for CancelRequests.
+    pub secret: [u8; 8],
+    /// When it was accepted.
+    pub connected_at: Instant,
+    /// Its place among those that wait.
+    pub hook: Hook<ClientKey>,
+    /// Whether it is on the list of connections with work to do.
+    pub is_runnable: bool,
+}
+
+impl Client {
+    /// A client that has just been accepted.
+    pub fn new(from: ClientAddress, secret: [u8; 8], parameters: Parameters, now: Instant) -> Self {
+        Self {
+            state: State::LoggingIn,
+            inbox: Inbox::default(),
+            egress: Egress::default(),
+            parameters,
+            parameters_proven: false,
+            pool: None,
+            user: None,
+            from,
+            secret,
+            connected_at: now,
+            hook: Hook::default(),
+            is_runnable: false,
+        }
+    }
+
+    /// The server that works for it.
+    pub fn server(&self) -> Option<ServerKey> {
+        match self.state {
+            State::Active { server, .. } => Some(server),
+            _ => None,
+        }
+    }
+
+    /// Whether its socket is to be read. Who waits is not read, so that TCP holds it back.
+    pub fn wants_read(&self) -> bool {
+        let may_speak = match self.state {
+            State::LoggingIn | State::Idle | State::Active { .. } => true,
+            State::AwaitingWelcome { .. }
+            | State::Waiting { .. }
+            | State::AwaitingCancel { .. }
+            | State::Cancelling { .. }
+            | State::Closing => false,
+        };
+        may_speak && self.inbox.has_room()
+    }
+
+    /// Whether there is something to write to its socket.
+    pub fn wants_write(&self) -> bool {
+        !self.egress.is_empty()
+    }
+
+    /// Whether its next message may be looked at. Not before it has taken what a former server
+    /// left for it: so at most one such ring is held for it, and a client that reads nothing stops
+    /// only itself.
+    pub fn may_go_on(&self) -> bool {
+        match self.state {
+            State::Idle => !self.egress.has_kept(),
+            State::Active { .. } => true,
+            _ => false,
+        }
+    }
+
+    /// Whether it may send CopyData.
+    pub fn is_copying_in(&self) -> bool {
+        matches!(self.state, State::Active { copying_in: true, .. })
+    }
+}
+
+/// What to do with a client's next message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It has not come in far enough.
+    NeedMore,
+    /// Pass it on to the linked server, which owes a reply if it is a request.
+    Relay {
+        /// The whole message.
+        bytes: u64,
+        /// What is owed for it.
+        request: Option<Request>,
+    },
+    /// A server is needed before it can be judged.
+    NeedServer,
+    /// The rest of a COPY that is over: nobody wants it.
+    Drop {
+        /// The whole message.
+        bytes: u64,
+    },
+    /// The conversation ends.
+    Close(Reason),
+}
+
+/// The settings that judging depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// `max_packet_size`
+    pub max_packet_bytes: u32,
+    /// `disable_pqexec`
+    pub disable_pqexec: bool,
+}
+
+impl Client {
+    /// Judges the next message of a client that has logged in.
+    pub fn judge(&self, rules: Rules) -> Verdict {
+        let header = match self.inbox.peek(rules.max_packet_bytes) {
+            Peek::NeedMore => return Verdict::NeedMore,
+            Peek::Bad => return Verdict::Close(Reason::bad_header(&self.inbox.hex())),
+            Peek::Header(header) => header,
+        };
+        let message = frontend::classify(header.tag);
+        match message {
+            Message::Unknown => return Verdict::Close(Reason::UNKNOWN_PACKET),
+            Message::Terminate => return Verdict::Close(Reason::CLIENT_CLOSE_REQUEST),
+            Message::Request(Request::Query) if rules.disable_pqexec => {
+                return Verdict::Close(Reason::PQEXEC_DISALLOWED);
+            }
+            _ => {}
+        }
+        match self.state {
+            State::Active { .. } => relay(header, message),
+            State::Idle => without_server(header, message),
+            _ => Verdict::NeedMore,
+        }
+    }
+}
+
+fn relay(header: Header, message: Message) -> Verdict {
+    let request = match message {
+        Message::Request(request) | Message::CopyEnd(request) => Some(request),
+        _ => None,
+    };
+    Verdict::Relay { bytes: header.bytes, request }
+}
+
+fn without_server(header: Header, message: Message) -> Verdict {
+    match message {
+        Message::CopyData | Message::CopyEnd(_) => Verdict::Drop { bytes: header.bytes },
+        _ => Verdict::NeedServer,
+    }
+}
+
+/// Where a client came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClientAddress {
+    /// Over TCP.
+    Tcp(std::net::SocketAddr),
+    /// Over our Unix socket; what the kernel says of the peer.
+    Unix {
+        /// Its process, 0 if unknown.
+        pid: u32,
+        /// Its user, if known.
+        uid: Option<u32>,
+    },
+}

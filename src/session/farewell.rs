@@ -1,0 +1,235 @@
+//! Why a connection ends: the words for the log and for the peer, and the SQLSTATE.
+//!
+//! These texts are interface: people and scripts search for them. Each stands in the contract.
+
+use crate::wire::sqlstate::{self, SqlState};
+use std::borrow::Cow;
+
+/// Texts that we make up are cut to this many bytes.
+const MAX_TEXT_BYTES: usize = 127;
+/// The part of a cached login error that is repeated to clients.
+pub const MAX_CACHED_BYTES: usize = 99;
+
+/// Why a client or server connection is closed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// A reason that is just its text, told to the client before it is closed.
+    Told(&'static str),
+    /// A reason that only the log gets to know.
+    Silent(&'static str),
+    /// As `Told`, with something inserted.
+    ToldOf(String),
+    /// The server's own error, passed on.
+    ServerSays {
+        /// Its SQLSTATE, if it sent one.
+        code: SqlState,
+        /// Its message.
+        text: String,
+    },
+}
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $name:ident = $kind:ident($text:literal);)+) => {
+        impl Reason {
+            $($(#[$doc])* pub const $name: Reason = Reason::$kind($text);)+
+        }
+    };
+}
+
+reasons! {
+    /// Terminate.
+    CLIENT_CLOSE_REQUEST = Silent("client close request");
+    /// The client's socket ended without Terminate.
+    CLIENT_UNEXPECTED_EOF = Silent("client unexpected eof");
+    /// Writing to the client failed.
+    UNEXPECTED_EOF = Silent("unexpected eof");
+    /// A message that has no place in a login.
+    BAD_PACKET = Silent("bad packet");
+    /// A CancelRequest of the wrong length.
+    BAD_CANCEL_REQUEST = Silent("bad cancel request");
+    /// A CancelRequest with a key of nobody.
+    FAILED_CANCEL_REQUEST = Silent("failed cancel request");
+    /// A CancelRequest for a client that has no server.
+    CANCEL_FOR_IDLE_CLIENT = Silent("cancel request for idle client");
+    /// A CancelRequest while parameters are being set.
+    CANCEL_WHILE_SETTING = Silent("ignoring cancel request for server that is setting vars");
+    /// The query to be cancelled ended before the request could be sent.
+    CANCEL_TOO_LATE = Silent("not sending cancel request for client that is now idle");
+    /// The request could not be sent.
+    CANCEL_NOT_SENT = Silent("failed to send cancel request");
+    /// The server has taken the request.
+    CANCEL_SENT = Silent("successfully sent cancel request");
+    /// The request waited too long.
+    CANCEL_WAIT_TIMEOUT = Silent("cancel_wait_timeout");
+    /// The carrying connection is not needed any more.
+    CANCEL_GIVEN_UP =
+        Silent("client gave up on cancel request, so we also give up forwarding to server");
+
+    /// Bytes behind an SSLRequest (reliability 7).
+    DATA_AFTER_SSL = Told("received unencrypted data after SSL request");
+    /// Bytes behind a GSSENCRequest (reliability 7).
+    DATA_AFTER_GSSENC = Told("received unencrypted data after GSSAPI encryption request");
+    /// A Startup of protocol 2.
+    OLD_PROTOCOL = Told("old V2 protocol not supported");
+    /// A second Startup.
+    STARTUP_AGAIN = Told("client re-sent startup pkt");
+    /// A PasswordMessage that nobody asked for yet.
+    PASSWORD_BEFORE_STARTUP = Told("client password pkt before startup packet");
+    /// `options` is not a list of settings.
+    BAD_OPTIONS = Told(
+        "unsupported options startup parameter: only '-c config=val' and '--config=val' are allowed"
+    );
+    /// The Startup does not end as it must.
+    BAD_STARTUP_LAYOUT =
+        Told("invalid startup packet layout: expected terminator as last byte");
+    /// No `user` in the Startup.
+    NO_USERNAME = Told("no username supplied");
+    /// More than 127 bytes.
+    USERNAME_TOO_LONG = Told("username too long");
+    /// `max_client_conn` is reached.
+    TOO_MANY_CLIENTS = Told("no more connections allowed (max_client_conn)");
+    /// `auth_type` is `trust` and the user is not known.
+    TRUST_FAILED = Told("\"trust\" authentication failed");
+    /// `auth_type` is `any` and the database has no forced user; and the like.
+    CONFIG_ERROR = Told("bouncer config error");
+    /// Login took too long.
+    CLIENT_LOGIN_TIMEOUT = Told("client_login_timeout");
+    /// Login took too long because no server could be reached.
+    CLIENT_LOGIN_TIMEOUT_SERVER_DOWN = Told("client_login_timeout (server down)");
+    /// Waited too long for a server.
+    QUERY_WAIT_TIMEOUT = Told("query_wait_timeout");
+    /// The welcome does not fit.
+    WELCOME_FAILED = Told("failed to prepare welcome message");
+    /// `disable_pqexec` is on.
+    PQEXEC_DISALLOWED = Told("PQexec disallowed");
+    /// A type byte that the protocol does not know.
+    UNKNOWN_PACKET = Told("unknown pkt");
+
+    /// The server's socket ended.
+    SERVER_CRASHED = Told("server conn crashed?");
+    /// Writing to the server failed.
+    SERVER_CONNECTION_CLOSED = Told("server connection closed");
+    /// Statement pooling does not do transactions.
+    TRANSACTION_IN_STATEMENT_MODE =
+        Told("transaction blocks not allowed in statement pooling mode");
+    /// A tracked parameter could not be set.
+    INVALID_SERVER_PARAMETER = Told("invalid server parameter");
+    /// The database's entry changed.
+    DATABASE_CHANGED = Told("database configuration changed");
+    /// The database's entry has gone.
+    DATABASE_REMOVED = Told("database removed");
+    /// A header that cannot be.
+    BAD_SERVER_HEADER = Told("bad pkt header");
+    /// A ParameterStatus that is none.
+    BROKEN_PARAMETER_STATUS = Told("broken ParameterStatus packet");
+    /// A ParameterStatus too large to be kept.
+    UNSTORABLE_PARAMETER_STATUS = Told("failed to store ParameterStatus");
+    /// A message that has no place in a server's login.
+    UNKNOWN_PACKET_FROM_SERVER = Told("unknown pkt from server");
+    /// A BackendKeyData that is too short.
+    BAD_CANCEL_KEY = Told("bad cancel key");
+    /// We cannot do what the server asks for.
+    AUTHREQ_FAILED = Told("failed to answer authreq");
+    /// The Startup to the server does not fit.
+    STARTUP_FAILED = Told("startup pkt failed");
+    /// No connection.
+    CONNECT_FAILED = Told("connect failed");
+    /// No connection, or no login, in time.
+    CONNECT_TIMEOUT = Told("connect timeout");
+    /// No address to connect to.
+    CANNOT_CONNECT = Told("cannot connect");
+    /// No address for the name.
+    DNS_FAILED = Told("server DNS lookup failed");
+    /// The entry changed while we were logging in.
+    CONNECT_STRING_CHANGED = Told("connect string changed");
+    /// The client left in mid-query or mid-transaction.
+    CLIENT_LEFT_NOT_READY = Told("client disconnect while server was not ready");
+    /// The client left with replies owed.
+    CLIENT_LEFT_IN_PROGRESS = Told("client disconnected with query in progress");
+    /// The client left with its messages not all sent.
+    CLIENT_LEFT_UNSENT = Told("client disconnect before everything was sent to the server");
+    /// Marked for closing, and now free.
+    CLOSE_NEEDED = Told("close_needed");
+    /// Marked for closing, found when it should serve.
+    OBSOLETE = Told("obsolete connection");
+    /// Said something while idle that it must not.
+    IDLE_GOT_DIRTY = Told("idle server got dirty");
+    /// The reset query could not be sent.
+    RESET_FAILED = Told("reset query failed");
+    /// The connect query could not be sent.
+    CONNECT_QUERY_FAILED = Told("exec_on_connect query failed");
+}
+
+impl Reason {
+    /// `no such database: …`; the name is cut to what a name may have.
+    pub fn no_such_database(name: &str) -> Self {
+        Reason::ToldOf(format!("no such database: {}", cut(name, 63)))
+    }
+
+    /// `bad packet header: '…'`
+    pub fn bad_header(hex: &str) -> Self {
+        Reason::ToldOf(format!("bad packet header: '{hex}'"))
+    }
+
+    /// `server login has been failing, …`
+    pub fn login_failing(cached: &str) -> Self {
+        let cached = cut(cached, MAX_CACHED_BYTES);
+        Reason::ToldOf(format!(
+            "server login has been failing, cached error: {cached} (server_login_retry)"
+        ))
+    }
+
+    /// The text, cut as the contract cuts it. A server's own words are passed on whole.
+    pub fn text(&self) -> Cow<'_, str> {
+        match self {
+            Reason::Told(text) | Reason::Silent(text) => Cow::Borrowed(text),
+            Reason::ToldOf(text) => Cow::Borrowed(cut(text, MAX_TEXT_BYTES)),
+            Reason::ServerSays { text, .. } => Cow::Borrowed(text),
+        }
+    }
+
+    /// The SQLSTATE that goes with it.
+    pub fn code(&self) -> SqlState {
+        match self {
+            Reason::ServerSays { code, .. } => *code,
+            _ => sqlstate::PROTOCOL_VIOLATION,
+        }
+    }
+
+    /// Whether the client is told before its connection closes.
+    pub fn is_told(&self) -> bool {
+        !matches!(self, Reason::Silent(_))
+    }
+}
+
+impl std::fmt::Display for Reason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.text())
+    }
+}
+
+/// The first `bytes` of a text, less if that would cut a character in two.
+pub fn cut(text: &str, bytes: usize) -> &str {
+    let mut end = bytes.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_are_cut_as_the_contract_says() {
+        let long = Reason::ToldOf(format!("unsupported startup parameter: {}", "x".repeat(200)));
+        assert_eq!(long.text().len(), 127);
+        assert!(Reason::no_such_database(&"d".repeat(99)).text().len() == 18 + 63);
+        let failing = Reason::login_failing(&"e".repeat(200));
+        assert_eq!(failing.text().len(), 127);
+        assert_eq!(cut("aé", 2), "a");
+        let server = Reason::ServerSays { code: *b"3D000", text: "t".repeat(600) };
+        assert_eq!(server.text().len(), 600, "D15: a server's words are not lost for their length");
+    }
+}

@@ -1,0 +1,17 @@
+//! One conversation each: what a client or a server may say now, and what that leads to.
+//!
+//! [`inbox`] holds what came in and was not judged yet, [`egress`] what a peer is owed, and
+//! [`relay`] moves messages from one to the other without copying them. [`client`] and [`server`]
+//! judge messages, [`client_login`] and [`server_login`] the ones before that; [`pipeline`] keeps
+//! the replies still owed, [`params`] the tracked parameters, [`farewell`] why it ended.
+
+pub mod client;
+pub mod client_login;
+pub mod egress;
+pub mod farewell;
+pub mod inbox;
+pub mod params;
+pub mod pipeline;
+pub mod relay;
+pub mod server;
+pub mod server_login;

@@ -1,0 +1,343 @@
+//! The parameters that follow a client from server to server.
+//!
+//! For each client, server and pool we keep one value for each tracked name. Equal texts have one
+//! [`ValueId`], so in the common case "does this server suit this client" compares a few integers.
+//! What differs is caught up with one Query of `SET`s before the client's first message.
+
+use crate::session::egress::Egress;
+use crate::ring::Rings;
+use crate::wire::emit::{self, Body, Full};
+use std::collections::HashMap;
+
+/// The names that are always tracked, in the order of the welcome and of the `SET`s.
+const ALWAYS: [&str; 5] =
+    ["DateStyle", "client_encoding", "TimeZone", "standard_conforming_strings", "application_name"];
+
+/// Where `application_name` stands among them.
+pub const APPLICATION_NAME: usize = 4;
+
+/// The tracked names, in order and in the spelling that we send.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tracked {
+    names: Vec<String>,
+}
+
+impl Tracked {
+    /// The five that are always tracked, then `extra` without repetitions.
+    pub fn new<'a>(extra: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut tracked = Self { names: ALWAYS.iter().map(ToString::to_string).collect() };
+        for name in extra {
+            if tracked.index_of(name.as_bytes()).is_none() {
+                tracked.names.push(name.to_string());
+            }
+        }
+        tracked
+    }
+
+    /// Which one is meant; case does not matter.
+    pub fn index_of(&self, name: &[u8]) -> Option<usize> {
+        self.names.iter().position(|known| known.as_bytes().eq_ignore_ascii_case(name))
+    }
+
+    /// All of them.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// A value for none of them.
+    pub fn unset(&self) -> Parameters {
+        Parameters { values: vec![ValueId::UNSET; self.names.len()].into_boxed_slice() }
+    }
+}
+
+/// Stands for one text; equal texts have equal ids.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ValueId(u32);
+
+impl ValueId {
+    /// No value.
+    pub const UNSET: ValueId = ValueId(0);
+}
+
+/// One value for each tracked name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parameters {
+    values: Box<[ValueId]>,
+}
+
+impl Parameters {
+    /// The value of the name at this index.
+    pub fn value(&self, index: usize) -> ValueId {
+        self.values[index]
+    }
+
+    /// Changes it.
+    pub fn set(&mut self, index: usize, value: ValueId) {
+        self.values[index] = value;
+    }
+
+    /// Takes what is unset from `defaults`.
+    pub fn fill_from(&mut self, defaults: &Parameters) {
+        for (value, default) in self.values.iter_mut().zip(&defaults.values) {
+            if *value == ValueId::UNSET {
+                *value = *default;
+            }
+        }
+    }
+
+    /// Replaces each value by the server's spelling of it, as after a `SET`.
+    pub fn adopt(&mut self, server: &Parameters) {
+        for (value, reported) in self.values.iter_mut().zip(&server.values) {
+            if *value != ValueId::UNSET && *reported != ValueId::UNSET {
+                *value = *reported;
+            }
+        }
+    }
+}
+
+/// The texts behind the ids. Bounded by what is in use: see [`Values::collect`].
+#[derive(Debug)]
+pub struct Values {
+    texts: Vec<Option<Box<[u8]>>>,
+    ids: HashMap<Box<[u8]>, ValueId>,
+    free: Vec<ValueId>,
+    /// When there are this many, it is time to look which are still in use.
+    collect_at: usize,
+}
+
+impl Default for Values {
+    fn default() -> Self {
+        Self { texts: vec![None], ids: HashMap::new(), free: Vec::new(), collect_at: 1024 }
+    }
+}
+
+impl Values {
+    /// The id of this text. Allocates only for a text that is not in use yet.
+    pub fn intern(&mut self, text: &[u8]) -> ValueId {
+        if let Some(id) = self.ids.get(text) {
+            return *id;
+        }
+        let id = self.free.pop().unwrap_or_else(|| {
+            self.texts.push(None);
+            ValueId(u32::try_from(self.texts.len() - 1).expect("fewer texts than bytes of memory"))
+        });
+        self.texts[id.0 as usize] = Some(text.into());
+        self.ids.insert(text.into(), id);
+        id
+    }
+
+    /// The text; `None` for [`ValueId::UNSET`].
+    pub fn text(&self, id: ValueId) -> Option<&[u8]> {
+        self.texts[id.0 as usize].as_deref()
+    }
+
+    /// Whether so many texts came in that some have surely gone out of use.
+    pub fn wants_collect(&self) -> bool {
+        self.ids.len() >= self.collect_at
+    }
+
+    /// Forgets every text that none of `used` names.
+    pub fn collect<'a>(&mut self, used: impl Iterator<Item = &'a Parameters>) {
+        let mut in_use = vec![false; self.texts.len()];
+        for id in used.flat_map(|parameters| &parameters.values) {
+            in_use[id.0 as usize] = true;
+        }
+        for (index, text) in self.texts.iter_mut().enumerate() {
+            if !in_use[index] && let Some(text) = text.take() {
+                self.ids.remove(&text);
+                self.free.push(ValueId(index as u32));
+            }
+        }
+        self.collect_at = (2 * self.ids.len()).max(1024);
+    }
+
+    fn differ(&self, one: ValueId, other: ValueId) -> bool {
+        if one == other {
+            return false;
+        }
+        match (self.text(one), self.text(other)) {
+            (Some(one), Some(other)) => !one.eq_ignore_ascii_case(other),
+            // A parameter that one side has no value of is nothing to catch up with.
+            _ => false,
+        }
+    }
+}
+
+/// Writes the `SET`s for everything in which `server` differs from `client`, as one Query.
+/// `false`: nothing differs, nothing was written.
+pub fn catch_up(
+    client: &Parameters,
+    server: &Parameters,
+    (tracked, values): (&Tracked, &Values),
+    (egress, rings): (&mut Egress, &mut Rings),
+) -> Result<bool, Full> {
+    if client == server {
+        return Ok(false);
+    }
+    let pairs = || client.values.iter().zip(&server.values);
+    if !pairs().any(|(wanted, present)| values.differ(*wanted, *present)) {
+        return Ok(false);
+    }
+    egress.push_own(rings, |ring| {
+        emit::message(ring, Some(b'Q'), |body| {
+            for ((wanted, present), name) in pairs().zip(&tracked.names) {
+                if values.differ(*wanted, *present)
+                    && let Some(text) = values.text(*wanted)
+                {
+                    write_set(body, name, text);
+                }
+            }
+            body.bytes(b"\0");
+        })
+    })?;
+    Ok(true)
+}
+
+fn write_set(body: &mut Body, name: &str, value: &[u8]) {
+    body.bytes(b"SET ");
+    body.bytes(name.as_bytes());
+    body.bytes(b"=");
+    if name.eq_ignore_ascii_case("search_path") {
+        // PostgreSQL reports it quoted already.
+        body.bytes(if value == b"\"\"" { b"''" } else { value });
+    } else {
+        write_quoted(body, value);
+    }
+    body.bytes(b";");
+}
+
+fn write_quoted(body: &mut Body, value: &[u8]) {
+    let escaped = value.contains(&b'\\');
+    body.bytes(if escaped { b"E'" } else { b"'" });
+    for part in value.split_inclusive(|byte| matches!(byte, b'\'' | b'\\')) {
+        body.bytes(part);
+        if let Some(last @ (b'\'' | b'\\')) = part.last() {
+            body.bytes(&[*last]);
+        }
+    }
+    body.bytes(b"'");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::IoSlice;
+
+    struct House {
+        tracked: Tracked,
+        values: Values,
+        rings: Rings,
+    }
+
+    fn house() -> House {
+        let tracked = Tracked::new(["IntervalStyle", "search_path", "datestyle"]);
+        House { tracked, values: Values::default(), rings: Rings::new(1 << 16) }
+    }
+
+    impl House {
+        fn parameters(&mut self, pairs: &[(&str, &str)]) -> Parameters {
+            let mut parameters = self.tracked.unset();
+            for (name, value) in pairs {
+                let index = self.tracked.index_of(name.as_bytes()).unwrap();
+                parameters.set(index, self.values.intern(value.as_bytes()));
+            }
+            parameters
+        }
+
+        fn sets(&mut self, client: &[(&str, &str)], server: &[(&str, &str)]) -> String {
+            let (client, server) = (self.parameters(client), self.parameters(server));
+            let mut egress = Egress::default();
+            let house = (&self.tracked, &self.values);
+            let wrote = catch_up(&client, &server, house, (&mut egress, &mut self.rings)).unwrap();
+            let mut slices = [IoSlice::new(&[]); 2];
+            let used = egress.gather(None, &mut slices);
+            assert_eq!(used == 1, wrote);
+            if !wrote {
+                return String::new();
+            }
+            let message = slices[0].to_vec();
+            assert_eq!(message[0], b'Q');
+            assert_eq!(message.len() - 1, usize::from_be_bytes(widen(&message[1..5])));
+            String::from_utf8(message[5..message.len() - 1].to_vec()).unwrap()
+        }
+    }
+
+    fn widen(length: &[u8]) -> [u8; 8] {
+        let mut wide = [0; 8];
+        wide[4..].copy_from_slice(length);
+        wide
+    }
+
+    #[test]
+    fn only_what_differs_is_set_in_the_contracts_order() {
+        let mut house = house();
+        let server = [
+            ("DateStyle", "ISO, MDY"),
+            ("TimeZone", "Etc/UTC"),
+            ("application_name", ""),
+            ("client_encoding", "UTF8"),
+        ];
+        assert_eq!(house.sets(&server, &server), "");
+        assert_eq!(house.sets(&[("DateStyle", "iso, mdy")], &server), "", "case does not matter");
+        assert_eq!(house.sets(&[("IntervalStyle", "iso_8601")], &server), "", "not reported");
+        let client = [
+            ("application_name", r"a'b\c"),
+            ("TimeZone", "Europe/Rome"),
+            ("DateStyle", "german"),
+        ];
+        assert_eq!(
+            house.sets(&client, &server),
+            r"SET DateStyle='german';SET TimeZone='Europe/Rome';SET application_name=E'a''b\\c';"
+        );
+    }
+
+    /// D4: a value of any length is set, never the previous client's left in place.
+    #[test]
+    fn values_of_any_length_are_set() {
+        let mut house = house();
+        let long = "x".repeat(5000);
+        let expected = format!("SET application_name='{long}';");
+        assert_eq!(
+            house.sets(&[("application_name", &long)], &[("application_name", "")]),
+            expected
+        );
+        assert_eq!(
+            house.sets(&[("search_path", r#""a", b"#)], &[("search_path", "c")]),
+            r#"SET search_path="a", b;"#
+        );
+        assert_eq!(
+            house.sets(&[("search_path", r#""""#)], &[("search_path", "c")]),
+            "SET search_path='';"
+        );
+    }
+
+    #[test]
+    fn names_are_tracked_once_whatever_their_case() {
+        let tracked = house().tracked;
+        assert_eq!(tracked.names().len(), 7);
+        assert_eq!(tracked.index_of(b"APPLICATION_NAME"), Some(APPLICATION_NAME));
+        assert_eq!(tracked.index_of(b"intervalSTYLE"), Some(5));
+        assert_eq!(tracked.index_of(b"options"), None);
+    }
+
+    #[test]
+    fn texts_out_of_use_are_forgotten_and_the_others_keep_their_ids() {
+        let mut values = Values::default();
+        let tracked = Tracked::new([]);
+        let mut used = tracked.unset();
+        used.set(0, values.intern(b"kept"));
+        let kept = used.value(0);
+        for number in 0..2000 {
+            values.intern(format!("{number}").as_bytes());
+        }
+        assert!(values.wants_collect());
+        values.collect([&used].into_iter());
+        assert!(!values.wants_collect());
+        assert_eq!(values.text(kept), Some(&b"kept"[..]));
+        assert_eq!(values.intern(b"kept"), kept);
+        assert_eq!(values.ids.len(), 1);
+        let new = values.intern(b"new");
+        assert_eq!(values.text(new), Some(&b"new"[..]));
+        assert_eq!(values.texts.len(), 2002, "freed places are used again");
+    }
+}

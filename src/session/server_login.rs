@@ -1,0 +1,188 @@
+//! Our login at a server, from the Startup to its first ReadyForQuery.
+
+use crate::session::farewell::Reason;
+use crate::session::params::{Parameters, Tracked, Values};
+use crate::wire::backend::{self, Authentication, ErrorFields, TxStatus};
+
+/// Where our login stands. Each message is taken by [`ServerLogin::step`].
+#[derive(Debug)]
+pub struct ServerLogin {
+    phase: Phase,
+    /// What clients are welcomed with: every ParameterStatus that is not tracked, as it came.
+    untracked: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// Sent the Startup. Leaves to `Settling`.
+    Authenticating,
+    /// Accepted; parameters follow. Leaves to `ConnectQuery`, or the login is done.
+    Settling,
+    /// Sent the database's `connect_query`. When it has ended the login is done.
+    ConnectQuery,
+}
+
+/// What a message of the server leads to.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Next {
+    /// The login goes on.
+    Go(ServerLoginEvent),
+    /// The login is done; this is the part of a welcome that is not tracked.
+    Done(Vec<u8>),
+    /// The login failed.
+    Failed(Failure),
+}
+
+/// What the engine has to do besides waiting for the next message.
+#[derive(Debug, PartialEq, Eq)]
+pub enum ServerLoginEvent {
+    /// Nothing.
+    None,
+    /// Send the connect query.
+    SendConnectQuery,
+    /// Remember the key to cancel queries with.
+    CancelKey(Vec<u8>),
+    /// Log that the connect query failed; it does not matter otherwise.
+    ConnectQueryFailed(ErrorFields),
+}
+
+/// Why a login failed.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The server said so.
+    Refused(ErrorFields),
+    /// We cannot authenticate as it wants. Waiting clients are told.
+    Method(u32),
+    /// Something else: only the log is told.
+    Other(Reason),
+}
+
+impl Default for ServerLogin {
+    fn default() -> Self {
+        Self { phase: Phase::Authenticating, untracked: Vec::new() }
+    }
+}
+
+impl ServerLogin {
+    /// Takes one message: its tag, and all of it.
+    pub fn step(
+        &mut self,
+        message: &[u8],
+        has_connect_query: bool,
+        parameters: &mut Parameters,
+        (tracked, values): (&Tracked, &mut Values),
+    ) -> Next {
+        let (tag, body) = (message[0], &message[5..]);
+        match (self.phase, tag) {
+            (Phase::Authenticating, b'R') => self.on_authentication(body),
+            (Phase::ConnectQuery, b'E') => {
+                Next::Go(ServerLoginEvent::ConnectQueryFailed(ErrorFields::parse(body)))
+            }
+            (_, b'E') => Next::Failed(Failure::Refused(ErrorFields::parse(body))),
+            (_, b'N') => Next::Go(ServerLoginEvent::None),
+            (_, b'S') => match backend::parameter_status(body) {
+                None => fail(Reason::BROKEN_PARAMETER_STATUS),
+                Some((name, value)) => {
+                    match tracked.index_of(name) {
+                        Some(index) => parameters.set(index, values.intern(value)),
+                        None => self.untracked.extend(message),
+                    }
+                    Next::Go(ServerLoginEvent::None)
+                }
+            },
+            (Phase::Settling, b'K') if body.len() >= 8 => {
+                Next::Go(ServerLoginEvent::CancelKey(body[..8].to_vec()))
+            }
+            (Phase::Settling, b'K') => fail(Reason::BAD_CANCEL_KEY),
+            (Phase::Settling, b'Z') if has_connect_query => {
+                self.phase = Phase::ConnectQuery;
+                Next::Go(ServerLoginEvent::SendConnectQuery)
+            }
+            (Phase::Settling, b'Z') => self.on_ready(body),
+            (Phase::ConnectQuery, b'Z') => self.on_ready(body),
+            // Its results are nobody's.
+            (Phase::ConnectQuery, _) => Next::Go(ServerLoginEvent::None),
+            (Phase::Authenticating | Phase::Settling, _) => {
+                log::error!("unknown pkt from server: '{}'", char::from(tag));
+                fail(Reason::UNKNOWN_PACKET_FROM_SERVER)
+            }
+        }
+    }
+
+    fn on_authentication(&mut self, body: &[u8]) -> Next {
+        match backend::authentication(body) {
+            Some(Authentication::Ok) => {
+                self.phase = Phase::Settling;
+                Next::Go(ServerLoginEvent::None)
+            }
+            Some(Authentication::Method(method)) => Next::Failed(Failure::Method(method)),
+            None => fail(Reason::AUTHREQ_FAILED),
+        }
+    }
+
+    fn on_ready(&mut self, body: &[u8]) -> Next {
+        match backend::ready_for_query(body) {
+            Some(TxStatus::Idle) => Next::Done(std::mem::take(&mut self.untracked)),
+            // A connect query that leaves a transaction open would be the first client's trouble.
+            Some(_) => fail(Reason::CONNECT_QUERY_FAILED),
+            None => fail(Reason::BAD_SERVER_HEADER),
+        }
+    }
+}
+
+fn fail(reason: Reason) -> Next {
+    Next::Failed(Failure::Other(reason))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(tag: u8, body: &[u8]) -> Vec<u8> {
+        [&[tag][..], &(body.len() as u32 + 4).to_be_bytes(), body].concat()
+    }
+
+    fn play(connect_query: bool, messages: &[(u8, &[u8])]) -> Next {
+        let (tracked, mut values) = (Tracked::new([]), Values::default());
+        let (mut login, mut parameters) = (ServerLogin::default(), tracked.unset());
+        let mut last = Next::Go(ServerLoginEvent::None);
+        for (tag, body) in messages {
+            let message = message(*tag, body);
+            last = login.step(&message, connect_query, &mut parameters, (&tracked, &mut values));
+        }
+        last
+    }
+
+    const OK: (u8, &[u8]) = (b'R', &[0, 0, 0, 0]);
+    const READY: (u8, &[u8]) = (b'Z', b"I");
+
+    #[test]
+    fn a_login_collects_what_is_not_tracked() {
+        let tracked = (b'S', &b"client_encoding\0UTF8\0"[..]);
+        let other = (b'S', &b"server_version\x0015.1\0"[..]);
+        let key = (b'K', &[1u8; 8][..]);
+        let done = Next::Done(message(b'S', other.1));
+        assert_eq!(play(false, &[OK, tracked, other, key, READY]), done);
+        assert_eq!(
+            play(true, &[OK, READY]),
+            Next::Go(ServerLoginEvent::SendConnectQuery)
+        );
+        let query = [OK, READY, (b'T', b""), (b'D', b""), (b'E', b"SERROR\0\0"), other, READY];
+        assert_eq!(play(true, &query), done);
+    }
+
+    /// Reliability 2, 3: whatever a server answers, it is refused without harm.
+    #[test]
+    fn a_hostile_server_is_refused() {
+        let other = |reason| Next::Failed(Failure::Other(reason));
+        assert_eq!(play(false, &[(b'R', b"\0")]), other(Reason::AUTHREQ_FAILED));
+        assert_eq!(play(false, &[(b'R', &[0, 0, 0, 5, 1])]), Next::Failed(Failure::Method(5)));
+        assert_eq!(play(false, &[(b'Z', b"I")]), other(Reason::UNKNOWN_PACKET_FROM_SERVER));
+        assert_eq!(play(false, &[OK, OK]), other(Reason::UNKNOWN_PACKET_FROM_SERVER));
+        assert_eq!(play(false, &[OK, (b'K', b"short")]), other(Reason::BAD_CANCEL_KEY));
+        assert_eq!(play(false, &[OK, (b'S', b"x")]), other(Reason::BROKEN_PARAMETER_STATUS));
+        assert_eq!(play(false, &[OK, (b'Z', b"")]), other(Reason::BAD_SERVER_HEADER));
+        let nameless = Next::Failed(Failure::Refused(ErrorFields::default()));
+        assert_eq!(play(false, &[(b'E', b"")]), nameless);
+    }
+}

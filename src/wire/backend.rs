@@ -1,0 +1,202 @@
+//! What a server's messages ask of us, and views of the few whose content matters.
+
+use crate::wire::frame::{RelayTags, relay_tags};
+use crate::wire::sqlstate::SqlState;
+
+/// Messages of a linked server that are passed on without a look: rows, COPY data and its end,
+/// parameter descriptions, function results, notices.
+pub const RELAY: RelayTags = relay_tags(b"DdctVN");
+
+/// A message of a server that has logged in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Message {
+    /// Belongs to [`RELAY`].
+    Plain,
+    /// ParseComplete, BindComplete, CloseComplete, RowDescription, NoData, CommandComplete,
+    /// EmptyQueryResponse or PortalSuspended: may settle a request.
+    Reply(Reply),
+    /// ReadyForQuery.
+    ReadyForQuery,
+    /// ErrorResponse.
+    Error,
+    /// NotificationResponse.
+    Notification,
+    /// ParameterStatus.
+    ParameterStatus,
+    /// CopyInResponse or CopyBothResponse: the client may send CopyData now.
+    CopyIn,
+    /// CopyOutResponse.
+    CopyOut,
+    /// Anything else.
+    Unknown,
+}
+
+/// A reply that may settle the oldest request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reply {
+    /// ParseComplete.
+    Parse,
+    /// BindComplete.
+    Bind,
+    /// CloseComplete.
+    Close,
+    /// RowDescription or NoData.
+    Describe,
+    /// CommandComplete: also ends a COPY.
+    Command,
+    /// EmptyQueryResponse or PortalSuspended.
+    Execute,
+}
+
+/// Classifies a type byte.
+pub fn classify(tag: u8) -> Message {
+    match tag {
+        b'1' => Message::Reply(Reply::Parse),
+        b'2' => Message::Reply(Reply::Bind),
+        b'3' => Message::Reply(Reply::Close),
+        b'T' | b'n' => Message::Reply(Reply::Describe),
+        b'C' => Message::Reply(Reply::Command),
+        b'I' | b's' => Message::Reply(Reply::Execute),
+        b'Z' => Message::ReadyForQuery,
+        b'E' => Message::Error,
+        b'A' => Message::Notification,
+        b'S' => Message::ParameterStatus,
+        b'G' | b'W' => Message::CopyIn,
+        b'H' => Message::CopyOut,
+        tag if RELAY[tag as usize] => Message::Plain,
+        _ => Message::Unknown,
+    }
+}
+
+/// The transaction status in a ReadyForQuery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TxStatus {
+    /// `I`
+    Idle,
+    /// `T`
+    InTransaction,
+    /// `E`
+    Failed,
+}
+
+/// The body of a ReadyForQuery.
+pub fn ready_for_query(body: &[u8]) -> Option<TxStatus> {
+    match body {
+        b"I" => Some(TxStatus::Idle),
+        b"T" => Some(TxStatus::InTransaction),
+        b"E" => Some(TxStatus::Failed),
+        _ => None,
+    }
+}
+
+/// Takes the text up to the next NUL, and the NUL, off the front of `rest`.
+pub fn take_text<'a>(rest: &mut &'a [u8]) -> Option<&'a [u8]> {
+    let end = rest.iter().position(|byte| *byte == 0)?;
+    let (text, after) = rest.split_at(end);
+    *rest = &after[1..];
+    Some(text)
+}
+
+/// Name and value in the body of a ParameterStatus.
+pub fn parameter_status(mut body: &[u8]) -> Option<(&[u8], &[u8])> {
+    let name = take_text(&mut body)?;
+    let value = take_text(&mut body)?;
+    body.is_empty().then_some((name, value))
+}
+
+/// What we use of an ErrorResponse. Every field may be missing (reliability 3).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ErrorFields {
+    /// `S`
+    pub severity: Option<String>,
+    /// `C`, if it has five characters as it must.
+    pub code: Option<SqlState>,
+    /// `M`
+    pub message: Option<String>,
+}
+
+impl ErrorFields {
+    /// Reads as many fields as there are.
+    pub fn parse(mut body: &[u8]) -> Self {
+        let mut fields = Self::default();
+        while let Some((&kind, rest)) = body.split_first() {
+            body = rest;
+            let Some(text) = take_text(&mut body).filter(|_| kind != 0) else {
+                break;
+            };
+            let words = || Some(String::from_utf8_lossy(text).into_owned());
+            match kind {
+                b'S' => fields.severity = words(),
+                b'C' => fields.code = text.try_into().ok(),
+                b'M' => fields.message = words(),
+                _ => {}
+            }
+        }
+        fields
+    }
+}
+
+impl std::fmt::Display for ErrorFields {
+    /// `<severity> <message>`, as log lines show a server's error.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let severity = self.severity.as_deref().unwrap_or("?");
+        write!(f, "{severity} {}", self.message.as_deref().unwrap_or("?"))
+    }
+}
+
+/// What a server asks for in an Authentication message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Authentication {
+    /// 0: the login is accepted.
+    Ok,
+    /// Some method, by its number.
+    Method(u32),
+}
+
+/// The body of an Authentication message.
+pub fn authentication(body: &[u8]) -> Option<Authentication> {
+    match u32::from_be_bytes(*body.first_chunk()?) {
+        0 => Some(Authentication::Ok),
+        method => Some(Authentication::Method(method)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parameter_status_needs_both_texts() {
+        assert_eq!(parameter_status(b"a\0b\0"), Some((&b"a"[..], &b"b"[..])));
+        assert_eq!(parameter_status(b"a\0\0"), Some((&b"a"[..], &b""[..])));
+        for broken in [&b""[..], b"a", b"a\0", b"a\0b", b"a\0b\0c"] {
+            assert_eq!(parameter_status(broken), None, "{broken:?}");
+        }
+    }
+
+    /// Reliability 3: an ErrorResponse without SQLSTATE, or without anything, is still read.
+    #[test]
+    fn every_field_of_an_error_is_optional() {
+        let full = ErrorFields::parse(b"SFATAL\0VFATAL\0C57P01\0Mbye\0\0");
+        assert_eq!(full.to_string(), "FATAL bye");
+        assert_eq!(full.code, Some(*b"57P01"));
+        let body = b"SFATAL\0C57P01\0Mbye\0\0";
+        for cut in 0..body.len() {
+            ErrorFields::parse(&body[..cut]);
+        }
+        assert_eq!(ErrorFields::parse(b"Cxx\0\0"), ErrorFields::default());
+        assert_eq!(ErrorFields::parse(b""), ErrorFields::default());
+    }
+
+    #[test]
+    fn every_tag_has_one_class() {
+        for tag in 0..=255u8 {
+            assert_eq!(
+                classify(tag) == Message::Plain,
+                RELAY[tag as usize],
+                "{}",
+                tag as char
+            );
+        }
+    }
+}
