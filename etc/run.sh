@@ -12,14 +12,22 @@ dir=
 postgres_pid=
 pooler_pid=
 
+# end PID SIGNAL: asks a child of ours to end, and after three seconds no longer asks.
+end() {
+    [ -n "$1" ] || return 0
+    local tries=0
+    kill "-$2" "$1" 2>/dev/null || return 0
+    while kill -0 "$1" 2>/dev/null; do
+        tries=$((tries + 1))
+        [ $tries -ne 60 ] || kill -KILL "$1" 2>/dev/null || true
+        sleep 0.05
+    done
+}
+
 cleanup() {
     trap '' INT TERM HUP
-    # Each process is our own child, not waited for so far: the pid is still its own.
-    [ -z "$pooler_pid" ] || kill -QUIT "$pooler_pid" 2>/dev/null || true
-    [ -z "$postgres_pid" ] || kill -INT "$postgres_pid" 2>/dev/null || true
-    for pid in $pooler_pid $postgres_pid; do
-        wait "$pid" 2>/dev/null || true
-    done
+    end "$pooler_pid" QUIT
+    end "$postgres_pid" INT
     [ -z "$dir" ] || rm -rf "$dir"
 }
 trap cleanup EXIT
