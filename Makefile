@@ -1,0 +1,43 @@
+# Everything that one does with ringbouncer: run, test, bench, install.
+
+CARGO ?= cargo
+PREFIX ?= /usr/local
+DESTDIR ?=
+BINDIR = $(DESTDIR)$(PREFIX)/bin
+CONFDIR = $(DESTDIR)$(PREFIX)/etc/ringbouncer
+
+.PHONY: all build run test bench install clean
+
+all: build
+
+build:
+	$(CARGO) build --release
+
+# A pooler on port 6432 in front of a throw-away PostgreSQL; Ctrl-C ends both.
+# PGHOST and PGPORT name a PostgreSQL of your own.
+run:
+	@CARGO="$(CARGO)" bash etc/run.sh
+
+# The test runner's own summary is the last thing printed.
+test:
+	@bash etc/need.sh postgresql
+	@$(CARGO) fmt --check
+	@$(CARGO) clippy --all-targets -- -D warnings
+	@if $(CARGO) nextest --version >/dev/null 2>&1; \
+	then $(CARGO) test --quiet --doc && $(CARGO) nextest run; \
+	else $(CARGO) test --no-fail-fast; \
+	fi
+
+# Ringbouncer beside other poolers and beside none.
+bench:
+	@bash etc/need.sh postgresql pgbouncer haproxy
+	$(CARGO) bench --bench compare
+
+install: build
+	install -d "$(BINDIR)" "$(CONFDIR)"
+	install -m 755 target/release/ringbouncer "$(BINDIR)/ringbouncer"
+	ln -sf ringbouncer "$(BINDIR)/pgbouncer"
+	install -m 644 etc/ringbouncer.ini etc/all-settings.ini etc/userlist.txt "$(CONFDIR)"
+
+clean:
+	$(CARGO) clean
