@@ -10,9 +10,7 @@ use std::time::Duration;
 const BOUND_BYTES: u64 = 32 << 20;
 
 fn alice() -> Startup {
-    Startup::v3()
-        .param("user", "alice")
-        .param("database", "app")
+    Startup::v3().param("user", "alice").param("database", "app")
 }
 
 /// Serves others, and has not grown by more than the bound since.
@@ -24,10 +22,7 @@ fn assert_well(pooler: &Pooler, resident_before: u64) {
 
 /// Seeds to run with; `SIM_SEED` replays one.
 fn seeds(count: u64) -> Vec<u64> {
-    match std::env::var("SIM_SEED")
-        .ok()
-        .and_then(|seed| seed.parse().ok())
-    {
+    match std::env::var("SIM_SEED").ok().and_then(|seed| seed.parse().ok()) {
         Some(seed) => vec![seed],
         None => (1..=count).collect(),
     }
@@ -51,10 +46,7 @@ fn random_bytes_before_login_are_survived() {
         let mut noise = random.bytes(len);
         if seed % 3 == 0 {
             // A head that is believed, so that the noise is looked at.
-            let head = [
-                &u32::try_from(len + 8).expect("short").to_be_bytes()[..],
-                &[0, 3, 0, 0],
-            ];
+            let head = [&u32::try_from(len + 8).expect("short").to_be_bytes()[..], &[0, 3, 0, 0]];
             noise.splice(0..0, head.concat());
         }
         throw(&mut pooler.unnamed(), &noise);
@@ -66,10 +58,7 @@ fn random_bytes_before_login_are_survived() {
 fn damaged_startup_packets_are_survived() {
     let pooler = Pooler::start(|_| ());
     let before = pooler.resident_bytes();
-    let good = alice()
-        .param("options", "-c timezone=UTC")
-        .param("_pq_.x", "1")
-        .bytes();
+    let good = alice().param("options", "-c timezone=UTC").param("_pq_.x", "1").bytes();
     for seed in seeds(300) {
         let mut random = Random::new(seed);
         let mut packet = good.clone();
@@ -88,9 +77,7 @@ fn long_startup_packets_are_taken_or_refused_but_not_hoarded() {
         ini.set("max_client_conn", "1000");
     });
     let before = pooler.resident_bytes();
-    let longest = alice()
-        .param("application_name", &"n".repeat(65_000))
-        .bytes();
+    let longest = alice().param("application_name", &"n".repeat(65_000)).bytes();
     assert!(longest.len() <= 65_535);
     throw(&mut pooler.unnamed(), &longest);
     let half = &longest[..longest.len() / 2];
@@ -208,11 +195,7 @@ fn conversations_cut_at_every_byte_leave_clean_servers() {
         drop(client);
         if cut % 8 == 0 {
             let mut next = pooler.raw("alice");
-            assert_eq!(
-                tags(&next.query("SELECT 'next'")),
-                "TDCZ",
-                "after a cut at {cut}"
-            );
+            assert_eq!(tags(&next.query("SELECT 'next'")), "TDCZ", "after a cut at {cut}");
             assert_eq!(control.value("SELECT 42"), "42");
         }
     }
@@ -234,20 +217,14 @@ fn against(name: &str, script: impl Fn(&mut Visit) + Send + Sync + 'static) {
     let server = FakeServer::start(script);
     let pooler = Pooler::start(|ini| {
         ini.database("fake", &server.connect_string());
-        ini.set("client_login_timeout", "2")
-            .set("server_connect_timeout", "1");
+        ini.set("client_login_timeout", "2").set("server_connect_timeout", "1");
         ini.set("server_login_retry", "1").set("query_timeout", "2");
     });
     let before = pooler.resident_bytes();
     let mut client = pooler.unnamed();
     // What the server announced and never sent, the pooler cannot make up.
     client.lenient = true;
-    client.send(
-        &Startup::v3()
-            .param("user", "alice")
-            .param("database", "fake")
-            .bytes(),
-    );
+    client.send(&Startup::v3().param("user", "alice").param("database", "fake").bytes());
     let login = client.until_ready();
     if login.last().is_some_and(|message| message.tag == b'Z') {
         client.send(&raw::query("SELECT 1"));
@@ -255,11 +232,7 @@ fn against(name: &str, script: impl Fn(&mut Visit) + Send + Sync + 'static) {
         client.until_ready();
     } else {
         // It was told why, or only saw the end.
-        assert!(
-            login.iter().all(|message| message.tag == b'E'),
-            "{name}: {}",
-            tags(&login)
-        );
+        assert!(login.iter().all(|message| message.tag == b'E'), "{name}: {}", tags(&login));
     }
     assert!(server.visits() > 0, "{name}: nobody came");
     assert_well(&pooler, before);
@@ -280,14 +253,8 @@ fn servers_that_fail_in_login_are_survived() {
         ("unknown authentication", message(b'R', &[0, 0, 0, 99])),
         ("md5 without salt", message(b'R', &[0, 0, 0, 5])),
         ("sasl without a list", message(b'R', &[0, 0, 0, 10])),
-        (
-            "sasl with an endless name",
-            message(b'R', &[&[0, 0, 0, 10], &[b'x'; 5000][..]].concat()),
-        ),
-        (
-            "sasl final before start",
-            message(b'R', &[0, 0, 0, 12, 118, 61]),
-        ),
+        ("sasl with an endless name", message(b'R', &[&[0, 0, 0, 10], &[b'x'; 5000][..]].concat())),
+        ("sasl final before start", message(b'R', &[0, 0, 0, 12, 118, 61])),
         ("ready before authentication", fake::ready()),
         ("query answer in login", fake::one_row("x")),
         ("unknown message", message(b'~', b"what")),
@@ -297,29 +264,12 @@ fn servers_that_fail_in_login_are_survived() {
         ("error without a code", message(b'E', b"SFATAL\0Mno\0\0")),
         (
             "error of 5000 bytes",
-            message(
-                b'E',
-                &[&b"SFATAL\0C28000\0M"[..], &[b'x'; 5000], &[0, 0]].concat(),
-            ),
+            message(b'E', &[&b"SFATAL\0C28000\0M"[..], &[b'x'; 5000], &[0, 0]].concat()),
         ),
         ("notice without end", message(b'N', b"Mx")),
-        (
-            "parameter without value",
-            [message(b'R', &[0; 4]), message(b'S', b"name\0")].concat(),
-        ),
-        (
-            "parameter without NUL",
-            [message(b'R', &[0; 4]), message(b'S', b"name")].concat(),
-        ),
-        (
-            "short key",
-            [
-                message(b'R', &[0; 4]),
-                message(b'K', &[1, 2]),
-                fake::ready(),
-            ]
-            .concat(),
-        ),
+        ("parameter without value", [message(b'R', &[0; 4]), message(b'S', b"name\0")].concat()),
+        ("parameter without NUL", [message(b'R', &[0; 4]), message(b'S', b"name")].concat()),
+        ("short key", [message(b'R', &[0; 4]), message(b'K', &[1, 2]), fake::ready()].concat()),
         ("ssl answer", b"N".to_vec()),
         ("text", b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec()),
     ];
@@ -387,61 +337,24 @@ fn servers_that_fail_in_a_query_are_survived() {
         ("empty ready", message(b'Z', b"")),
         ("long ready", message(b'Z', b"II")),
         ("odd ready", message(b'Z', b"?")),
-        (
-            "ready for nothing",
-            [fake::ready(), fake::ready(), fake::ready()].concat(),
-        ),
-        (
-            "answers nobody asked for",
-            [row.clone(), row.clone(), row.clone()].concat(),
-        ),
-        (
-            "extended answers",
-            [message(b'1', b""), message(b'2', b""), message(b'3', b"")].concat(),
-        ),
+        ("ready for nothing", [fake::ready(), fake::ready(), fake::ready()].concat()),
+        ("answers nobody asked for", [row.clone(), row.clone(), row.clone()].concat()),
+        ("extended answers", [message(b'1', b""), message(b'2', b""), message(b'3', b"")].concat()),
         ("copy nobody asked for", message(b'G', &[0, 0, 0])),
         ("copy both", message(b'W', &[0, 0, 0])),
-        (
-            "error without fields",
-            [message(b'E', b"\0"), fake::ready()].concat(),
-        ),
-        (
-            "error without a body",
-            [message(b'E', b""), fake::ready()].concat(),
-        ),
-        (
-            "error without terminator",
-            [message(b'E', b"SERROR"), fake::ready()].concat(),
-        ),
-        (
-            "parameter without NUL",
-            [message(b'S', b"DateStyle"), fake::ready()].concat(),
-        ),
-        (
-            "parameter without value",
-            [message(b'S', b"DateStyle\0"), fake::ready()].concat(),
-        ),
-        (
-            "empty parameter",
-            [message(b'S', b""), fake::ready()].concat(),
-        ),
+        ("error without fields", [message(b'E', b"\0"), fake::ready()].concat()),
+        ("error without a body", [message(b'E', b""), fake::ready()].concat()),
+        ("error without terminator", [message(b'E', b"SERROR"), fake::ready()].concat()),
+        ("parameter without NUL", [message(b'S', b"DateStyle"), fake::ready()].concat()),
+        ("parameter without value", [message(b'S', b"DateStyle\0"), fake::ready()].concat()),
+        ("empty parameter", [message(b'S', b""), fake::ready()].concat()),
         (
             "huge parameter",
-            [
-                message(
-                    b'S',
-                    &[&b"DateStyle\0"[..], &[b'x'; 100_000], &[0]].concat(),
-                ),
-                fake::ready(),
-            ]
-            .concat(),
+            [message(b'S', &[&b"DateStyle\0"[..], &[b'x'; 100_000], &[0]].concat()), fake::ready()]
+                .concat(),
         ),
     ];
-    lines.extend(
-        (0..row.len())
-            .step_by(7)
-            .map(|cut| ("cut answer", row[..cut].to_vec())),
-    );
+    lines.extend((0..row.len()).step_by(7).map(|cut| ("cut answer", row[..cut].to_vec())));
     for some in lines.chunks(9) {
         std::thread::scope(|scope| {
             for (name, line) in some.iter().cloned() {
@@ -501,19 +414,13 @@ fn a_server_that_speaks_unasked_is_not_handed_out() {
         }
     });
     let pooler = Pooler::start(|ini| {
-        ini.database("fake", &server.connect_string())
-            .set("default_pool_size", "1");
+        ini.database("fake", &server.connect_string()).set("default_pool_size", "1");
     });
-    let fake = Startup::v3()
-        .param("user", "alice")
-        .param("database", "fake");
+    let fake = Startup::v3().param("user", "alice").param("database", "fake");
     let mut client = pooler.raw_with(fake);
     for _ in 0..3 {
         assert_eq!(client.value("SELECT 1"), "asked");
-        assert!(
-            client.is_quiet_for(Duration::from_millis(300)),
-            "an answer nobody asked for"
-        );
+        assert!(client.is_quiet_for(Duration::from_millis(300)), "an answer nobody asked for");
     }
     pooler.assert_serves();
 }

@@ -11,18 +11,14 @@ const BYTES_PER_CLIENT: u64 = 1000;
 fn many() -> usize {
     let files = sys::raise_open_files();
     let many = usize::try_from(files.saturating_sub(200)).map_or(2500, |files| files.min(2500));
-    assert!(
-        many >= 1000,
-        "a limit of {files} open files is too low for this test"
-    );
+    assert!(many >= 1000, "a limit of {files} open files is too low for this test");
     many
 }
 
 fn crowd_pooler(mode: &str) -> Pooler {
     Pooler::start(|ini| {
         ini.set("pool_mode", mode).set("max_client_conn", "5000");
-        ini.set("default_pool_size", "5")
-            .set("log_connections", "0");
+        ini.set("default_pool_size", "5").set("log_connections", "0");
         ini.set("log_disconnections", "0");
     })
 }
@@ -30,9 +26,7 @@ fn crowd_pooler(mode: &str) -> Pooler {
 fn join(pooler: &Pooler, clients: &mut Vec<Raw>, until: usize) {
     while clients.len() < until {
         let name = format!("client {}", clients.len());
-        let startup = Startup::v3()
-            .param("user", "alice")
-            .param("database", "app");
+        let startup = Startup::v3().param("user", "alice").param("database", "app");
         clients.push(pooler.raw_with(startup.param("application_name", &name)));
     }
 }
@@ -47,11 +41,7 @@ fn an_idle_client_costs_less_than_a_kilobyte() {
     join(&pooler, &mut clients, many);
     let growth = pooler.resident_bytes().saturating_sub(before);
     let each = growth / u64::try_from(many - FEW).expect("a count");
-    assert!(
-        each <= BYTES_PER_CLIENT,
-        "{each} bytes for each of {} idle clients",
-        many - FEW
-    );
+    assert!(each <= BYTES_PER_CLIENT, "{each} bytes for each of {} idle clients", many - FEW);
     assert_eq!(clients[many - 1].value("SELECT 42"), "42");
 }
 
@@ -71,11 +61,7 @@ fn a_client_that_has_worked_costs_no_more_than_before() {
     }
     let growth = pooler.resident_bytes().saturating_sub(before);
     let each = growth / u64::try_from(many - FEW).expect("a count");
-    assert!(
-        each <= BYTES_PER_CLIENT,
-        "{each} bytes for each of {} clients",
-        many - FEW
-    );
+    assert!(each <= BYTES_PER_CLIENT, "{each} bytes for each of {} clients", many - FEW);
 }
 
 #[test]

@@ -17,9 +17,7 @@ fn pooler(port: u16, login_timeout: &str) -> Pooler {
 }
 
 fn startup() -> Startup {
-    Startup::v3()
-        .param("user", "alice")
-        .param("database", "fake")
+    Startup::v3().param("user", "alice").param("database", "fake")
 }
 
 /// Answers every query until it is told to die by a query that says so.
@@ -37,9 +35,7 @@ fn mortal(visit: &mut Visit) {
 fn stop(server: FakeServer) {
     let port = server.port;
     drop(server);
-    wait_for("the port to be closed", || {
-        TcpStream::connect(("127.0.0.1", port)).is_err()
-    });
+    wait_for("the port to be closed", || TcpStream::connect(("127.0.0.1", port)).is_err());
 }
 
 #[test]
@@ -97,9 +93,7 @@ fn queries_are_refused_while_the_server_is_known_to_be_down() {
 
     // The first one asks before anybody knows: it stays in the queue.
     first.send(&raw::query("SELECT 1"));
-    wait_for("the failure to be known", || {
-        pooler.log().contains("connect failed")
-    });
+    wait_for("the failure to be known", || pooler.log().contains("connect failed"));
     let refusal =
         "server login has been failing, cached error: connect failed (server_login_retry)";
     second.send(&raw::query("SELECT 2"));

@@ -10,15 +10,12 @@ const SIZES: [u32; 3] = [1, 2, 20];
 
 fn pooler(mode: &str, size: u32) -> Pooler {
     Pooler::start(|ini| {
-        ini.set("pool_mode", mode)
-            .set("default_pool_size", &size.to_string());
+        ini.set("pool_mode", mode).set("default_pool_size", &size.to_string());
     })
 }
 
 fn named(pooler: &Pooler, application: &str) -> Raw {
-    let startup = Startup::v3()
-        .param("user", "alice")
-        .param("database", "app");
+    let startup = Startup::v3().param("user", "alice").param("database", "app");
     pooler.raw_with(startup.param("application_name", application))
 }
 
@@ -26,18 +23,12 @@ fn named(pooler: &Pooler, application: &str) -> Raw {
 fn alive(backend: i32) -> bool {
     let mut client = Postgres::shared().client("app");
     let sql = "SELECT count(*) FROM pg_stat_activity WHERE pid = $1";
-    client
-        .query_one(sql, &[&backend])
-        .expect("pg_stat_activity")
-        .get::<_, i64>(0)
-        > 0
+    client.query_one(sql, &[&backend]).expect("pg_stat_activity").get::<_, i64>(0) > 0
 }
 
 fn terminate_backend(backend: i32) {
     let mut client = Postgres::shared().client("app");
-    client
-        .execute("SELECT pg_terminate_backend($1)", &[&backend])
-        .expect("pg_terminate_backend");
+    client.execute("SELECT pg_terminate_backend($1)", &[&backend]).expect("pg_terminate_backend");
 }
 
 /// Waits until PostgreSQL has a backend that runs a query with this text in it.
@@ -46,11 +37,7 @@ fn wait_until_running(part: &str) {
     let sql = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' \
                AND strpos(query, $1) > 0 AND pid <> pg_backend_pid()";
     wait_for("the query to run", || {
-        client
-            .query_one(sql, &[&part])
-            .expect("pg_stat_activity")
-            .get::<_, i64>(0)
-            > 0
+        client.query_one(sql, &[&part]).expect("pg_stat_activity").get::<_, i64>(0) > 0
     });
 }
 
@@ -60,11 +47,7 @@ fn expect_crash_notice(client: &mut Raw) {
 }
 
 fn error_codes(messages: &[Message]) -> Vec<String> {
-    messages
-        .iter()
-        .filter(|m| m.tag == b'E')
-        .map(|m| m.field('C'))
-        .collect()
+    messages.iter().filter(|m| m.tag == b'E').map(|m| m.field('C')).collect()
 }
 
 #[test]
@@ -144,8 +127,7 @@ fn session_mode_gives_each_client_a_server_of_its_own() {
 fn transaction_mode_does_not_reset_unless_told_to() {
     for (always, expected) in [("0", "77MB"), ("1", "4MB")] {
         let pooler = Pooler::start(|ini| {
-            ini.set("default_pool_size", "1")
-                .set("server_reset_query_always", always);
+            ini.set("default_pool_size", "1").set("server_reset_query_always", always);
         });
         let mut client = pooler.raw("alice");
         client.query("SET work_mem = '77MB'");
@@ -156,8 +138,7 @@ fn transaction_mode_does_not_reset_unless_told_to() {
 #[test]
 fn a_reset_query_of_ones_own_is_used() {
     let pooler = Pooler::start(|ini| {
-        ini.set("pool_mode", "session")
-            .set("default_pool_size", "1");
+        ini.set("pool_mode", "session").set("default_pool_size", "1");
         ini.set("server_reset_query", "SET work_mem = '55MB'");
     });
     let mut client = pooler.raw("alice");
@@ -212,10 +193,7 @@ fn no_more_servers_than_pool_size_are_opened() {
         let mut direct = Postgres::shared().client("postgres");
         let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = $1";
         let servers: i64 = direct.query_one(sql, &[&database]).expect("count").get(0);
-        assert!(
-            (1..=i64::from(size)).contains(&servers),
-            "{servers} servers for a size of {size}"
-        );
+        assert!((1..=i64::from(size)).contains(&servers), "{servers} servers for a size of {size}");
     }
 }
 
@@ -230,10 +208,7 @@ fn waiting_clients_are_served_in_the_order_they_came() {
         client.send(&raw::query("SELECT nextval('turn')"));
         // There is no sign from outside that it queues; order of arrival is all we need, and a
         // moment of silence also shows that nobody is served while the holder works.
-        assert!(
-            client.is_quiet_for(Duration::from_millis(50)),
-            "served beside the holder"
-        );
+        assert!(client.is_quiet_for(Duration::from_millis(50)), "served beside the holder");
     }
     holder.query("COMMIT");
     for (place, client) in (1..).zip(&mut waiting) {
@@ -252,21 +227,11 @@ fn statement_mode_refuses_transactions_over_several_messages() {
         let messages = client.until_end();
         // An implementation may deliver the CommandComplete before, or lose it.
         let last = messages.last().expect("an error");
-        assert_eq!(
-            last.field('M'),
-            "transaction blocks not allowed in statement pooling mode"
-        );
-        assert_eq!(
-            (last.field('S'), last.field('C')),
-            ("FATAL".into(), "08P01".into())
-        );
+        assert_eq!(last.field('M'), "transaction blocks not allowed in statement pooling mode");
+        assert_eq!((last.field('S'), last.field('C')), ("FATAL".into(), "08P01".into()));
         let mut other = pooler.raw("alice");
         let answer = other.query("BEGIN; SELECT 1; COMMIT");
-        assert_eq!(
-            tags(&answer),
-            "CTDCCZ",
-            "one message may hold a whole transaction"
-        );
+        assert_eq!(tags(&answer), "CTDCCZ", "one message may hold a whole transaction");
         assert_eq!(other.value("SELECT 42"), "42");
     }
 }
@@ -280,11 +245,7 @@ fn pipelined_messages_hold_the_server_until_all_are_answered() {
     let step = raw::query("SELECT nextval('step')");
     one.send(&[&step[..], &step, &step].concat());
     one.expect_tags("TDCZTDCZTDCZ");
-    assert_eq!(
-        two.value("SELECT nextval('step')"),
-        "4",
-        "the server was released"
-    );
+    assert_eq!(two.value("SELECT nextval('step')"), "4", "the server was released");
 }
 
 #[test]
@@ -293,20 +254,11 @@ fn flush_takes_a_server_and_keeps_it() {
     let mut one = pooler.raw("alice");
     let mut two = pooler.raw("alice");
     one.send(
-        &[
-            raw::parse("", "SELECT 1"),
-            raw::bind("", &[]),
-            raw::execute(0),
-            raw::flush(),
-        ]
-        .concat(),
+        &[raw::parse("", "SELECT 1"), raw::bind("", &[]), raw::execute(0), raw::flush()].concat(),
     );
     one.expect_tags("12DC");
     two.send(&raw::query("SELECT 2"));
-    assert!(
-        two.is_quiet_for(Duration::from_millis(100)),
-        "served by a server that is in use"
-    );
+    assert!(two.is_quiet_for(Duration::from_millis(100)), "served by a server that is in use");
     one.send(&raw::sync());
     one.expect_tags("Z");
     two.expect_tags("TDCZ");
@@ -314,11 +266,7 @@ fn flush_takes_a_server_and_keeps_it() {
 
 #[test]
 fn a_client_that_dies_idle_leaves_the_server_to_others() {
-    for (mode, clean) in [
-        ("transaction", true),
-        ("transaction", false),
-        ("session", true),
-    ] {
+    for (mode, clean) in [("transaction", true), ("transaction", false), ("session", true)] {
         let pooler = pooler(mode, 1);
         let mut client = pooler.raw("alice");
         let backend = client.backend_pid();
@@ -326,11 +274,7 @@ fn a_client_that_dies_idle_leaves_the_server_to_others() {
             client.send(&raw::terminate());
         }
         drop(client);
-        assert_eq!(
-            pooler.raw("alice").backend_pid(),
-            backend,
-            "{mode}, {clean}"
-        );
+        assert_eq!(pooler.raw("alice").backend_pid(), backend, "{mode}, {clean}");
     }
 }
 
@@ -349,10 +293,7 @@ fn a_client_that_dies_in_a_transaction_takes_the_server_along() {
             wait_for("the server to be closed", || !alive(backend));
             assert_ne!(pooler.raw("alice").backend_pid(), backend);
             let log = pooler.log();
-            assert!(
-                log.contains("client disconnect while server was not ready"),
-                "{log}"
-            );
+            assert!(log.contains("client disconnect while server was not ready"), "{log}");
         }
     }
 }
@@ -476,19 +417,12 @@ fn a_forced_user_is_who_works_on_the_server() {
     let port = Postgres::shared().port;
     let pooler = Pooler::start(|ini| {
         ini.set("default_pool_size", "1");
-        ini.database(
-            "app",
-            &format!("host=127.0.0.1 port={port} dbname=app user=carol"),
-        );
+        ini.database("app", &format!("host=127.0.0.1 port={port} dbname=app user=carol"));
     });
     let (mut one, mut two) = (pooler.raw("alice"), pooler.raw("bob"));
     assert_eq!(one.value("SELECT current_user"), "carol");
     assert_eq!(two.value("SELECT session_user"), "carol");
-    assert_eq!(
-        one.backend_pid(),
-        two.backend_pid(),
-        "one pool for all of them"
-    );
+    assert_eq!(one.backend_pid(), two.backend_pid(), "one pool for all of them");
 }
 
 #[test]
@@ -508,22 +442,11 @@ fn a_database_may_have_another_pool_mode() {
         let connect = format!("host=127.0.0.1 port={port} dbname=app pool_mode=session");
         ini.database("kept", &connect);
     });
-    let mut one = pooler.raw_with(
-        Startup::v3()
-            .param("user", "alice")
-            .param("database", "kept"),
-    );
-    let mut two = pooler.raw_with(
-        Startup::v3()
-            .param("user", "alice")
-            .param("database", "kept"),
-    );
+    let mut one = pooler.raw_with(Startup::v3().param("user", "alice").param("database", "kept"));
+    let mut two = pooler.raw_with(Startup::v3().param("user", "alice").param("database", "kept"));
     one.query("SELECT 1");
     two.send(&raw::query("SELECT 2"));
-    assert!(
-        two.is_quiet_for(Duration::from_millis(100)),
-        "a session's server was shared"
-    );
+    assert!(two.is_quiet_for(Duration::from_millis(100)), "a session's server was shared");
     one.send(&raw::terminate());
     two.expect_tags("TDCZ");
 }
@@ -532,23 +455,13 @@ fn a_database_may_have_another_pool_mode() {
 fn settings_of_one_client_never_reach_another() {
     for size in SIZES {
         let pooler = pooler("transaction", size);
-        let startup = || {
-            Startup::v3()
-                .param("user", "alice")
-                .param("database", "app")
-        };
+        let startup = || Startup::v3().param("user", "alice").param("database", "app");
         let odd = "it's a \\ \"quoted\" name";
         let mut clients = [
-            pooler.raw_with(
-                startup()
-                    .param("application_name", "one")
-                    .param("DateStyle", "german"),
-            ),
-            pooler.raw_with(
-                startup()
-                    .param("application_name", odd)
-                    .param("timezone", "Asia/Tokyo"),
-            ),
+            pooler
+                .raw_with(startup().param("application_name", "one").param("DateStyle", "german")),
+            pooler
+                .raw_with(startup().param("application_name", odd).param("timezone", "Asia/Tokyo")),
             pooler.raw_with(startup()),
         ];
         let expected = [
@@ -587,9 +500,7 @@ fn a_set_of_the_client_follows_it_to_other_servers() {
 #[test]
 fn a_bad_setting_of_the_startup_shows_at_the_first_query() {
     let pooler = pooler("transaction", 1);
-    let startup = Startup::v3()
-        .param("user", "alice")
-        .param("database", "app");
+    let startup = Startup::v3().param("user", "alice").param("database", "app");
     let mut client = pooler.raw_with(startup.param("timezone", "No/Such"));
     assert_eq!(client.parameter("TimeZone").as_deref(), Some("No/Such"));
     client.send(&raw::query("SELECT 1"));
@@ -617,14 +528,7 @@ fn long_values_are_set_as_any_other() {
 fn copy_data_without_a_server_is_dropped() {
     let pooler = pooler("transaction", 1);
     let mut client = pooler.raw("alice");
-    client.send(
-        &[
-            raw::copy_data(b"lost"),
-            raw::copy_done(),
-            raw::copy_fail("lost"),
-        ]
-        .concat(),
-    );
+    client.send(&[raw::copy_data(b"lost"), raw::copy_done(), raw::copy_fail("lost")].concat());
     assert_eq!(client.value("SELECT 42"), "42");
     client.send(&raw::message(b'p', b"again\0"));
     client.expect_fatal("unknown pkt");
@@ -633,18 +537,13 @@ fn copy_data_without_a_server_is_dropped() {
 #[test]
 fn a_query_waits_no_longer_than_allowed() {
     let pooler = Pooler::start(|ini| {
-        ini.set("default_pool_size", "1")
-            .set("query_wait_timeout", "1");
+        ini.set("default_pool_size", "1").set("query_wait_timeout", "1");
     });
     let mut holder = pooler.raw("alice");
     holder.query("BEGIN");
     let mut waiting = pooler.raw("alice");
     waiting.send(&raw::query("SELECT 1"));
     waiting.expect_fatal("query_wait_timeout");
-    assert_eq!(
-        tags(&holder.query("COMMIT")),
-        "CZ",
-        "the holder is not disturbed"
-    );
+    assert_eq!(tags(&holder.query("COMMIT")), "CZ", "the holder is not disturbed");
     pooler.assert_serves();
 }

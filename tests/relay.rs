@@ -13,18 +13,13 @@ const MEGABYTE: usize = 1024 * 1024;
 
 fn direct() -> Raw {
     let mut raw = Raw::connect(Postgres::shared().port);
-    raw.log_in(
-        &Startup::v3()
-            .param("user", "alice")
-            .param("database", "app"),
-    );
+    raw.log_in(&Startup::v3().param("user", "alice").param("database", "app"));
     raw
 }
 
 fn pooler(mode: &str, size: u32) -> Pooler {
     Pooler::start(|ini| {
-        ini.set("pool_mode", mode)
-            .set("default_pool_size", &size.to_string());
+        ini.set("pool_mode", mode).set("default_pool_size", &size.to_string());
     })
 }
 
@@ -36,11 +31,7 @@ struct Batch {
 }
 
 fn batch(name: &'static str, readies: usize, messages: &[Vec<u8>]) -> Batch {
-    Batch {
-        name,
-        bytes: messages.concat(),
-        readies,
-    }
+    Batch { name, bytes: messages.concat(), readies }
 }
 
 fn simple_batches() -> Vec<Batch> {
@@ -49,51 +40,22 @@ fn simple_batches() -> Vec<Batch> {
         batch("one row", 1, &[query("SELECT 1, 'two', NULL, ''")]),
         batch("empty query", 1, &[query("")]),
         batch("empty texts", 1, &[query(";;  ; -- nothing")]),
-        batch(
-            "no columns",
-            1,
-            &[query("SELECT FROM generate_series(1, 3)")],
-        ),
+        batch("no columns", 1, &[query("SELECT FROM generate_series(1, 3)")]),
         batch("error", 1, &[query("SELECT nonsense FROM nowhere")]),
-        batch(
-            "several statements",
-            1,
-            &[query("SELECT 1; SELECT 2; SELECT 1/0; SELECT 3")],
-        ),
+        batch("several statements", 1, &[query("SELECT 1; SELECT 2; SELECT 1/0; SELECT 3")]),
         batch("notices", 1, &[query(notice)]),
-        batch(
-            "settings",
-            1,
-            &[query(
-                "SET DateStyle = german; SHOW DateStyle; RESET DateStyle",
-            )],
-        ),
-        batch(
-            "pipeline",
-            3,
-            &[query("SELECT 1"), query("SELECT 1/0"), query("SELECT 3")],
-        ),
+        batch("settings", 1, &[query("SET DateStyle = german; SHOW DateStyle; RESET DateStyle")]),
+        batch("pipeline", 3, &[query("SELECT 1"), query("SELECT 1/0"), query("SELECT 3")]),
         batch(
             "transaction",
             4,
-            &[
-                query("BEGIN"),
-                query("SELECT 1/0"),
-                query("SELECT 2"),
-                query("ROLLBACK"),
-            ],
+            &[query("BEGIN"), query("SELECT 1/0"), query("SELECT 2"), query("ROLLBACK")],
         ),
-        batch(
-            "function call",
-            1,
-            &[raw::message(b'F', b"\0\0\x06\x4a\0\0\0\0\0\0")],
-        ),
+        batch("function call", 1, &[raw::message(b'F', b"\0\0\x06\x4a\0\0\0\0\0\0")]),
         batch(
             "many rows",
             1,
-            &[query(
-                "SELECT i, repeat('x', i % 50) FROM generate_series(1, 3000) i",
-            )],
+            &[query("SELECT i, repeat('x', i % 50) FROM generate_series(1, 3000) i")],
         ),
     ]
 }
@@ -101,28 +63,12 @@ fn simple_batches() -> Vec<Batch> {
 fn extended_batches() -> Vec<Batch> {
     let one = || [parse("", "SELECT $1::text"), bind("", &["value"])].concat();
     vec![
-        batch(
-            "extended",
-            1,
-            &[one(), describe(b'P', ""), execute(0), sync()],
-        ),
+        batch("extended", 1, &[one(), describe(b'P', ""), execute(0), sync()]),
         batch("only sync", 1, &[sync()]),
         batch("syncs", 3, &[sync(), sync(), sync()]),
-        batch(
-            "describe statement",
-            1,
-            &[parse("", "SELECT $1::int"), describe(b'S', ""), sync()],
-        ),
-        batch(
-            "no data",
-            1,
-            &[parse("", "BEGIN"), describe(b'S', ""), sync()],
-        ),
-        batch(
-            "empty",
-            1,
-            &[parse("", ""), bind("", &[]), execute(0), sync()],
-        ),
+        batch("describe statement", 1, &[parse("", "SELECT $1::int"), describe(b'S', ""), sync()]),
+        batch("no data", 1, &[parse("", "BEGIN"), describe(b'S', ""), sync()]),
+        batch("empty", 1, &[parse("", ""), bind("", &[]), execute(0), sync()]),
         batch(
             "suspended portal",
             1,
@@ -153,23 +99,10 @@ fn extended_batches() -> Vec<Batch> {
         batch(
             "error skips a simple query, too",
             2,
-            &[
-                parse("", "nonsense"),
-                query("SELECT 1"),
-                sync(),
-                query("SELECT 2"),
-            ],
+            &[parse("", "nonsense"), query("SELECT 1"), sync(), query("SELECT 2")],
         ),
-        batch(
-            "flush within",
-            1,
-            &[one(), flush(), execute(0), flush(), sync()],
-        ),
-        batch(
-            "batch then query",
-            2,
-            &[one(), execute(0), query("SELECT 1"), sync()],
-        ),
+        batch("flush within", 1, &[one(), flush(), execute(0), flush(), sync()]),
+        batch("batch then query", 2, &[one(), execute(0), query("SELECT 1"), sync()]),
         batch(
             "named, used and closed",
             1,
@@ -189,11 +122,7 @@ fn copy_batches() -> Vec<Batch> {
     let table = || query("BEGIN; CREATE TEMP TABLE sink (a int, b text)");
     let end = || query("ROLLBACK");
     vec![
-        batch(
-            "copy out",
-            1,
-            &[query("COPY (SELECT generate_series(1, 100)) TO STDOUT")],
-        ),
+        batch("copy out", 1, &[query("COPY (SELECT generate_series(1, 100)) TO STDOUT")]),
         batch(
             "copy in",
             4,
@@ -221,13 +150,7 @@ fn copy_batches() -> Vec<Batch> {
         batch(
             "copy in that the server fails",
             3,
-            &[
-                table(),
-                query("COPY sink FROM STDIN"),
-                copy_data(b"x\ty\n"),
-                copy_done(),
-                end(),
-            ],
+            &[table(), query("COPY sink FROM STDIN"), copy_data(b"x\ty\n"), copy_done(), end()],
         ),
         batch(
             "extended copy in",
@@ -280,10 +203,7 @@ fn compare(pooler: &Pooler, batches: &[Batch], mut piece: impl FnMut() -> usize)
 }
 
 fn all_batches() -> Vec<Batch> {
-    [simple_batches(), extended_batches(), copy_batches()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [simple_batches(), extended_batches(), copy_batches()].into_iter().flatten().collect()
 }
 
 #[test]
@@ -339,16 +259,9 @@ fn a_row_larger_than_any_buffer_passes() {
     let sql = format!("SELECT repeat('0123456789abcdef', {})", 20 * MEGABYTE / 16);
     let row = client.value(&sql);
     assert_eq!(row.len(), 20 * MEGABYTE);
-    assert!(
-        row.as_bytes()
-            .chunks(16)
-            .all(|chunk| chunk == b"0123456789abcdef")
-    );
+    assert!(row.as_bytes().chunks(16).all(|chunk| chunk == b"0123456789abcdef"));
     let growth = pooler.resident_bytes().saturating_sub(before);
-    assert!(
-        growth < 8 << 20,
-        "the pooler kept {growth} bytes of the row"
-    );
+    assert!(growth < 8 << 20, "the pooler kept {growth} bytes of the row");
     assert_eq!(client.value("SELECT 42"), "42");
 }
 
@@ -358,25 +271,13 @@ fn a_query_larger_than_any_buffer_passes() {
     let mut client = pooler.raw("alice");
     let before = pooler.resident_bytes();
     let text = "y".repeat(20 * MEGABYTE);
-    assert_eq!(
-        client.value(&format!("SELECT length('{text}')")),
-        text.len().to_string()
-    );
-    let batch = [
-        parse("", "SELECT length($1)"),
-        bind("", &[&text]),
-        execute(0),
-        sync(),
-    ]
-    .concat();
+    assert_eq!(client.value(&format!("SELECT length('{text}')")), text.len().to_string());
+    let batch = [parse("", "SELECT length($1)"), bind("", &[&text]), execute(0), sync()].concat();
     client.send(&batch);
     let answer = client.expect_tags("12DCZ");
     assert_eq!(answer[2].columns(), [text.len().to_string()]);
     let growth = pooler.resident_bytes().saturating_sub(before);
-    assert!(
-        growth < 8 << 20,
-        "the pooler kept {growth} bytes of the query"
-    );
+    assert!(growth < 8 << 20, "the pooler kept {growth} bytes of the query");
 }
 
 #[test]
@@ -397,9 +298,7 @@ fn a_big_result_streams_in_bounded_memory() {
     let pooler = pooler("transaction", 1);
     let mut client = pooler.raw("alice");
     let before = pooler.resident_bytes();
-    client.send(&query(
-        "SELECT repeat('z', 1000) FROM generate_series(1, 200000)",
-    ));
+    client.send(&query("SELECT repeat('z', 1000) FROM generate_series(1, 200000)"));
     assert_eq!(client.message().tag, b'T');
     let (mut rows, mut most) = (0, 0);
     loop {
@@ -425,17 +324,12 @@ fn a_client_that_does_not_read_does_not_fill_the_pooler() {
     let pooler = pooler("transaction", 2);
     let mut lazy = pooler.raw("alice");
     let before = pooler.resident_bytes();
-    lazy.send(&query(
-        "SELECT repeat('z', 1000) FROM generate_series(1, 50000)",
-    ));
+    lazy.send(&query("SELECT repeat('z', 1000) FROM generate_series(1, 50000)"));
     for _ in 0..50 {
         pooler.assert_serves();
     }
     let growth = pooler.resident_bytes().saturating_sub(before);
-    assert!(
-        growth < 8 << 20,
-        "{growth} bytes more for a client that does not read"
-    );
+    assert!(growth < 8 << 20, "{growth} bytes more for a client that does not read");
     let answer = lazy.until_ready();
     assert_eq!(answer.len(), 50_000 + 3);
 }
@@ -449,13 +343,8 @@ fn long_pipelines_are_answered_in_order() {
         let pipeline: Vec<u8> = (0..5000)
             .flat_map(|number| match number % 3 {
                 0 => query(&format!("SELECT {number}")),
-                1 => [
-                    parse("", &format!("SELECT {number}")),
-                    bind("", &[]),
-                    execute(0),
-                    sync(),
-                ]
-                .concat(),
+                1 => [parse("", &format!("SELECT {number}")), bind("", &[]), execute(0), sync()]
+                    .concat(),
                 _ => query(&format!("SELECT {number} / 0")),
             })
             .collect();
@@ -476,22 +365,16 @@ fn copy_carries_much_data_both_ways() {
     let pooler = pooler("transaction", 2);
     let mut client = pooler.client();
     let mut transaction = client.transaction().expect("begin");
-    transaction
-        .batch_execute("CREATE TEMP TABLE sink (n int, t text)")
-        .expect("create");
+    transaction.batch_execute("CREATE TEMP TABLE sink (n int, t text)").expect("create");
     let mut data = Vec::new();
     for number in 0..100_000 {
         writeln!(data, "{number}\t{}", "w".repeat(number % 400)).expect("a line");
     }
-    let mut writer = transaction
-        .copy_in("COPY sink FROM STDIN")
-        .expect("copy in");
+    let mut writer = transaction.copy_in("COPY sink FROM STDIN").expect("copy in");
     writer.write_all(&data).expect("send");
     assert_eq!(writer.finish().expect("finish"), 100_000);
     let mut back = Vec::new();
-    let mut reader = transaction
-        .copy_out("COPY sink TO STDOUT")
-        .expect("copy out");
+    let mut reader = transaction.copy_out("COPY sink TO STDOUT").expect("copy out");
     reader.read_to_end(&mut back).expect("read");
     drop(reader);
     assert!(back == data, "what came back differs");
@@ -513,11 +396,7 @@ fn late_copy_data_after_a_failed_copy_hurts_nobody() {
         assert_eq!(client.value("SELECT 42"), "42");
     }
     let mut other = pooler.raw("alice");
-    assert_eq!(
-        other.value("SELECT count(*) FROM sink"),
-        "0",
-        "the server came back"
-    );
+    assert_eq!(other.value("SELECT count(*) FROM sink"), "0", "the server came back");
 }
 
 #[test]
@@ -526,10 +405,7 @@ fn notifications_reach_a_listening_session() {
     let mut listener = pooler.raw("alice");
     let channel = format!("channel_{}", pooler.port);
     listener.query(&format!("LISTEN {channel}"));
-    pooler
-        .client()
-        .batch_execute(&format!("NOTIFY {channel}, 'news'"))
-        .expect("notify");
+    pooler.client().batch_execute(&format!("NOTIFY {channel}, 'news'")).expect("notify");
     let news = listener.message();
     assert_eq!(news.tag, b'A');
     assert!(news.body.ends_with(b"\0news\0"));
@@ -543,18 +419,11 @@ fn the_postgres_crate_is_content() {
         let mut transaction = client.transaction().expect("begin");
         let statement = transaction.prepare("SELECT $1::int8 * 2").expect("prepare");
         for number in 0..20_i64 {
-            let row = transaction
-                .query_one(&statement, &[&number])
-                .expect("query");
+            let row = transaction.query_one(&statement, &[&number]).expect("query");
             assert_eq!(row.get::<_, i64>(0), number * 2);
         }
-        let fault = transaction
-            .query_one("SELECT 1/0", &[])
-            .expect_err("a division by zero");
-        assert_eq!(
-            fault.code(),
-            Some(&postgres::error::SqlState::DIVISION_BY_ZERO)
-        );
+        let fault = transaction.query_one("SELECT 1/0", &[]).expect_err("a division by zero");
+        assert_eq!(fault.code(), Some(&postgres::error::SqlState::DIVISION_BY_ZERO));
         transaction.rollback().expect("rollback");
     }
 }

@@ -5,17 +5,11 @@ mod common;
 use common::{Pooler, Postgres, Startup, wait_for};
 
 fn knows(pooler: &Pooler, database: &str) -> bool {
-    pooler
-        .config("alice", database)
-        .connect(postgres::NoTls)
-        .is_ok()
+    pooler.config("alice", database).connect(postgres::NoTls).is_ok()
 }
 
 fn connect_string(database: &str) -> String {
-    format!(
-        "host=127.0.0.1 port={} dbname={database}",
-        Postgres::shared().port
-    )
+    format!("host=127.0.0.1 port={} dbname={database}", Postgres::shared().port)
 }
 
 #[test]
@@ -31,13 +25,8 @@ fn hangup_makes_a_new_database_known() {
     pooler.signal(libc::SIGHUP);
     wait_for("the new database", || knows(&pooler, "added"));
     assert_eq!(client.value("SELECT 42"), "42", "clients of before go on");
-    let added = Startup::v3()
-        .param("user", "alice")
-        .param("database", "added");
-    assert_eq!(
-        pooler.raw_with(added).value("SELECT current_database()"),
-        "app"
-    );
+    let added = Startup::v3().param("user", "alice").param("database", "added");
+    assert_eq!(pooler.raw_with(added).value("SELECT current_database()"), "app");
 }
 
 #[test]
@@ -45,30 +34,19 @@ fn hangup_makes_a_new_user_known() {
     let mut pooler = Pooler::start(|ini| {
         ini.database("app", &(connect_string("app") + " user=bob"));
     });
-    assert!(
-        pooler
-            .config("erin", "app")
-            .connect(postgres::NoTls)
-            .is_err()
-    );
+    assert!(pooler.config("erin", "app").connect(postgres::NoTls).is_err());
     pooler.rewrite(|ini| {
         ini.known("erin");
     });
     pooler.signal(libc::SIGHUP);
-    wait_for("the new user", || {
-        pooler
-            .config("erin", "app")
-            .connect(postgres::NoTls)
-            .is_ok()
-    });
+    wait_for("the new user", || pooler.config("erin", "app").connect(postgres::NoTls).is_ok());
 }
 
 #[test]
 fn a_faulty_file_at_reload_changes_nothing() {
     let mut pooler = Pooler::start(|_| ());
     pooler.rewrite(|ini| {
-        ini.set("pool_mode", "nonsense")
-            .database("added", &connect_string("app"));
+        ini.set("pool_mode", "nonsense").database("added", &connect_string("app"));
     });
     pooler.signal(libc::SIGHUP);
     wait_for("a word in the log", || pooler.log().contains("nonsense"));
@@ -87,12 +65,7 @@ fn each_ending_signal_ends_it_well() {
         pooler.assert_serves();
         pooler.signal(signal);
         let status = pooler.wait_for_exit();
-        assert_eq!(
-            status.code(),
-            Some(0),
-            "signal {signal}: {status}\n{}",
-            pooler.log()
-        );
+        assert_eq!(status.code(), Some(0), "signal {signal}: {status}\n{}", pooler.log());
     }
 }
 
@@ -104,9 +77,5 @@ fn the_immediate_signal_waits_for_nobody() {
     pooler.signal(libc::SIGQUIT);
     let status = pooler.wait_for_exit();
     assert_eq!(status.code(), Some(0), "{status}");
-    assert!(
-        client
-            .try_message()
-            .is_none_or(|message| message.tag == b'E')
-    );
+    assert!(client.try_message().is_none_or(|message| message.tag == b'E'));
 }

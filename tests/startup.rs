@@ -6,9 +6,7 @@ use common::raw::{self, GSSENC_REQUEST, SSL_REQUEST, parameters, tags, untagged}
 use common::{Pooler, Postgres, Raw, Startup, wait_for};
 
 fn alice() -> Startup {
-    Startup::v3()
-        .param("user", "alice")
-        .param("database", "app")
+    Startup::v3().param("user", "alice").param("database", "app")
 }
 
 /// The pooler answers these first bytes with a fatal error of this text and closes.
@@ -32,14 +30,9 @@ trait Welcome {
 impl Welcome for Raw {
     fn expect_welcome(&self) {
         let tags = tags(&self.welcome);
-        let middle = tags
-            .strip_prefix('R')
-            .and_then(|tags| tags.strip_suffix("KZ"));
+        let middle = tags.strip_prefix('R').and_then(|tags| tags.strip_suffix("KZ"));
         let middle = middle.unwrap_or_else(|| panic!("not a welcome: {tags}"));
-        assert!(
-            middle.bytes().all(|tag| tag == b'S'),
-            "not a welcome: {tags}"
-        );
+        assert!(middle.bytes().all(|tag| tag == b'S'), "not a welcome: {tags}");
         assert_eq!(self.welcome[0].body, [0, 0, 0, 0], "AuthenticationOk");
         assert_eq!(self.cancel_key().len(), 8, "a key of protocol 3.0");
         assert_eq!(self.welcome.last().expect("messages").body, b"I");
@@ -72,10 +65,7 @@ fn bytes_behind_a_request_for_encryption_are_refused() {
     let pooler = Pooler::start(|_| ());
     for (code, text) in [
         (SSL_REQUEST, "received unencrypted data after SSL request"),
-        (
-            GSSENC_REQUEST,
-            "received unencrypted data after GSSAPI encryption request",
-        ),
+        (GSSENC_REQUEST, "received unencrypted data after GSSAPI encryption request"),
     ] {
         let request = untagged(code, b"");
         refuses(&pooler, &[&request[..], &alice().bytes()].concat(), text);
@@ -103,28 +93,13 @@ fn protocol_2_and_unknown_codes_are_refused() {
 fn bad_headers_are_refused_with_their_bytes_in_hex() {
     let pooler = Pooler::start(|_| ());
     for (first, text) in [
-        (
-            &[0, 0, 0, 7, 0, 3, 0, 0][..],
-            "bad packet header: '0000000700030000'",
-        ),
-        (
-            &[0, 0, 0, 0, 0, 3, 0, 0],
-            "bad packet header: '0000000000030000'",
-        ),
-        (
-            &[0, 1, 0, 0, 0, 3, 0, 0],
-            "bad packet header: '0001000000030000'",
-        ),
-        (
-            &[0, 0xff, 0xff, 0xff, 0, 3, 0, 0],
-            "bad packet header: '00ffffff00030000'",
-        ),
+        (&[0, 0, 0, 7, 0, 3, 0, 0][..], "bad packet header: '0000000700030000'"),
+        (&[0, 0, 0, 0, 0, 3, 0, 0], "bad packet header: '0000000000030000'"),
+        (&[0, 1, 0, 0, 0, 3, 0, 0], "bad packet header: '0001000000030000'"),
+        (&[0, 0xff, 0xff, 0xff, 0, 3, 0, 0], "bad packet header: '00ffffff00030000'"),
         (b"Q\x00\x00\x00\x03", "bad packet header: '5100000003'"),
         (b"Q\xff\xff\xff\xff", "bad packet header: '51ffffffff'"),
-        (
-            b"Q\x00\x00\x00\x00\x2a\x2b\x2c\x2d",
-            "bad packet header: '51000000002a2b2c'",
-        ),
+        (b"Q\x00\x00\x00\x00\x2a\x2b\x2c\x2d", "bad packet header: '51000000002a2b2c'"),
     ] {
         refuses(&pooler, first, text);
     }
@@ -134,17 +109,8 @@ fn bad_headers_are_refused_with_their_bytes_in_hex() {
 #[test]
 fn wrong_messages_before_startup_end_the_conversation() {
     let pooler = Pooler::start(|_| ());
-    refuses(
-        &pooler,
-        &raw::message(b'p', b"x\0"),
-        "client password pkt before startup packet",
-    );
-    for silent in [
-        raw::query("SELECT 1"),
-        raw::terminate(),
-        raw::sync(),
-        raw::message(b'~', b""),
-    ] {
+    refuses(&pooler, &raw::message(b'p', b"x\0"), "client password pkt before startup packet");
+    for silent in [raw::query("SELECT 1"), raw::terminate(), raw::sync(), raw::message(b'~', b"")] {
         let mut client = pooler.unnamed();
         client.send(&silent);
         client.expect_end();
@@ -173,35 +139,17 @@ fn unknown_parameters_are_refused_by_name() {
     });
     let long = "x".repeat(200);
     for (name, text) in [
-        (
-            "search_path",
-            "unsupported startup parameter: search_path".to_owned(),
-        ),
-        (
-            "Extra_Float_Digits",
-            "unsupported startup parameter: Extra_Float_Digits".to_owned(),
-        ),
+        ("search_path", "unsupported startup parameter: search_path".to_owned()),
+        ("Extra_Float_Digits", "unsupported startup parameter: Extra_Float_Digits".to_owned()),
         ("User", "unsupported startup parameter: User".to_owned()),
         // The whole text is cut to 127 bytes.
-        (
-            &long,
-            format!("unsupported startup parameter: {}", "x".repeat(96)),
-        ),
+        (&long, format!("unsupported startup parameter: {}", "x".repeat(96))),
     ] {
         refuses(&pooler, &alice().param(name, "1").bytes(), &text);
     }
-    accepts(
-        &pooler,
-        &alice()
-            .param("extra_float_digits", "3")
-            .param("geqo", "off"),
-    );
+    accepts(&pooler, &alice().param("extra_float_digits", "3").param("geqo", "off"));
     // The password, or whatever else the value may be, is for the log alone.
-    assert!(
-        pooler
-            .log()
-            .contains("unsupported startup parameter: search_path=1")
-    );
+    assert!(pooler.log().contains("unsupported startup parameter: search_path=1"));
 }
 
 #[test]
@@ -216,10 +164,7 @@ fn tracked_parameters_are_taken_in_any_case_and_the_last_one_wins() {
     );
     assert_eq!(client.parameter("DateStyle").as_deref(), Some("german"));
     assert_eq!(client.parameter("TimeZone").as_deref(), Some("Asia/Tokyo"));
-    let last = Startup::v3()
-        .param("user", "nobody")
-        .param("database", "app")
-        .param("user", "bob");
+    let last = Startup::v3().param("user", "nobody").param("database", "app").param("user", "bob");
     let mut client = accepts(&pooler, &last);
     assert_eq!(client.value("SELECT current_user"), "bob");
 }
@@ -236,10 +181,7 @@ fn options_set_tracked_parameters() {
         ("-c   timezone=Asia/Tokyo", "Asia/Tokyo"),
         ("  --TimeZone=Asia/Tokyo", "Asia/Tokyo"),
         ("--timezone=UTC --TimeZone=Asia/Tokyo", "Asia/Tokyo"),
-        (
-            "-c extra_float_digits=2 -c timezone=Asia/Tokyo",
-            "Asia/Tokyo",
-        ),
+        ("-c extra_float_digits=2 -c timezone=Asia/Tokyo", "Asia/Tokyo"),
         ("--timezone=\\Asia/To\\kyo", "Asia/Tokyo"),
         ("--timezone=a\\ b", "a b"),
         ("--timezone=a\\", "a"),
@@ -248,26 +190,12 @@ fn options_set_tracked_parameters() {
     ] {
         let client = pooler.raw_with(alice().param("options", options));
         client.expect_welcome();
-        assert_eq!(
-            client.parameter("TimeZone").as_deref(),
-            Some(zone),
-            "{options:?}"
-        );
+        assert_eq!(client.parameter("TimeZone").as_deref(), Some(zone), "{options:?}");
     }
-    let later = alice()
-        .param("options", "-c timezone=Asia/Tokyo")
-        .param("timezone", "UTC");
-    assert_eq!(
-        pooler.raw_with(later).parameter("TimeZone").as_deref(),
-        Some("UTC")
-    );
-    let earlier = alice()
-        .param("timezone", "UTC")
-        .param("options", "-c timezone=Asia/Tokyo");
-    assert_eq!(
-        pooler.raw_with(earlier).parameter("TimeZone").as_deref(),
-        Some("Asia/Tokyo")
-    );
+    let later = alice().param("options", "-c timezone=Asia/Tokyo").param("timezone", "UTC");
+    assert_eq!(pooler.raw_with(later).parameter("TimeZone").as_deref(), Some("UTC"));
+    let earlier = alice().param("timezone", "UTC").param("options", "-c timezone=Asia/Tokyo");
+    assert_eq!(pooler.raw_with(earlier).parameter("TimeZone").as_deref(), Some("Asia/Tokyo"));
 }
 
 #[test]
@@ -306,10 +234,7 @@ fn the_word_options_ignores_unknown_names_but_not_unknown_forms() {
     });
     let client = accepts(
         &pooler,
-        &alice().param(
-            "options",
-            "-c search_path=x --geqo=off -c timezone=Asia/Tokyo",
-        ),
+        &alice().param("options", "-c search_path=x --geqo=off -c timezone=Asia/Tokyo"),
     );
     assert_eq!(client.parameter("TimeZone").as_deref(), Some("Asia/Tokyo"));
     refuses(&pooler, &alice().param("options", "-d 5").bytes(), FORMS);
@@ -321,11 +246,7 @@ fn user_and_layout_are_checked_in_order() {
     let layout = "invalid startup packet layout: expected terminator as last byte";
     let no_user = "no username supplied";
     refuses(&pooler, &Startup::v3().bytes(), no_user);
-    refuses(
-        &pooler,
-        &Startup::v3().param("database", "app").bytes(),
-        no_user,
-    );
+    refuses(&pooler, &Startup::v3().param("database", "app").bytes(), no_user);
     refuses(&pooler, &Startup::v3().param("user", "").bytes(), no_user);
     refuses(&pooler, &alice().end(&[]).bytes(), layout);
     refuses(&pooler, &alice().end(&[0, 0]).bytes(), layout);
@@ -333,11 +254,7 @@ fn user_and_layout_are_checked_in_order() {
     refuses(&pooler, &alice().end(b"half\0").bytes(), layout);
     refuses(&pooler, &Startup::v3().end(&[]).bytes(), layout);
     let unknown = alice().param("geqo", "on").end(&[]);
-    refuses(
-        &pooler,
-        &unknown.bytes(),
-        "unsupported startup parameter: geqo",
-    );
+    refuses(&pooler, &unknown.bytes(), "unsupported startup parameter: geqo");
     let nobody = Startup::v3().param("database", "app").end(&[0, 1]);
     refuses(&pooler, &nobody.bytes(), layout);
 }
@@ -351,18 +268,13 @@ fn newer_minor_versions_and_extensions_are_negotiated_down() {
         (0x3_0002, &["_pq_.foo"]),
         (0x3_ffff, &["_pq_.b", "_pq_.a", "_pq_.b"]),
     ] {
-        let mut startup = Startup::version(version)
-            .param("user", "alice")
-            .param("database", "app");
+        let mut startup = Startup::version(version).param("user", "alice").param("database", "app");
         for name in extensions {
             startup = startup.param(name, "on");
         }
         let client = pooler.raw_with(startup);
         let first = &client.welcome[0];
-        assert_eq!(
-            first.tag, b'v',
-            "NegotiateProtocolVersion comes before all else"
-        );
+        assert_eq!(first.tag, b'v', "NegotiateProtocolVersion comes before all else");
         let count = u8::try_from(extensions.len()).expect("few");
         let mut expected = vec![0, 3, 0, 0, 0, 0, 0, count];
         for name in extensions {
@@ -370,18 +282,10 @@ fn newer_minor_versions_and_extensions_are_negotiated_down() {
             expected.push(0);
         }
         assert_eq!(first.body, expected);
-        assert_eq!(
-            tags(&client.welcome).matches('v').count(),
-            1,
-            "it is sent once"
-        );
+        assert_eq!(tags(&client.welcome).matches('v').count(), 1, "it is sent once");
         assert_eq!(client.cancel_key().len(), 8, "the key stays that of 3.0");
     }
-    assert_eq!(
-        pooler.raw("alice").welcome[0].tag,
-        b'R',
-        "3.0 needs no negotiation"
-    );
+    assert_eq!(pooler.raw("alice").welcome[0].tag, b'R', "3.0 needs no negotiation");
 }
 
 #[test]
@@ -429,17 +333,10 @@ fn the_login_notice_comes_last_before_ready() {
         ini.set("login_notify_message", "mind the gap");
     });
     let client = pooler.raw("alice");
-    assert!(
-        tags(&client.welcome).ends_with("KNZ"),
-        "{}",
-        tags(&client.welcome)
-    );
+    assert!(tags(&client.welcome).ends_with("KNZ"), "{}", tags(&client.welcome));
     let notice = &client.welcome[client.welcome.len() - 2];
     let expected = [('S', "NOTICE"), ('C', "00000"), ('M', "mind the gap")];
-    assert_eq!(
-        notice.fields(),
-        expected.map(|(letter, text)| (letter, text.to_owned()))
-    );
+    assert_eq!(notice.fields(), expected.map(|(letter, text)| (letter, text.to_owned())));
 }
 
 #[test]
@@ -456,38 +353,19 @@ fn each_client_gets_a_key_of_its_own() {
 fn unknown_users_and_databases_are_refused_under_trust() {
     let pooler = Pooler::start(|_| ());
     let login = |user: &str, database: &str| {
-        Startup::v3()
-            .param("user", user)
-            .param("database", database)
-            .bytes()
+        Startup::v3().param("user", user).param("database", database).bytes()
     };
     let trust = "\"trust\" authentication failed";
     refuses(&pooler, &login("mallory", "app"), trust);
     // An unknown user does not learn which databases there are.
     refuses(&pooler, &login("mallory", "nowhere"), trust);
-    refuses(
-        &pooler,
-        &login("alice", "nowhere"),
-        "no such database: nowhere",
-    );
+    refuses(&pooler, &login("alice", "nowhere"), "no such database: nowhere");
     // Missing and empty mean the user's name.
-    refuses(
-        &pooler,
-        &Startup::v3().param("user", "alice").bytes(),
-        "no such database: alice",
-    );
+    refuses(&pooler, &Startup::v3().param("user", "alice").bytes(), "no such database: alice");
     refuses(&pooler, &login("alice", ""), "no such database: alice");
     let long = "d".repeat(70);
-    refuses(
-        &pooler,
-        &login("alice", &long),
-        &format!("no such database: {}", &long[..63]),
-    );
-    refuses(
-        &pooler,
-        &login(&"u".repeat(128), "app"),
-        "username too long",
-    );
+    refuses(&pooler, &login("alice", &long), &format!("no such database: {}", &long[..63]));
+    refuses(&pooler, &login(&"u".repeat(128), "app"), "username too long");
     refuses(&pooler, &login(&"u".repeat(127), "app"), trust);
     pooler.assert_serves();
 }
@@ -497,17 +375,12 @@ fn any_takes_every_name_and_uses_the_forced_user() {
     let port = Postgres::shared().port;
     let pooler = Pooler::start(|ini| {
         ini.set("auth_type", "any");
-        ini.database(
-            "app",
-            &format!("host=127.0.0.1 port={port} dbname=app user=bob"),
-        );
+        ini.database("app", &format!("host=127.0.0.1 port={port} dbname=app user=bob"));
     });
     let mut client = pooler.raw("whoever");
     assert_eq!(client.value("SELECT current_user"), "bob");
     for database in ["postgres", "nowhere"] {
-        let login = Startup::v3()
-            .param("user", "alice")
-            .param("database", database);
+        let login = Startup::v3().param("user", "alice").param("database", database);
         refuses(&pooler, &login.bytes(), "bouncer config error");
     }
 }
@@ -516,25 +389,14 @@ fn any_takes_every_name_and_uses_the_forced_user() {
 fn a_database_the_server_does_not_have_is_refused_in_the_servers_words() {
     let port = Postgres::shared().port;
     let pooler = Pooler::start(|ini| {
-        ini.database(
-            "ghost",
-            &format!("host=127.0.0.1 port={port} dbname=ghost_on_server"),
-        );
+        ini.database("ghost", &format!("host=127.0.0.1 port={port} dbname=ghost_on_server"));
     });
     let mut client = pooler.unnamed();
-    client.send(
-        &Startup::v3()
-            .param("user", "alice")
-            .param("database", "ghost")
-            .bytes(),
-    );
+    client.send(&Startup::v3().param("user", "alice").param("database", "ghost").bytes());
     let error = client.message();
     assert_eq!(error.field('S'), "FATAL");
     assert_eq!(error.field('C'), "3D000");
-    assert_eq!(
-        error.field('M'),
-        "database \"ghost_on_server\" does not exist"
-    );
+    assert_eq!(error.field('M'), "database \"ghost_on_server\" does not exist");
     client.expect_end();
     pooler.assert_serves();
 }
@@ -545,12 +407,7 @@ fn a_role_the_server_does_not_have_is_refused_in_the_servers_words() {
         ini.known("dave");
     });
     let mut client = pooler.unnamed();
-    client.send(
-        &Startup::v3()
-            .param("user", "dave")
-            .param("database", "app")
-            .bytes(),
-    );
+    client.send(&Startup::v3().param("user", "dave").param("database", "app").bytes());
     let error = client.message();
     assert_eq!((error.field('C').as_str(), error.tag), ("28000", b'E'));
     assert_eq!(error.field('M'), "role \"dave\" does not exist");
@@ -561,10 +418,7 @@ fn a_role_the_server_does_not_have_is_refused_in_the_servers_words() {
 fn has_room(pooler: &Pooler) -> bool {
     let mut client = pooler.unnamed();
     client.send(&alice().bytes());
-    client
-        .until_ready()
-        .last()
-        .is_some_and(|message| message.tag == b'Z')
+    client.until_ready().last().is_some_and(|message| message.tag == b'Z')
 }
 
 /// A client that has asked for TLS and says nothing more.
@@ -596,27 +450,10 @@ fn max_client_conn_counts_every_socket_and_frees_places() {
 }
 
 #[test]
-fn a_second_startup_is_refused() {
-    let port = Postgres::shared().port;
-    let pooler = Pooler::start(|ini| {
-        ini.set("auth_type", "plain");
-        ini.database("app", &format!("host=127.0.0.1 port={port} dbname=app"));
-    });
-    let mut client = pooler.unnamed();
-    client.send(&alice().bytes());
-    let request = client.message();
-    assert_eq!((request.tag, &request.body[..]), (b'R', &[0, 0, 0, 3][..]));
-    client.send(&alice().bytes());
-    client.expect_fatal("client re-sent startup pkt");
-}
-
-#[test]
 fn a_startup_cut_at_any_byte_is_still_understood() {
     let pooler = Pooler::start(|_| ());
-    let whole = alice()
-        .param("options", "-c timezone=UTC")
-        .param("application_name", "cut")
-        .bytes();
+    let whole =
+        alice().param("options", "-c timezone=UTC").param("application_name", "cut").bytes();
     for cut in 0..=whole.len() {
         let mut client = pooler.unnamed();
         client.send(&whole[..cut]);
@@ -650,12 +487,7 @@ fn a_client_that_leaves_within_its_startup_is_forgotten() {
 fn messages_right_behind_the_startup_are_answered_after_the_welcome() {
     let pooler = Pooler::start(|_| ());
     let mut client = pooler.unnamed();
-    let eager = [
-        alice().bytes(),
-        raw::query("SELECT 1"),
-        raw::query("SELECT 2"),
-    ]
-    .concat();
+    let eager = [alice().bytes(), raw::query("SELECT 1"), raw::query("SELECT 2")].concat();
     client.send(&eager);
     client.welcome = client.until_ready();
     client.expect_welcome();

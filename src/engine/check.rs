@@ -6,7 +6,7 @@ use crate::keys::{ClientKey, PoolKey};
 use crate::pool::Pool;
 use crate::pool::queues::{ClientStanding, client_standing, server_standing};
 use crate::session::client::Client;
-use crate::session::server::Server;
+use crate::session::server::{Server, State};
 
 impl Engine {
     /// Panics if any law is broken.
@@ -29,6 +29,7 @@ impl Engine {
             }
         }
         for (key, server) in self.house.servers.iter() {
+            assert!(!matches!(server.state, State::Unlinked), "decided about at once");
             if let Some(client) = server.client() {
                 let client = self.house.clients.get(client).expect("a server's client is there");
                 assert_eq!(client.server(), Some(key), "links point at each other");

@@ -132,6 +132,7 @@ impl Engine {
             server.state,
             server::State::Idle { .. }
                 | server::State::Active { .. }
+                | server::State::Unlinked
                 | server::State::Resetting
                 | server::State::HeldForCancel
         );

@@ -111,7 +111,9 @@ impl Engine {
                 server.inbox.skip(bytes);
                 Step::Wait
             }
-            State::Connecting(_) | State::LoggingIn(_) | State::Closing => Step::Wait,
+            State::Unlinked | State::Connecting(_) | State::LoggingIn(_) | State::Closing => {
+                Step::Wait
+            }
         }
     }
 

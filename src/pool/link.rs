@@ -94,7 +94,7 @@ impl House {
     }
 
     /// Takes a client and its server apart; what the client has not been sent yet goes with it.
-    /// The server is left `Active` without a client for its caller to decide about.
+    /// The server is left `Unlinked` for the caller to decide about.
     pub fn unlink(&mut self, server_key: ServerKey) -> Option<ClientKey> {
         let House { clients, servers, rings, .. } = self;
         let server = servers.get_mut(server_key)?;
@@ -108,6 +108,7 @@ impl House {
         server.egress.clear(rings);
         client.inbox.tidy(None, rings);
         self.set_client_state(client_key, client::State::Idle);
+        self.set_server_state(server_key, server::State::Unlinked, End::Back);
         Some(client_key)
     }
 

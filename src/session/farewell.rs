@@ -71,8 +71,6 @@ reasons! {
     DATA_AFTER_GSSENC = Told("received unencrypted data after GSSAPI encryption request");
     /// A Startup of protocol 2.
     OLD_PROTOCOL = Told("old V2 protocol not supported");
-    /// A second Startup.
-    STARTUP_AGAIN = Told("client re-sent startup pkt");
     /// A PasswordMessage that nobody asked for yet.
     PASSWORD_BEFORE_STARTUP = Told("client password pkt before startup packet");
     /// `options` is not a list of settings.

@@ -26,11 +26,14 @@ pub enum State {
         /// Since when.
         since: Instant,
     },
-    /// Works for a client. Leaves to `Idle`, `Resetting`, `HeldForCancel`, `Closing`.
+    /// Works for a client. Leaves to `Unlinked`.
     Active {
         /// Which one.
         client: ClientKey,
     },
+    /// Its client has just left, and whoever took them apart decides at once what comes next.
+    /// Leaves to `Idle`, `Resetting`, `HeldForCancel`, `Closing`.
+    Unlinked,
     /// Runs the reset query. Leaves to `Idle`, `HeldForCancel`, `Closing`.
     Resetting,
     /// Could be free, but a CancelRequest for it is still on its way and would hit the next

@@ -37,11 +37,7 @@ impl FakeServer {
                 std::thread::spawn(move || script(&mut Visit::new(stream)));
             }
         });
-        FakeServer {
-            port,
-            visits,
-            closing,
-        }
+        FakeServer { port, visits, closing }
     }
 
     /// How many connections there were.
@@ -69,12 +65,8 @@ pub struct Visit {
 
 impl Visit {
     fn new(stream: TcpStream) -> Visit {
-        stream
-            .set_read_timeout(Some(PATIENCE))
-            .expect("read timeout");
-        stream
-            .set_write_timeout(Some(PATIENCE))
-            .expect("write timeout");
+        stream.set_read_timeout(Some(PATIENCE)).expect("read timeout");
+        stream.set_write_timeout(Some(PATIENCE)).expect("write timeout");
         Visit { stream }
     }
 
@@ -141,10 +133,7 @@ pub fn ready() -> Vec<u8> {
 
 /// An answer to any simple query: one row with one column.
 pub fn one_row(value: &str) -> Vec<u8> {
-    let mut bytes = message(
-        b'T',
-        b"\0\x01c\0\0\0\0\0\0\0\0\0\0\x19\xff\xff\xff\xff\xff\xff\0\0",
-    );
+    let mut bytes = message(b'T', b"\0\x01c\0\0\0\0\0\0\0\0\0\0\x19\xff\xff\xff\xff\xff\xff\0\0");
     let mut row = vec![0, 1];
     row.extend(u32::try_from(value.len()).expect("short").to_be_bytes());
     row.extend(value.as_bytes());

@@ -43,10 +43,7 @@ pub fn wait_for_some<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
         if let Some(value) = probe() {
             return value;
         }
-        assert!(
-            start.elapsed() < PATIENCE,
-            "waited {PATIENCE:?} in vain for: {what}"
-        );
+        assert!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} in vain for: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -70,10 +67,7 @@ impl Lease {
             let name = SocketAddr::from_abstract_name(format!("ringbouncer-port-{port}"));
             let claim = UnixListener::bind_addr(&name.expect("a short name")).ok()?;
             TcpListener::bind(("127.0.0.1", port)).ok()?;
-            Some(Lease {
-                port,
-                _claim: claim,
-            })
+            Some(Lease { port, _claim: claim })
         })
     }
 }
@@ -82,10 +76,7 @@ impl Lease {
 pub fn temp_dir(parent: &Path, kind: &str) -> PathBuf {
     static SERIAL: AtomicU32 = AtomicU32::new(0);
     let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
-    let nanos = std::time::UNIX_EPOCH
-        .elapsed()
-        .expect("clock after 1970")
-        .subsec_nanos();
+    let nanos = std::time::UNIX_EPOCH.elapsed().expect("clock after 1970").subsec_nanos();
     let name = format!("{kind}-{}-{serial}-{nanos}", std::process::id());
     let path = parent.join(name);
     std::fs::create_dir(&path).expect("create a temporary directory");
@@ -110,29 +101,18 @@ pub fn account() -> Option<Account> {
             return None;
         }
         let id = |flag: &str| -> u32 {
-            let output = Command::new("id")
-                .args([flag, "postgres"])
-                .output()
-                .expect("run id");
+            let output = Command::new("id").args([flag, "postgres"]).output().expect("run id");
             let text = String::from_utf8_lossy(&output.stdout);
-            text.trim()
-                .parse()
-                .expect("an account `postgres` exists (Debian package postgresql)")
+            text.trim().parse().expect("an account `postgres` exists (Debian package postgresql)")
         };
-        Some(Account {
-            uid: id("-u"),
-            gid: id("-g"),
-        })
+        Some(Account { uid: id("-u"), gid: id("-g") })
     })
 }
 
 /// Resident memory of a process in bytes.
 pub fn resident_bytes(pid: u32) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("process status");
-    let line = status
-        .lines()
-        .find(|line| line.starts_with("VmRSS:"))
-        .expect("VmRSS in status");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("VmRSS in status");
     let kilobytes: u64 = line
         .split_ascii_whitespace()
         .nth(1)

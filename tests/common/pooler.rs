@@ -24,22 +24,14 @@ impl Ini {
             databases: Vec::new(),
             users: Vec::new(),
             settings: Vec::new(),
-            names: ["postgres", "alice", "bob", "carol"]
-                .map(String::from)
-                .to_vec(),
+            names: ["postgres", "alice", "bob", "carol"].map(String::from).to_vec(),
         };
         for name in ["app", "postgres"] {
-            ini.database(
-                name,
-                &format!("host=127.0.0.1 port={} dbname={name}", postgres.port),
-            );
+            ini.database(name, &format!("host=127.0.0.1 port={} dbname={name}", postgres.port));
         }
-        ini.set("listen_addr", "127.0.0.1")
-            .set("auth_type", "trust");
-        ini.set("unix_socket_dir", "")
-            .set("pool_mode", "transaction");
-        ini.set("admin_users", "postgres")
-            .set("ignore_startup_parameters", "extra_float_digits");
+        ini.set("listen_addr", "127.0.0.1").set("auth_type", "trust");
+        ini.set("unix_socket_dir", "").set("pool_mode", "transaction");
+        ini.set("admin_users", "postgres").set("ignore_startup_parameters", "extra_float_digits");
         ini
     }
 
@@ -123,25 +115,13 @@ impl Pooler {
         let log = fs::File::create(dir.join("log")).expect("create the log");
         let mut command = Command::new(binary());
         command.arg(dir.join("pooler.ini")).current_dir("/");
-        command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         if let Some(account) = account() {
             command.uid(account.uid).gid(account.gid);
         }
         sys::die_with_parent(&mut command);
-        let child = command
-            .spawn()
-            .unwrap_or_else(|e| panic!("start {}: {e}", binary().display()));
-        let mut pooler = Pooler {
-            child,
-            ini,
-            dir,
-            port,
-            _lease: lease,
-            ended: false,
-        };
+        let child = command.spawn().unwrap_or_else(|e| panic!("start {}: {e}", binary().display()));
+        let mut pooler = Pooler { child, ini, dir, port, _lease: lease, ended: false };
         pooler.wait_until_up().then_some(pooler)
     }
 
@@ -154,20 +134,13 @@ impl Pooler {
                 self.ended = true;
                 let log = self.log();
                 let taken = log.contains("in use");
-                assert!(
-                    taken,
-                    "the pooler ended while starting: {status}, its log:\n{log}"
-                );
+                assert!(taken, "the pooler ended while starting: {status}, its log:\n{log}");
                 return false;
             }
             if TcpStream::connect(("127.0.0.1", self.port)).is_ok() {
                 return true;
             }
-            assert!(
-                start.elapsed() < PATIENCE,
-                "the pooler does not listen:\n{}",
-                self.log()
-            );
+            assert!(start.elapsed() < PATIENCE, "the pooler does not listen:\n{}", self.log());
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
     }
@@ -195,9 +168,7 @@ impl Pooler {
     /// Waits for an end that the test has asked for.
     pub fn wait_for_exit(&mut self) -> ExitStatus {
         self.ended = true;
-        super::wait_for_some("the pooler to end", || {
-            self.child.try_wait().expect("try_wait")
-        })
+        super::wait_for_some("the pooler to end", || self.child.try_wait().expect("try_wait"))
     }
 
     /// A logged-in raw connection; database `app`.
@@ -220,20 +191,14 @@ impl Pooler {
     /// As the `postgres` crate wants it.
     pub fn config(&self, user: &str, database: &str) -> postgres::Config {
         let mut config = postgres::Config::new();
-        config
-            .host("127.0.0.1")
-            .port(self.port)
-            .user(user)
-            .dbname(database);
+        config.host("127.0.0.1").port(self.port).user(user).dbname(database);
         config.ssl_mode(postgres::config::SslMode::Disable);
         config
     }
 
     /// A client of the `postgres` crate as `alice` on `app`.
     pub fn client(&self) -> postgres::Client {
-        self.config("alice", "app")
-            .connect(postgres::NoTls)
-            .expect("connect through the pooler")
+        self.config("alice", "app").connect(postgres::NoTls).expect("connect through the pooler")
     }
 
     pub fn resident_bytes(&self) -> u64 {
@@ -246,20 +211,14 @@ impl Pooler {
             Ok(client) => client,
             Err(e) => panic!("the pooler refuses a client: {e}\n{}", self.log()),
         };
-        let row = client
-            .query_one("SELECT 41 + 1", &[])
-            .expect("a query through the pooler");
+        let row = client.query_one("SELECT 41 + 1", &[]).expect("a query through the pooler");
         assert_eq!(row.get::<_, i32>(0), 42);
     }
 }
 
 impl Drop for Pooler {
     fn drop(&mut self) {
-        let early = if self.ended {
-            None
-        } else {
-            self.child.try_wait().ok().flatten()
-        };
+        let early = if self.ended { None } else { self.child.try_wait().ok().flatten() };
         if !self.ended && early.is_none() {
             // Still our child and not waited for: the pid cannot have another owner.
             let _ = self.child.kill();
@@ -280,11 +239,7 @@ impl Drop for Pooler {
 }
 
 fn write_files(dir: &Path, ini: &Ini) {
-    let list: String = ini
-        .names
-        .iter()
-        .map(|name| format!("\"{name}\" \"secret\"\n"))
-        .collect();
+    let list: String = ini.names.iter().map(|name| format!("\"{name}\" \"secret\"\n")).collect();
     for (name, text) in [("userlist.txt", list), ("pooler.ini", ini.text())] {
         let path = dir.join(name);
         fs::write(&path, text).expect("write a configuration file");
@@ -316,12 +271,7 @@ fn others_may_enter(dir: &Path) -> bool {
 /// to the shared PostgreSQL and removed with it.
 fn copy_for_others(path: &Path) -> PathBuf {
     let meta = fs::metadata(path).expect("the binary exists");
-    let name = format!(
-        "pooler-{}-{}-{}",
-        meta.mtime(),
-        meta.mtime_nsec(),
-        meta.len()
-    );
+    let name = format!("pooler-{}-{}-{}", meta.mtime(), meta.mtime_nsec(), meta.len());
     let copy = Postgres::shared().socket_dir.join(name);
     let lock = fs::File::create(postgresql::lock_dir().join("copy")).expect("create a lock file");
     sys::lock(&lock, true);

@@ -32,19 +32,13 @@ impl Postgres {
 
     /// A connection that does not pass the pooler.
     pub fn client(&self, database: &str) -> postgres::Client {
-        self.config("postgres", database)
-            .connect(postgres::NoTls)
-            .expect("direct connection")
+        self.config("postgres", database).connect(postgres::NoTls).expect("direct connection")
     }
 
     /// As the `postgres` crate wants it.
     pub fn config(&self, user: &str, database: &str) -> postgres::Config {
         let mut config = postgres::Config::new();
-        config
-            .host("127.0.0.1")
-            .port(self.port)
-            .user(user)
-            .dbname(database);
+        config.host("127.0.0.1").port(self.port).user(user).dbname(database);
         config.ssl_mode(postgres::config::SslMode::Disable);
         config
     }
@@ -55,12 +49,8 @@ impl Postgres {
         let serial = SERIAL.fetch_add(1, Ordering::Relaxed);
         let name = format!("fresh_{}_{serial}", std::process::id());
         let mut client = self.client("postgres");
-        client
-            .batch_execute(&format!("DROP DATABASE IF EXISTS {name}"))
-            .expect("drop database");
-        client
-            .batch_execute(&format!("CREATE DATABASE {name}"))
-            .expect("create database");
+        client.batch_execute(&format!("DROP DATABASE IF EXISTS {name}")).expect("drop database");
+        client.batch_execute(&format!("CREATE DATABASE {name}")).expect("create database");
         name
     }
 }
@@ -73,11 +63,7 @@ pub fn lock_dir() -> PathBuf {
 }
 
 fn open_lock(path: &Path) -> File {
-    File::options()
-        .create(true)
-        .append(true)
-        .open(path)
-        .expect("open a lock file")
+    File::options().create(true).append(true).open(path).expect("open a lock file")
 }
 
 fn join_or_start(locks: &Path) -> Postgres {
@@ -94,19 +80,11 @@ fn join_or_start(locks: &Path) -> Postgres {
     }
     let root = temp_dir(&std::env::temp_dir(), "ringbouncer-postgresql");
     let lease = Lease::take();
-    let server = Postgres {
-        port: lease.port,
-        socket_dir: root.clone(),
-        _hold: hold,
-    };
+    let server = Postgres { port: lease.port, socket_dir: root.clone(), _hold: hold };
     let mut keeper = start_keeper(locks, &root, server.port);
     wait_for_some("PostgreSQL to answer", || {
         let gone = keeper.try_wait().expect("ask for the keeper's state");
-        assert!(
-            gone.is_none(),
-            "no PostgreSQL: {gone:?}, see {}",
-            root.display()
-        );
+        assert!(gone.is_none(), "no PostgreSQL: {gone:?}, see {}", root.display());
         answers(&server).then_some(())
     });
     create_roles(&server);
@@ -145,51 +123,30 @@ fn create_roles(server: &Postgres) {
             .batch_execute(&format!("CREATE ROLE {role} LOGIN SUPERUSER"))
             .expect("create a role");
     }
-    client
-        .batch_execute("CREATE DATABASE app")
-        .expect("create the database app");
+    client.batch_execute("CREATE DATABASE app").expect("create the database app");
 }
 
 fn start_keeper(locks: &Path, root: &Path, port: u16) -> Child {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/common/postgresql.sh");
     let mut command = Command::new("sh");
-    command
-        .arg(script)
-        .arg(bin_dir())
-        .arg(locks)
-        .arg(root)
-        .arg(port.to_string());
+    command.arg(script).arg(bin_dir()).arg(locks).arg(root).arg(port.to_string());
     if account().is_some() {
-        command.args([
-            "setpriv",
-            "--reuid=postgres",
-            "--regid=postgres",
-            "--init-groups",
-        ]);
+        command.args(["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"]);
     } else {
         command.arg("env");
     }
     // A group of its own, and no pipe of ours: it outlives this process and nobody waits for it.
     command.process_group(0);
-    command
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null());
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.spawn().expect("start the keeper of PostgreSQL")
 }
 
 /// The directory of `initdb` and `postgres`: Debian's newest, else what `pg_config` says.
 pub fn bin_dir() -> PathBuf {
     let version = |path: &Path| -> u32 {
-        path.file_name()
-            .and_then(|name| name.to_str())
-            .and_then(|s| s.parse().ok())
-            .unwrap_or(0)
+        path.file_name().and_then(|name| name.to_str()).and_then(|s| s.parse().ok()).unwrap_or(0)
     };
-    let debian = fs::read_dir("/usr/lib/postgresql")
-        .into_iter()
-        .flatten()
-        .flatten();
+    let debian = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let newest = debian
         .map(|entry| entry.path())
         .filter(|path| path.join("bin/initdb").exists())

@@ -22,20 +22,14 @@ impl Message {
             .map(|field| {
                 let (letter, text) = field.split_first().expect("a field is not empty");
                 let text = text.strip_suffix(b"\0").expect("a field ends in NUL");
-                (
-                    char::from(*letter),
-                    String::from_utf8_lossy(text).into_owned(),
-                )
+                (char::from(*letter), String::from_utf8_lossy(text).into_owned())
             })
             .collect()
     }
 
     /// One field, empty if it is not there.
     pub fn field(&self, letter: char) -> String {
-        let found = self
-            .fields()
-            .into_iter()
-            .find(|(known, _)| *known == letter);
+        let found = self.fields().into_iter().find(|(known, _)| *known == letter);
         found.map(|(_, text)| text).unwrap_or_default()
     }
 
@@ -75,19 +69,12 @@ pub fn c_strings(body: &[u8]) -> Vec<String> {
 
 /// The letters of some messages, `TDCZ` for instance.
 pub fn tags(messages: &[Message]) -> String {
-    messages
-        .iter()
-        .map(|message| char::from(message.tag))
-        .collect()
+    messages.iter().map(|message| char::from(message.tag)).collect()
 }
 
 /// All ParameterStatus of some messages.
 pub fn parameters(messages: &[Message]) -> Vec<(String, String)> {
-    messages
-        .iter()
-        .filter(|m| m.tag == b'S')
-        .map(Message::parameter)
-        .collect()
+    messages.iter().filter(|m| m.tag == b'S').map(Message::parameter).collect()
 }
 
 /// A tagged message.
@@ -138,11 +125,7 @@ pub fn bind(statement: &str, values: &[&str]) -> Vec<u8> {
     let mut body = vec![0];
     text(&mut body, statement);
     body.extend([0, 0]);
-    body.extend(
-        u16::try_from(values.len())
-            .expect("few values")
-            .to_be_bytes(),
-    );
+    body.extend(u16::try_from(values.len()).expect("few values").to_be_bytes());
     for value in values {
         body.extend(length(value.len()));
         body.extend(value.as_bytes());
@@ -212,11 +195,7 @@ impl Startup {
     }
 
     pub fn version(version: u32) -> Startup {
-        Startup {
-            version,
-            body: Vec::new(),
-            end: vec![0],
-        }
+        Startup { version, body: Vec::new(), end: vec![0] }
     }
 
     pub fn param(mut self, name: &str, value: &str) -> Startup {
@@ -256,30 +235,16 @@ impl Raw {
 
     pub fn over(stream: TcpStream) -> Raw {
         stream.set_nodelay(true).expect("nodelay");
-        stream
-            .set_read_timeout(Some(PATIENCE))
-            .expect("read timeout");
-        stream
-            .set_write_timeout(Some(PATIENCE))
-            .expect("write timeout");
-        Raw {
-            stream,
-            inbox: Vec::new(),
-            taken: 0,
-            welcome: Vec::new(),
-            lenient: false,
-        }
+        stream.set_read_timeout(Some(PATIENCE)).expect("read timeout");
+        stream.set_write_timeout(Some(PATIENCE)).expect("write timeout");
+        Raw { stream, inbox: Vec::new(), taken: 0, welcome: Vec::new(), lenient: false }
     }
 
     /// Sends the Startup and reads the welcome of a peer that asks for no password.
     pub fn log_in(&mut self, startup: &Startup) {
         self.send(&startup.bytes());
         let welcome = self.until_ready();
-        assert!(
-            welcome.iter().all(|m| m.tag != b'E'),
-            "refused: {}",
-            last_words(&welcome)
-        );
+        assert!(welcome.iter().all(|m| m.tag != b'E'), "refused: {}", last_words(&welcome));
         self.welcome = welcome;
     }
 
@@ -313,10 +278,9 @@ impl Raw {
         let len = match result {
             Ok(len) => len,
             Err(e) if e.kind() == ErrorKind::ConnectionReset => 0,
-            Err(e) => panic!(
-                "nothing to read in {PATIENCE:?}: {e}; inbox {:?}",
-                &self.inbox[..old]
-            ),
+            Err(e) => {
+                panic!("nothing to read in {PATIENCE:?}: {e}; inbox {:?}", &self.inbox[..old])
+            }
         };
         self.inbox.truncate(old + len);
         len > 0
@@ -350,10 +314,7 @@ impl Raw {
                 let len = u32::from_be_bytes(unread[1..5].try_into().expect("four bytes"));
                 let end = usize::try_from(len).expect("a length fits") + 1;
                 if unread.len() >= end {
-                    let message = Message {
-                        tag: unread[0],
-                        body: unread[5..end].to_vec(),
-                    };
+                    let message = Message { tag: unread[0], body: unread[5..end].to_vec() };
                     self.taken += end;
                     return Some(message);
                 }
@@ -368,14 +329,12 @@ impl Raw {
 
     /// The next message, which must come.
     pub fn message(&mut self) -> Message {
-        self.try_message()
-            .expect("a message, not the end of the stream")
+        self.try_message().expect("a message, not the end of the stream")
     }
 
     /// The next message, read from the socket byte by byte.
     pub fn message_slowly(&mut self) -> Message {
-        self.message_by(1)
-            .expect("a message, not the end of the stream")
+        self.message_by(1).expect("a message, not the end of the stream")
     }
 
     /// All messages up to and including ReadyForQuery, or up to the end of the stream.
@@ -412,9 +371,7 @@ impl Raw {
 
     /// The process that serves us just now.
     pub fn backend_pid(&mut self) -> i32 {
-        self.value("SELECT pg_backend_pid()")
-            .parse()
-            .expect("a pid")
+        self.value("SELECT pg_backend_pid()").parse().expect("a pid")
     }
 
     /// Reads exactly these messages.
@@ -430,9 +387,7 @@ impl Raw {
         let error = error.unwrap_or_else(|| panic!("the end of the stream instead of: {text}"));
         assert_eq!(error.tag, b'E', "expected {text}, got {error:?}");
         let expected = [('S', "FATAL"), ('C', "08P01"), ('M', text)];
-        let expected = expected
-            .map(|(letter, text)| (letter, text.to_owned()))
-            .to_vec();
+        let expected = expected.map(|(letter, text)| (letter, text.to_owned())).to_vec();
         assert_eq!(error.fields(), expected);
         self.expect_end();
     }
@@ -445,11 +400,7 @@ impl Raw {
 
     /// The key of our BackendKeyData.
     pub fn cancel_key(&self) -> Vec<u8> {
-        let key = self
-            .welcome
-            .iter()
-            .find(|message| message.tag == b'K')
-            .expect("BackendKeyData");
+        let key = self.welcome.iter().find(|message| message.tag == b'K').expect("BackendKeyData");
         key.body.clone()
     }
 
@@ -464,13 +415,9 @@ impl Raw {
         if !self.unread().is_empty() {
             return false;
         }
-        self.stream
-            .set_read_timeout(Some(time))
-            .expect("read timeout");
+        self.stream.set_read_timeout(Some(time)).expect("read timeout");
         let result = self.stream.peek(&mut [0]);
-        self.stream
-            .set_read_timeout(Some(PATIENCE))
-            .expect("read timeout");
+        self.stream.set_read_timeout(Some(PATIENCE)).expect("read timeout");
         result.is_err_and(|e| e.kind() == ErrorKind::WouldBlock)
     }
 }

@@ -15,11 +15,7 @@ pub fn effective_uid() -> u32 {
 
 /// Waits for the file's lock, alone or shared; it is gone with the file descriptor.
 pub fn lock(file: &File, exclusive: bool) {
-    let operation = if exclusive {
-        libc::LOCK_EX
-    } else {
-        libc::LOCK_SH
-    };
+    let operation = if exclusive { libc::LOCK_EX } else { libc::LOCK_SH };
     // SAFETY: the descriptor is open as long as `file` is borrowed.
     let result = unsafe { libc::flock(file.as_raw_fd(), operation) };
     assert_eq!(result, 0, "flock: {}", std::io::Error::last_os_error());
@@ -49,10 +45,7 @@ pub fn die_with_parent(command: &mut Command) {
 
 /// Raises the soft limit of open files to the hard one and returns it. Children inherit it.
 pub fn raise_open_files() -> u64 {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the pointer is to a live rlimit.
     unsafe {
         assert_eq!(libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit), 0);
