@@ -57,6 +57,8 @@ impl Kind {
 /// A pooler that runs and lets clients through to PostgreSQL.
 pub struct Candidate {
     pub kind: Kind,
+    /// Its kind, and a number if the same kind takes part more than once.
+    label: String,
     pub port: u16,
     /// The first line of what it says about its version.
     pub version: String,
@@ -66,8 +68,18 @@ pub struct Candidate {
 }
 
 impl Candidate {
-    pub fn start(kind: Kind, ground: &Ground, most_clients: usize) -> Outcome<Candidate> {
-        let name = kind.name();
+    /// `taken` of the same kind have been started before: the comparison of a pooler with itself shows the noise.
+    pub fn start(
+        kind: Kind,
+        taken: usize,
+        ground: &Ground,
+        most_clients: usize,
+    ) -> Outcome<Candidate> {
+        let label = match taken {
+            0 => kind.name().to_owned(),
+            _ => format!("{}-{}", kind.name(), taken + 1),
+        };
+        let name = label.as_str();
         // A copy: the one in the build directory may be out of reach for the user it runs as, or be rebuilt meanwhile.
         let program = ground.copy_program(&kind.program()?, name)?;
         let version = version_line(&program, kind)?;
@@ -94,6 +106,7 @@ impl Candidate {
         let clock = CpuClock::of(process.pid())?;
         Ok(Candidate {
             kind,
+            label,
             port,
             version,
             follows_prepared,
@@ -102,8 +115,8 @@ impl Candidate {
         })
     }
 
-    pub fn name(&self) -> &'static str {
-        self.kind.name()
+    pub fn name(&self) -> &str {
+        &self.label
     }
 
     pub fn pid(&self) -> u32 {
@@ -208,7 +221,7 @@ fn pooler_config(
     most_clients: usize,
     follows_prepared: bool,
 ) -> Outcome<String> {
-    let users = ground.path().join("userlist.txt");
+    let users = ground.path().join(format!("userlist-{port}.txt"));
     fs::write(&users, format!("\"{USER}\" \"\"\n"))?;
     let prepared = if follows_prepared {
         "max_prepared_statements = 100\n"

@@ -53,8 +53,19 @@ fn run() -> Outcome<bool> {
         probes::idle(&options, &mut ground, clients)?;
         return Ok(true);
     }
-    let start = |&kind: &Kind| Candidate::start(kind, &ground, options.most_clients());
-    let mut candidates: Vec<Candidate> = options.kinds.iter().map(start).collect::<Outcome<_>>()?;
+    let mut candidates: Vec<Candidate> = Vec::new();
+    for &kind in &options.kinds {
+        let taken = candidates
+            .iter()
+            .filter(|candidate| candidate.kind == kind)
+            .count();
+        candidates.push(Candidate::start(
+            kind,
+            taken,
+            &ground,
+            options.most_clients(),
+        )?);
+    }
     print_circumstances(&candidates);
     match options.mode {
         Mode::Syscalls => probes::syscalls(&options, &mut ground, &mut candidates).map(|()| true),

@@ -19,10 +19,10 @@ use crate::stand::{Ground, bulk_rows};
 use crate::sys::CpuClock;
 use crate::wire::{self, Client, Scratch};
 
-/// Longer than this without a word, and pgbench is taken to hang.
-const SILENCE: Duration = Duration::from_secs(20);
-/// Logins of many clients come before the first word.
-const LOGIN_PATIENCE: Duration = Duration::from_secs(120);
+/// Longer than this without a word, and pgbench is taken to hang. Logins of many clients come before the first word.
+const SILENCE: Duration = Duration::from_secs(30);
+/// After this much silence it is asked who has died.
+const LOOK_AROUND: Duration = Duration::from_secs(2);
 /// CopyData messages sent in one write.
 const COPY_ROWS_PER_WRITE: u64 = 500;
 
@@ -133,8 +133,8 @@ pub fn measure(
 
 fn measure_transactions(
     case: Case,
-    candidate: &Candidate,
-    ground: &Ground,
+    candidate: &mut Candidate,
+    ground: &mut Ground,
     window: Duration,
 ) -> Outcome<Sample> {
     let mut words = match case.load {
@@ -216,8 +216,8 @@ enum Said {
 
 /// Runs `pgbench -S` through the candidate to its end, and believes it only if it has nothing to complain about.
 pub fn run_pgbench(
-    ground: &Ground,
-    candidate: &Candidate,
+    ground: &mut Ground,
+    candidate: &mut Candidate,
     clients: usize,
     words: &[&str],
 ) -> Outcome<Run> {
@@ -253,22 +253,24 @@ pub fn run_pgbench(
     thread::spawn(move || listen(BufReader::new(stderr), clock, &sender));
     let mut progress = Vec::new();
     let mut complaints = Vec::new();
+    let mut heard_at = Instant::now();
     loop {
-        let patience = if progress.is_empty() {
-            LOGIN_PATIENCE
-        } else {
-            SILENCE
-        };
-        match receiver.recv_timeout(patience) {
+        match receiver.recv_timeout(LOOK_AROUND) {
             Ok(Said::Progress(line)) => progress.push(line),
             Ok(Said::Other(line)) => complaints.push(line),
             Err(mpsc::RecvTimeoutError::Disconnected) => break,
             Err(mpsc::RecvTimeoutError::Timeout) => {
-                return Err(Failure::new(format!(
-                    "pgbench hangs: no word in {patience:?}"
-                )));
+                candidate.expect_alive()?;
+                ground.expect_alive()?;
+                if heard_at.elapsed() >= SILENCE {
+                    return Err(Failure::new(format!(
+                        "pgbench hangs: no word in {SILENCE:?}"
+                    )));
+                }
+                continue;
             }
         }
+        heard_at = Instant::now();
     }
     let mut summary = String::new();
     stdout.read_to_string(&mut summary)?;

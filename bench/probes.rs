@@ -184,7 +184,7 @@ pub fn idle(options: &Options, ground: &mut Ground, clients: usize) -> Outcome<(
     ]);
     for &kind in options.kinds.iter().filter(|&&kind| kind != Kind::Haproxy) {
         eprintln!("{clients} idle clients, {}", kind.name());
-        let mut candidate = Candidate::start(kind, ground, options.most_clients())?;
+        let mut candidate = Candidate::start(kind, 0, ground, options.most_clients())?;
         let result = grow(&candidate, clients);
         candidate.expect_alive()?;
         ground.expect_alive()?;
