@@ -19,9 +19,9 @@ use crate::stand::{Ground, bulk_rows};
 use crate::sys::CpuClock;
 use crate::wire::{self, Client, Scratch};
 
-/// Longer than this without a word, and pgbench is taken to hang. Logins of many clients come before the first word.
+/// Longer than this without a transaction, and something hangs. Logins of many clients come before the first.
 const SILENCE: Duration = Duration::from_secs(30);
-/// After this much silence it is asked who has died.
+/// After this long without a transaction we look who has died.
 const LOOK_AROUND: Duration = Duration::from_secs(2);
 /// CopyData messages sent in one write.
 const COPY_ROWS_PER_WRITE: u64 = 500;
@@ -253,24 +253,27 @@ pub fn run_pgbench(
     thread::spawn(move || listen(BufReader::new(stderr), clock, &sender));
     let mut progress = Vec::new();
     let mut complaints = Vec::new();
-    let mut heard_at = Instant::now();
+    let mut news_at = Instant::now();
     loop {
         match receiver.recv_timeout(LOOK_AROUND) {
-            Ok(Said::Progress(line)) => progress.push(line),
+            Ok(Said::Progress(line)) => {
+                // While its clients hang, pgbench goes on to report that nothing happens.
+                if line.rate > 0.0 {
+                    news_at = Instant::now();
+                }
+                progress.push(line);
+            }
             Ok(Said::Other(line)) => complaints.push(line),
             Err(mpsc::RecvTimeoutError::Disconnected) => break,
-            Err(mpsc::RecvTimeoutError::Timeout) => {
-                candidate.expect_alive()?;
-                ground.expect_alive()?;
-                if heard_at.elapsed() >= SILENCE {
-                    return Err(Failure::new(format!(
-                        "pgbench hangs: no word in {SILENCE:?}"
-                    )));
-                }
-                continue;
-            }
+            Err(mpsc::RecvTimeoutError::Timeout) => {}
         }
-        heard_at = Instant::now();
+        if news_at.elapsed() >= LOOK_AROUND {
+            candidate.expect_alive()?;
+            ground.expect_alive()?;
+        }
+        if news_at.elapsed() >= SILENCE {
+            return Err(Failure::new(format!("no transaction in {SILENCE:?}")));
+        }
     }
     let mut summary = String::new();
     stdout.read_to_string(&mut summary)?;
