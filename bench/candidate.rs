@@ -104,15 +104,7 @@ impl Candidate {
         let mut process = ground.start_logged(name, &mut command, libc::SIGTERM)?;
         ground.await_login(&mut process, port)?;
         let clock = CpuClock::of(process.pid())?;
-        Ok(Candidate {
-            kind,
-            label,
-            port,
-            version,
-            follows_prepared,
-            process,
-            clock,
-        })
+        Ok(Candidate { kind, label, port, version, follows_prepared, process, clock })
     }
 
     pub fn name(&self) -> &str {
@@ -125,9 +117,7 @@ impl Candidate {
 
     /// CPU it has used so far, in user and system mode, by all its threads.
     pub fn cpu(&self) -> Outcome<Duration> {
-        self.clock
-            .read()
-            .context(|| format!("reading the CPU clock of {}", self.name()))
+        self.clock.read().context(|| format!("reading the CPU clock of {}", self.name()))
     }
 
     pub fn clock(&self) -> CpuClock {
@@ -159,26 +149,17 @@ impl Candidate {
                 return Ok(kibibytes * 1024);
             }
         }
-        Err(Failure::new(format!(
-            "no resident size of {} in /proc",
-            self.name()
-        )))
+        Err(Failure::new(format!("no resident size of {} in /proc", self.name())))
     }
 
     /// Two ways of reading the same time must agree, or the numbers mean nothing: the clock against `/proc/PID/stat`.
     pub fn cross_check_cpu(&self) -> Outcome<()> {
         let by_clock = self.cpu()?.as_secs_f64();
         let stat = fs::read_to_string(format!("/proc/{}/stat", self.pid()))?;
-        let fields = stat
-            .rsplit_once(')')
-            .map_or("", |(_, rest)| rest)
-            .split_whitespace();
+        let fields = stat.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace();
         // Fields 14 and 15 of the line; the first two ended with the parenthesis.
-        let ticks: f64 = fields
-            .skip(11)
-            .take(2)
-            .filter_map(|field| field.parse::<f64>().ok())
-            .sum();
+        let ticks: f64 =
+            fields.skip(11).take(2).filter_map(|field| field.parse::<f64>().ok()).sum();
         let by_stat = ticks / sys::ticks_per_second();
         if (by_clock - by_stat).abs() > 0.05 + 0.05 * by_clock {
             return Err(Failure::new(format!(
@@ -191,27 +172,15 @@ impl Candidate {
 }
 
 fn version_line(program: &Path, kind: Kind) -> Outcome<String> {
-    let flag = if kind == Kind::Haproxy {
-        "-v"
-    } else {
-        "--version"
-    };
+    let flag = if kind == Kind::Haproxy { "-v" } else { "--version" };
     let output = Command::new(program).arg(flag).output();
     let output = output.context(|| format!("cannot run {}", kind.name()))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    Ok(text
-        .lines()
-        .next()
-        .unwrap_or("(says no version)")
-        .to_owned())
+    Ok(text.lines().next().unwrap_or("(says no version)").to_owned())
 }
 
 fn version_pair(line: &str) -> Option<(u32, u32)> {
-    let mut numbers = line
-        .split_whitespace()
-        .nth(1)?
-        .split('.')
-        .map(|part| part.parse().ok());
+    let mut numbers = line.split_whitespace().nth(1)?.split('.').map(|part| part.parse().ok());
     Some((numbers.next()??, numbers.next()??))
 }
 
@@ -223,11 +192,7 @@ fn pooler_config(
 ) -> Outcome<String> {
     let users = ground.path().join(format!("userlist-{port}.txt"));
     fs::write(&users, format!("\"{USER}\" \"\"\n"))?;
-    let prepared = if follows_prepared {
-        "max_prepared_statements = 100\n"
-    } else {
-        ""
-    };
+    let prepared = if follows_prepared { "max_prepared_statements = 100\n" } else { "" };
     Ok(format!(
         "[databases]
 bench = host=127.0.0.1 port={server_port} dbname=bench

@@ -55,16 +55,8 @@ fn run() -> Outcome<bool> {
     }
     let mut candidates: Vec<Candidate> = Vec::new();
     for &kind in &options.kinds {
-        let taken = candidates
-            .iter()
-            .filter(|candidate| candidate.kind == kind)
-            .count();
-        candidates.push(Candidate::start(
-            kind,
-            taken,
-            &ground,
-            options.most_clients(),
-        )?);
+        let taken = candidates.iter().filter(|candidate| candidate.kind == kind).count();
+        candidates.push(Candidate::start(kind, taken, &ground, options.most_clients())?);
     }
     print_circumstances(&candidates);
     match options.mode {
@@ -82,13 +74,8 @@ fn print_circumstances(candidates: &[Candidate]) {
     let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let load = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let load = load.split(' ').next().unwrap_or_default();
-    println!(
-        "{cores} cores, Linux {}, load average at start {load}",
-        kernel.trim()
-    );
-    let ours = candidates
-        .iter()
-        .any(|candidate| candidate.kind == Kind::Ringbouncer);
+    println!("{cores} cores, Linux {}, load average at start {load}", kernel.trim());
+    let ours = candidates.iter().any(|candidate| candidate.kind == Kind::Ringbouncer);
     if ours && cfg!(debug_assertions) && std::env::var_os("RINGBOUNCER_BENCH_BINARY").is_none() {
         println!("WARNING: ringbouncer is a debug build; its numbers say nothing");
     }
@@ -168,22 +155,15 @@ fn add_case(
     candidates: &[Candidate],
     samples: &[Vec<Sample>],
 ) -> bool {
-    let baseline = candidates
-        .iter()
-        .position(|candidate| candidate.kind == BASELINE);
+    let baseline = candidates.iter().position(|candidate| candidate.kind == BASELINE);
     let mut kept = true;
     for (candidate, own) in candidates.iter().zip(samples) {
         let costs: Vec<f64> = own.iter().map(|sample| sample.cost).collect();
         let rates: Vec<f64> = own.iter().map(|sample| sample.rate).collect();
         let base = baseline.map_or(&[][..], |index| &samples[index]);
-        let ratios: Vec<f64> = own
-            .iter()
-            .zip(base)
-            .map(|(own, base)| own.cost / base.cost)
-            .collect();
-        let limit = options
-            .limit(case)
-            .filter(|_| candidate.kind == Kind::Ringbouncer);
+        let ratios: Vec<f64> =
+            own.iter().zip(base).map(|(own, base)| own.cost / base.cost).collect();
+        let limit = options.limit(case).filter(|_| candidate.kind == Kind::Ringbouncer);
         let ratio = (!ratios.is_empty()).then(|| median(&ratios));
         let verdict = match (ratio, limit) {
             (Some(ratio), Some(limit)) if ratio <= limit => "kept",
@@ -214,11 +194,7 @@ fn add_case(
                 },
                 rate_unit.to_owned(),
                 ratio.map_or_else(dash, |ratio| format!("{ratio:.2}")),
-                if ratios.is_empty() {
-                    dash()
-                } else {
-                    spread(&ratios, 2)
-                },
+                if ratios.is_empty() { dash() } else { spread(&ratios, 2) },
                 limit.map_or_else(dash, |limit| format!("{limit:.2}")),
                 verdict.to_owned(),
             ]);

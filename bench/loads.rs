@@ -106,12 +106,7 @@ pub fn measure(
     ground: &mut Ground,
     window: Duration,
 ) -> Outcome<Sample> {
-    let what = format!(
-        "{} with {} clients, {}",
-        case.load.name(),
-        case.clients,
-        candidate.name()
-    );
+    let what = format!("{} with {} clients, {}", case.load.name(), case.clients, candidate.name());
     let result = match case.load {
         Load::Simple | Load::Extended | Load::Prepared | Load::Reconnect => {
             measure_transactions(case, candidate, ground, window)
@@ -125,9 +120,7 @@ pub fn measure(
     if sample.cost.is_finite() && sample.cost > 0.0 && sample.rate > 0.0 {
         Ok(sample)
     } else {
-        Err(Failure::new(format!(
-            "{what}: nothing was measured ({sample:?})"
-        )))
+        Err(Failure::new(format!("{what}: nothing was measured ({sample:?})")))
     }
 }
 
@@ -160,10 +153,7 @@ fn measure_transactions(
             run.transactions
         )));
     }
-    Ok(Sample {
-        cost: cpu * 1e6 / transactions,
-        rate: transactions / window_seconds,
-    })
+    Ok(Sample { cost: cpu * 1e6 / transactions, rate: transactions / window_seconds })
 }
 
 /// First and last line of the window, and the transactions between them.
@@ -184,10 +174,7 @@ fn cut_window(progress: &[Progress], window: Duration) -> Outcome<(&Progress, &P
             return Ok((first, line, transactions));
         }
     }
-    Err(Failure::new(format!(
-        "pgbench has reported progress {} times only",
-        progress.len()
-    )))
+    Err(Failure::new(format!("pgbench has reported progress {} times only", progress.len())))
 }
 
 /// A line of progress, and what we knew as it arrived.
@@ -223,27 +210,10 @@ pub fn run_pgbench(
 ) -> Outcome<Run> {
     let clients = clients.to_string();
     let mut command = ground.client_command("pgbench", candidate.port);
-    command.args([
-        "-S",
-        "-n",
-        "-j",
-        "1",
-        "-P",
-        "1",
-        "--progress-timestamp",
-        "-c",
-        &clients,
-    ]);
-    command
-        .args(words)
-        .arg("bench")
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    command.args(["-S", "-n", "-j", "1", "-P", "1", "--progress-timestamp", "-c", &clients]);
+    command.args(words).arg("bench").stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut pgbench = Process::start("pgbench", &mut command, None, libc::SIGTERM)?;
-    let pipes = (
-        pgbench.child_mut().stderr.take(),
-        pgbench.child_mut().stdout.take(),
-    );
+    let pipes = (pgbench.child_mut().stderr.take(), pgbench.child_mut().stdout.take());
     let (Some(stderr), Some(mut stdout)) = pipes else {
         return Err(Failure::new("pgbench has no pipes"));
     };
@@ -280,30 +250,19 @@ pub fn run_pgbench(
     let status = pgbench.wait(SILENCE)?;
     if !status.success() || !complaints.is_empty() {
         complaints.truncate(10);
-        return Err(Failure::new(format!(
-            "pgbench: {status}\n  {}",
-            complaints.join("\n  ")
-        )));
+        return Err(Failure::new(format!("pgbench: {status}\n  {}", complaints.join("\n  "))));
     }
     let number = |label: &str| -> Option<u64> {
         let rest = summary.lines().find_map(|line| line.strip_prefix(label))?;
-        rest.split(['/', ' '])
-            .find(|word| !word.is_empty())?
-            .parse()
-            .ok()
+        rest.split(['/', ' ']).find(|word| !word.is_empty())?.parse().ok()
     };
     // Versions before 15 do not know failed transactions; there they end the run.
     match (
         number("number of transactions actually processed:"),
         number("number of failed transactions:").unwrap_or(0),
     ) {
-        (Some(transactions), 0) if transactions > 0 => Ok(Run {
-            progress,
-            transactions,
-        }),
-        _ => Err(Failure::new(format!(
-            "pgbench has failures, or nothing done:\n{summary}"
-        ))),
+        (Some(transactions), 0) if transactions > 0 => Ok(Run { progress, transactions }),
+        _ => Err(Failure::new(format!("pgbench has failures, or nothing done:\n{summary}"))),
     }
 }
 
@@ -313,12 +272,9 @@ fn listen(lines: impl BufRead, clock: CpuClock, sender: &mpsc::Sender<Said>) {
         let read_at = Instant::now();
         let Ok(line) = line else { return };
         let said = match (parse_progress(&line), cpu) {
-            (Some((stamp, rate)), Ok(cpu)) => Said::Progress(Progress {
-                stamp,
-                rate,
-                read_at,
-                cpu,
-            }),
+            (Some((stamp, rate)), Ok(cpu)) => {
+                Said::Progress(Progress { stamp, rate, read_at, cpu })
+            }
             _ => Said::Other(line),
         };
         if sender.send(said).is_err() {
@@ -334,9 +290,7 @@ fn parse_progress(line: &str) -> Option<(f64, f64)> {
     let stamp = parts.next()?.strip_suffix(" s")?.parse().ok()?;
     let rate = parts.next()?.strip_suffix(" tps")?.parse().ok()?;
     let failed = parts.find_map(|part| part.strip_suffix(" failed"));
-    failed
-        .is_none_or(|count| count == "0")
-        .then_some((stamp, rate))
+    failed.is_none_or(|count| count == "0").then_some((stamp, rate))
 }
 
 /// One connection, one statement after the other; CPU is read while the pooler has nothing to do.
@@ -355,11 +309,7 @@ fn measure_bytes(load: Load, candidate: &Candidate, window: Duration) -> Outcome
             _ => client.run("SELECT line FROM bulk", &mut scratch)?,
         };
         let rows = if load == Load::CopyIn { 0 } else { bulk_rows() };
-        let counted = reply
-            .tag
-            .rsplit(' ')
-            .next()
-            .and_then(|word| word.parse().ok());
+        let counted = reply.tag.rsplit(' ').next().and_then(|word| word.parse().ok());
         if counted != Some(rows) || reply.bytes < bulk_rows() * 100 {
             return Err(Failure::new(format!("not what was asked for: {reply:?}")));
         }
@@ -375,10 +325,7 @@ fn measure_bytes(load: Load, candidate: &Candidate, window: Duration) -> Outcome
     let seconds = started.elapsed().as_secs_f64();
     let cpu = (candidate.cpu()? - before).as_secs_f64();
     let gigabytes = bytes as f64 / 1e9;
-    Ok(Sample {
-        cost: cpu / gigabytes,
-        rate: gigabytes / seconds,
-    })
+    Ok(Sample { cost: cpu / gigabytes, rate: gigabytes / seconds })
 }
 
 /// Rows as psql sends them: a CopyData message each.

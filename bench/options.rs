@@ -57,14 +57,9 @@ impl Options {
             println!("not measuring: run `cargo bench --bench compare`");
             return Ok(None);
         }
-        let given = grammar
-            .parse(&words)
-            .context(|| "bad arguments".to_owned())?;
+        let given = grammar.parse(&words).context(|| "bad arguments".to_owned())?;
         if given.opt_present("help") {
-            println!(
-                "{}",
-                grammar.usage("Usage: cargo bench --bench compare -- [flags]")
-            );
+            println!("{}", grammar.usage("Usage: cargo bench --bench compare -- [flags]"));
             return Ok(None);
         }
         if let Some(stray) = given.free.first() {
@@ -76,9 +71,7 @@ impl Options {
             None => Ok(default),
             Some(text) => match text.parse() {
                 Ok(number) if number > 0 => Ok(number),
-                _ => Err(Failure::new(format!(
-                    "--{name} takes a number above 0, not {text:?}"
-                ))),
+                _ => Err(Failure::new(format!("--{name} takes a number above 0, not {text:?}"))),
             },
         };
         let rounds = usize::try_from(number("rounds", rounds)?).context(|| "--rounds".into())?;
@@ -109,27 +102,14 @@ impl Options {
     }
 
     pub fn limit(&self, case: Case) -> Option<f64> {
-        let found = self
-            .limits
-            .iter()
-            .rev()
-            .find(|l| l.0 == case.load && l.1 == case.clients);
+        let found = self.limits.iter().rev().find(|l| l.0 == case.load && l.1 == case.clients);
         found.map(|&(_, _, ratio)| ratio)
     }
 
     /// The most clients any part of this run will connect through one pooler.
     pub fn most_clients(&self) -> usize {
-        let idle = if let Mode::Idle(clients) = self.mode {
-            clients
-        } else {
-            0
-        };
-        self.clients
-            .iter()
-            .copied()
-            .chain([idle, 500])
-            .max()
-            .unwrap_or(idle)
+        let idle = if let Mode::Idle(clients) = self.mode { clients } else { 0 };
+        self.clients.iter().copied().chain([idle, 500]).max().unwrap_or(idle)
     }
 }
 
@@ -141,46 +121,18 @@ fn grammar() -> Grammar {
         .optflag("", "quick", "3 rounds of 1 second")
         .optopt("", "rounds", "rounds per case (default 5)", "N")
         .optopt("", "seconds", "length of one measurement (default 3)", "N")
-        .optopt(
-            "",
-            "candidates",
-            "of ringbouncer,pgbouncer,haproxy (default: all)",
-            "LIST",
-        )
+        .optopt("", "candidates", "of ringbouncer,pgbouncer,haproxy (default: all)", "LIST")
         .optopt(
             "",
             "only",
             "loads, of simple,extended,prepared,reconnect,bulk,copy-out,copy-in (default: all)",
             "LIST",
         )
-        .optopt(
-            "",
-            "clients",
-            "client counts of the pgbench loads (default 1,16,500)",
-            "LIST",
-        )
-        .optmulti(
-            "",
-            "limit",
-            "highest ratio allowed, e.g. simple:16=0.92",
-            "LOAD[:CLIENTS]=RATIO",
-        )
-        .optflag(
-            "",
-            "syscalls",
-            "instead: system calls per transaction, by strace",
-        )
-        .optflagopt(
-            "",
-            "idle",
-            "instead: resident bytes per idle client (default 5000)",
-            "N",
-        )
-        .optflag(
-            "",
-            "latency",
-            "instead: latencies and fairness at 500 clients",
-        );
+        .optopt("", "clients", "client counts of the pgbench loads (default 1,16,500)", "LIST")
+        .optmulti("", "limit", "highest ratio allowed, e.g. simple:16=0.92", "LOAD[:CLIENTS]=RATIO")
+        .optflag("", "syscalls", "instead: system calls per transaction, by strace")
+        .optflagopt("", "idle", "instead: resident bytes per idle client (default 5000)", "N")
+        .optflag("", "latency", "instead: latencies and fairness at 500 clients");
     grammar
 }
 
@@ -193,17 +145,13 @@ fn mode(given: &getopts::Matches) -> Outcome<Mode> {
         modes.push(Mode::Latency);
     }
     if given.opt_present("idle") {
-        let clients = given
-            .opt_str("idle")
-            .map_or(Ok(IDLE_CLIENTS), |text| text.parse());
+        let clients = given.opt_str("idle").map_or(Ok(IDLE_CLIENTS), |text| text.parse());
         modes.push(Mode::Idle(clients.context(|| "--idle".into())?));
     }
     match modes[..] {
         [] => Ok(Mode::Compare),
         [mode] => Ok(mode),
-        _ => Err(Failure::new(
-            "--syscalls, --idle and --latency exclude each other",
-        )),
+        _ => Err(Failure::new("--syscalls, --idle and --latency exclude each other")),
     }
 }
 
@@ -243,17 +191,8 @@ fn parse_limit(text: &str) -> Option<Vec<(Load, usize, f64)>> {
         Some((load, clients)) => (Load::parse(load)?, vec![clients.parse().ok()?]),
         None => {
             let load = Load::parse(what)?;
-            (
-                load,
-                load.fixed_clients()
-                    .map_or(vec![1, 16, 500], |clients| vec![clients]),
-            )
+            (load, load.fixed_clients().map_or(vec![1, 16, 500], |clients| vec![clients]))
         }
     };
-    Some(
-        clients
-            .into_iter()
-            .map(|clients| (load, clients, ratio))
-            .collect(),
-    )
+    Some(clients.into_iter().map(|clients| (load, clients, ratio)).collect())
 }

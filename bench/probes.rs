@@ -22,14 +22,8 @@ const ATTACH_PATIENCE: Duration = Duration::from_secs(10);
 
 /// System calls that are counted together, by what they are for.
 const GROUPS: [(&str, &[&str]); 5] = [
-    (
-        "recv",
-        &["recvfrom", "recvmsg", "recvmmsg", "read", "readv"],
-    ),
-    (
-        "send",
-        &["sendto", "sendmsg", "sendmmsg", "write", "writev"],
-    ),
+    ("recv", &["recvfrom", "recvmsg", "recvmmsg", "read", "readv"]),
+    ("send", &["sendto", "sendmsg", "sendmmsg", "write", "writev"]),
     ("splice", &["splice"]),
     ("epoll_wait", &["epoll_wait", "epoll_pwait", "epoll_pwait2"]),
     ("epoll_ctl", &["epoll_ctl"]),
@@ -47,22 +41,12 @@ pub fn syscalls(
     heading.extend(GROUPS.map(|(name, _)| name));
     heading.extend(["other", "most frequent others"]);
     let mut table = Table::new(&heading);
-    for (load, mode) in [
-        ("simple", "simple"),
-        ("extended", "extended"),
-        ("prepared", "prepared"),
-    ] {
+    for (load, mode) in [("simple", "simple"), ("extended", "extended"), ("prepared", "prepared")] {
         let Some(&wanted) = options.loads.iter().find(|wanted| wanted.name() == load) else {
             continue;
         };
-        let case = crate::loads::Case {
-            load: wanted,
-            clients: SYSCALL_CLIENTS,
-        };
-        for candidate in candidates
-            .iter_mut()
-            .filter(|candidate| candidate.can_run(case))
-        {
+        let case = crate::loads::Case { load: wanted, clients: SYSCALL_CLIENTS };
+        for candidate in candidates.iter_mut().filter(|candidate| candidate.can_run(case)) {
             let what = format!("system calls, {load}, {}", candidate.name());
             eprintln!("{what}");
             let warm_up = ["-M", mode, "-t", "100"];
@@ -70,10 +54,7 @@ pub fn syscalls(
             let summary = ground.path().join(format!("strace-{}", candidate.name()));
             let pid = candidate.pid().to_string();
             let mut command = std::process::Command::new(&strace);
-            command
-                .args(["-c", "-f", "-o"])
-                .arg(&summary)
-                .args(["-p", &pid]);
+            command.args(["-c", "-f", "-o"]).arg(&summary).args(["-p", &pid]);
             let mut tracer = ground.start_logged("strace", &mut command, libc::SIGINT)?;
             await_tracer(candidate, &mut tracer)?;
             let seconds = (options.seconds + 1).to_string();
@@ -101,11 +82,7 @@ fn syscall_cells(
     mut counts: HashMap<String, u64>,
 ) -> Vec<String> {
     let each = |count: u64| format!("{:.2}", count as f64 / transactions as f64);
-    let mut cells = vec![
-        load.into(),
-        candidate.name().into(),
-        transactions.to_string(),
-    ];
+    let mut cells = vec![load.into(), candidate.name().into(), transactions.to_string()];
     for (_, names) in GROUPS {
         let count = names.iter().filter_map(|&name| counts.remove(name)).sum();
         cells.push(each(count));
@@ -113,10 +90,7 @@ fn syscall_cells(
     let mut others: Vec<(u64, String)> = counts.into_iter().map(|(name, n)| (n, name)).collect();
     others.sort_by(|left, right| right.cmp(left));
     cells.push(each(others.iter().map(|other| other.0).sum()));
-    let most = others
-        .iter()
-        .take(2)
-        .map(|(count, name)| format!("{name} {}", each(*count)));
+    let most = others.iter().take(2).map(|(count, name)| format!("{name} {}", each(*count)));
     cells.push(most.collect::<Vec<_>>().join(", "));
     cells
 }
@@ -129,19 +103,14 @@ fn await_tracer(candidate: &Candidate, tracer: &mut Process) -> Outcome<()> {
         let mut traced = true;
         for thread in fs::read_dir(&threads)? {
             let status = fs::read_to_string(thread?.path().join("status")).unwrap_or_default();
-            let line = status
-                .lines()
-                .find_map(|line| line.strip_prefix("TracerPid:"));
+            let line = status.lines().find_map(|line| line.strip_prefix("TracerPid:"));
             traced &= line.is_some_and(|pid| pid.trim() != "0");
         }
         if traced {
             return Ok(());
         }
         if Instant::now() >= deadline {
-            return Err(Failure::new(format!(
-                "strace does not attach{}",
-                tracer.log_tail()
-            )));
+            return Err(Failure::new(format!("strace does not attach{}", tracer.log_tail())));
         }
         thread::sleep(LOOK_AGAIN);
     }
@@ -159,19 +128,13 @@ fn parse_strace(text: &str) -> Outcome<HashMap<String, u64>> {
             *counts.entry(name.to_owned()).or_default() += calls;
         }
     }
-    if counts.is_empty() {
-        Err(Failure::new("strace has counted nothing"))
-    } else {
-        Ok(counts)
-    }
+    if counts.is_empty() { Err(Failure::new("strace has counted nothing")) } else { Ok(counts) }
 }
 
 /// Each pooler is started afresh, so what an earlier load has left behind does not count.
 pub fn idle(options: &Options, ground: &mut Ground, clients: usize) -> Outcome<()> {
     if clients <= FIRST_CLIENTS {
-        return Err(Failure::new(format!(
-            "--idle takes more than {FIRST_CLIENTS} clients"
-        )));
+        return Err(Failure::new(format!("--idle takes more than {FIRST_CLIENTS} clients")));
     }
     let mut table = Table::new(&[
         "candidate",
@@ -215,9 +178,7 @@ fn grow(candidate: &Candidate, clients: usize) -> Outcome<[u64; 4]> {
     let mut connected = Vec::with_capacity(clients);
     let none = candidate.resident_bytes()?;
     let mut connect = |count: usize| -> Outcome<Vec<Client>> {
-        (0..count)
-            .map(|_| Client::login(candidate.port, "bench", &mut scratch))
-            .collect()
+        (0..count).map(|_| Client::login(candidate.port, "bench", &mut scratch)).collect()
     };
     connected.extend(connect(FIRST_CLIENTS)?);
     let first = candidate.resident_bytes()?;
@@ -243,9 +204,8 @@ pub fn latency(
     ground: &mut Ground,
     candidates: &mut [Candidate],
 ) -> Outcome<()> {
-    let pooling: Vec<usize> = (0..candidates.len())
-        .filter(|&i| candidates[i].kind != Kind::Haproxy)
-        .collect();
+    let pooling: Vec<usize> =
+        (0..candidates.len()).filter(|&i| candidates[i].kind != Kind::Haproxy).collect();
     let mut found: Vec<Vec<Latencies>> = candidates.iter().map(|_| Vec::new()).collect();
     for round in 0..options.rounds {
         for &index in &pooling {
@@ -253,15 +213,7 @@ pub fn latency(
             eprintln!("latency, round {}, {}", round + 1, candidate.name());
             let prefix = format!("{}/latency-{}", ground.path().display(), candidate.name());
             let seconds = (options.seconds + 1).to_string();
-            let words = [
-                "-M",
-                "simple",
-                "-T",
-                &seconds,
-                "-l",
-                "--log-prefix",
-                &prefix,
-            ];
+            let words = ["-M", "simple", "-T", &seconds, "-l", "--log-prefix", &prefix];
             let run = run_pgbench(ground, candidate, LATENCY_CLIENTS, &words);
             candidate.expect_alive()?;
             ground.expect_alive()?;
@@ -306,10 +258,7 @@ fn read_latencies(prefix: &str) -> Outcome<Latencies> {
     let mut transactions: Vec<(f64, f64, u32)> = Vec::new();
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
-        if !path
-            .file_name()
-            .is_some_and(|file| file.to_string_lossy().starts_with(name))
-        {
+        if !path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(name)) {
             continue;
         }
         for line in fs::read_to_string(&path)?.lines() {
@@ -326,10 +275,7 @@ fn read_latencies(prefix: &str) -> Outcome<Latencies> {
         }
         fs::remove_file(&path)?;
     }
-    let start = transactions
-        .iter()
-        .map(|t| t.0)
-        .fold(f64::INFINITY, f64::min);
+    let start = transactions.iter().map(|t| t.0).fold(f64::INFINITY, f64::min);
     transactions.retain(|t| t.0 >= start + 1.0);
     let mut latencies: Vec<f64> = transactions.iter().map(|t| t.1).collect();
     latencies.sort_by(f64::total_cmp);

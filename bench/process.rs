@@ -28,10 +28,7 @@ struct Kept {
     directory: Option<PathBuf>,
 }
 
-static KEPT: Mutex<Kept> = Mutex::new(Kept {
-    children: Vec::new(),
-    directory: None,
-});
+static KEPT: Mutex<Kept> = Mutex::new(Kept { children: Vec::new(), directory: None });
 
 fn kept() -> MutexGuard<'static, Kept> {
     KEPT.lock().unwrap_or_else(PoisonError::into_inner)
@@ -59,12 +56,7 @@ impl Process {
         let mut kept = kept();
         let child = command.spawn().context(|| format!("cannot start {name}"))?;
         kept.children.push((child.id(), stop_signal));
-        Ok(Process {
-            name: name.to_owned(),
-            child,
-            log,
-            stop_signal,
-        })
+        Ok(Process { name: name.to_owned(), child, log, stop_signal })
     }
 
     pub fn pid(&self) -> u32 {
@@ -79,11 +71,9 @@ impl Process {
     pub fn expect_alive(&mut self) -> Outcome<()> {
         match self.child.try_wait()? {
             None => Ok(()),
-            Some(status) => Err(Failure::new(format!(
-                "{} has ended ({status}){}",
-                self.name,
-                self.log_tail()
-            ))),
+            Some(status) => {
+                Err(Failure::new(format!("{} has ended ({status}){}", self.name, self.log_tail())))
+            }
         }
     }
 
@@ -91,10 +81,7 @@ impl Process {
     pub fn wait(&mut self, patience: Duration) -> Outcome<ExitStatus> {
         match self.wait_until(Instant::now() + patience)? {
             Some(status) => Ok(status),
-            None => Err(Failure::new(format!(
-                "{} has not ended in {patience:?}",
-                self.name
-            ))),
+            None => Err(Failure::new(format!("{} has not ended in {patience:?}", self.name))),
         }
     }
 
@@ -103,20 +90,13 @@ impl Process {
     }
 
     pub fn log_tail(&self) -> String {
-        let text = self
-            .log
-            .as_ref()
-            .and_then(|path| fs::read(path).ok())
-            .unwrap_or_default();
+        let text = self.log.as_ref().and_then(|path| fs::read(path).ok()).unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         let lines: Vec<&str> = text.lines().collect();
         if lines.is_empty() {
             return "; it has logged nothing".to_owned();
         }
-        format!(
-            "; the end of its log:\n  {}",
-            lines[lines.len().saturating_sub(15)..].join("\n  ")
-        )
+        format!("; the end of its log:\n  {}", lines[lines.len().saturating_sub(15)..].join("\n  "))
     }
 
     fn wait_until(&mut self, deadline: Instant) -> Outcome<Option<ExitStatus>> {
@@ -181,8 +161,7 @@ impl Drop for TemporaryDirectory {
 pub fn stop_all_on_signals() -> Outcome<()> {
     let mut signals = Signals::new([libc::SIGINT, libc::SIGTERM, libc::SIGHUP])?;
     let mut poll = Poll::new()?;
-    poll.registry()
-        .register(&mut signals, Token(0), Interest::READABLE)?;
+    poll.registry().register(&mut signals, Token(0), Interest::READABLE)?;
     thread::spawn(move || {
         let mut events = Events::with_capacity(1);
         loop {
@@ -208,9 +187,7 @@ fn stop_all() {
     while !children.is_empty() {
         children.retain(|&(pid, _)| !sys::try_reap(pid));
         if Instant::now() >= deadline {
-            children
-                .iter()
-                .for_each(|&(pid, _)| sys::kill(pid, libc::SIGKILL));
+            children.iter().for_each(|&(pid, _)| sys::kill(pid, libc::SIGKILL));
         }
         thread::sleep(LOOK_AGAIN);
     }

@@ -26,9 +26,7 @@ pub struct Table {
 
 impl Table {
     pub fn new(heading: &[&str]) -> Self {
-        Table {
-            lines: vec![heading.iter().map(|&word| word.to_owned()).collect()],
-        }
+        Table { lines: vec![heading.iter().map(|&word| word.to_owned()).collect()] }
     }
 
     pub fn add(&mut self, cells: Vec<String>) {
@@ -44,17 +42,9 @@ impl Table {
             })
             .collect();
         for line in &self.lines {
-            let cells = line
-                .iter()
-                .zip(&widths)
-                .enumerate()
-                .map(|(column, (cell, &width))| {
-                    if column < 2 {
-                        format!("{cell:<width$}")
-                    } else {
-                        format!("{cell:>width$}")
-                    }
-                });
+            let cells = line.iter().zip(&widths).enumerate().map(|(column, (cell, &width))| {
+                if column < 2 { format!("{cell:<width$}") } else { format!("{cell:>width$}") }
+            });
             println!("{}", cells.collect::<Vec<_>>().join("  ").trim_end());
         }
     }

@@ -33,11 +33,7 @@ pub struct Ground {
 impl Ground {
     /// Starts PostgreSQL and fills the database `bench`.
     pub fn prepare() -> Outcome<Ground> {
-        let run_as = if sys::effective_uid() == 0 {
-            Some(account(UNPRIVILEGED)?)
-        } else {
-            None
-        };
+        let run_as = if sys::effective_uid() == 0 { Some(account(UNPRIVILEGED)?) } else { None };
         let programs = postgresql_programs()?;
         let directory = TemporaryDirectory::create()?;
         fs::set_permissions(directory.path(), Permissions::from_mode(0o755))?;
@@ -45,13 +41,7 @@ impl Ground {
             chown(directory.path(), Some(uid), Some(gid))?;
         }
         let server_port = free_port()?;
-        let mut ground = Ground {
-            server: None,
-            server_port,
-            programs,
-            run_as,
-            directory,
-        };
+        let mut ground = Ground { server: None, server_port, programs, run_as, directory };
         ground.start_postgresql()?;
         ground.fill_database()?;
         Ok(ground)
@@ -87,10 +77,7 @@ impl Ground {
                 command.env_remove(variable);
             }
         }
-        command
-            .env("PGHOST", "127.0.0.1")
-            .env("PGPORT", port.to_string())
-            .env("PGUSER", USER);
+        command.env("PGHOST", "127.0.0.1").env("PGPORT", port.to_string()).env("PGUSER", USER);
         command
     }
 
@@ -143,17 +130,7 @@ impl Ground {
         let data = self.path().join("data");
         let mut initdb = self.command(&self.programs.join("initdb"));
         initdb
-            .args([
-                "-A",
-                "trust",
-                "-U",
-                USER,
-                "-E",
-                "UTF8",
-                "--no-locale",
-                "-N",
-                "-D",
-            ])
+            .args(["-A", "trust", "-U", USER, "-E", "UTF8", "--no-locale", "-N", "-D"])
             .arg(&data);
         self.run_logged("initdb", &mut initdb)?;
         let mut postgres = self.command(&self.programs.join("postgres"));
@@ -207,10 +184,7 @@ impl Ground {
         if status.success() {
             return Ok(());
         }
-        Err(Failure::new(format!(
-            "{name}: {status}{}",
-            process.log_tail()
-        )))
+        Err(Failure::new(format!("{name}: {status}{}", process.log_tail())))
     }
 }
 
@@ -221,9 +195,7 @@ pub fn bulk_rows() -> u64 {
 
 /// A port nobody listens on now. Somebody may take it before we do: then the start fails, loudly.
 pub fn free_port() -> Outcome<u16> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
-        .local_addr()?
-        .port())
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
 }
 
 /// Looks in `PATH` and where servers live that are not meant for everybody's.
@@ -240,18 +212,13 @@ pub fn find_program(name: &str) -> Outcome<PathBuf> {
 /// The folder that holds `postgres`, `initdb` and `pgbench`: of the newest version, if not in `PATH`.
 fn postgresql_programs() -> Outcome<PathBuf> {
     let complete = |folder: &PathBuf| {
-        ["postgres", "initdb", "pgbench"]
-            .iter()
-            .all(|name| folder.join(name).is_file())
+        ["postgres", "initdb", "pgbench"].iter().all(|name| folder.join(name).is_file())
     };
     let path = env::var_os("PATH").unwrap_or_default();
     if let Some(folder) = env::split_paths(&path).find(complete) {
         return Ok(folder);
     }
-    let versions = fs::read_dir("/usr/lib/postgresql")
-        .into_iter()
-        .flatten()
-        .flatten();
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
     let folders = versions.filter_map(|entry| {
         let version: u32 = entry.file_name().to_str()?.parse().ok()?;
         let folder = entry.path().join("bin");
@@ -264,9 +231,7 @@ fn postgresql_programs() -> Outcome<PathBuf> {
 /// User and group number from the password file.
 fn account(name: &str) -> Outcome<(u32, u32)> {
     let text = fs::read_to_string("/etc/passwd")?;
-    let line = text
-        .lines()
-        .find(|line| line.split(':').next() == Some(name));
+    let line = text.lines().find(|line| line.split(':').next() == Some(name));
     let numbers = line.and_then(|line| {
         let mut fields = line.split(':').skip(2).map(|field| field.parse().ok());
         Some((fields.next()??, fields.next()??))

@@ -27,10 +27,7 @@ impl CpuClock {
 
     /// Fails when the process has gone.
     pub fn read(self) -> io::Result<Duration> {
-        let mut time = libc::timespec {
-            tv_sec: 0,
-            tv_nsec: 0,
-        };
+        let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
         // SAFETY: `time` is a valid place for the result.
         check(unsafe { libc::clock_gettime(self.0, &mut time) })?;
         let seconds = u64::try_from(time.tv_sec).map_err(io::Error::other)?;
@@ -65,10 +62,7 @@ pub fn try_reap(pid: u32) -> bool {
 
 /// Lets this process, and the children it starts from now on, open at least `wanted` files.
 pub fn raise_open_files(wanted: u64) -> io::Result<()> {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: `limit` is a valid place for the result.
     check(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) })?;
     if limit.rlim_cur >= wanted {
@@ -90,11 +84,7 @@ pub fn end_with_parent(command: &mut Command, signal: i32) {
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {
-    if result == -1 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    if result == -1 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 fn pid_t(pid: u32) -> libc::pid_t {

@@ -51,9 +51,7 @@ impl Client {
         let mut packet = length_of(body.len()).to_vec();
         packet.extend_from_slice(&body);
         client.stream.write_all(&packet)?;
-        client
-            .read_until(b'Z', scratch)
-            .context(|| "login".to_owned())?;
+        client.read_until(b'Z', scratch).context(|| "login".to_owned())?;
         Ok(client)
     }
 
@@ -74,16 +72,11 @@ impl Client {
         self.send_query(sql)?;
         self.read_until(b'G', scratch).context(|| sql.to_owned())?;
         for _ in 0..times {
-            self.stream
-                .write_all(chunk)
-                .context(|| "sending CopyData".to_owned())?;
+            self.stream.write_all(chunk).context(|| "sending CopyData".to_owned())?;
         }
         self.stream.write_all(&message(b'c', &[]))?;
         let reply = self.read_until(b'Z', scratch).context(|| sql.to_owned())?;
-        Ok(Reply {
-            tag: reply.tag,
-            bytes: times * chunk.len() as u64,
-        })
+        Ok(Reply { tag: reply.tag, bytes: times * chunk.len() as u64 })
     }
 
     fn send_query(&mut self, sql: &str) -> Outcome<()> {
@@ -96,10 +89,7 @@ impl Client {
     fn read_until(&mut self, last: u8, scratch: &mut Scratch) -> Outcome<Reply> {
         let buffer = &mut scratch.0;
         let (mut start, mut end) = (0, 0);
-        let mut reply = Reply {
-            tag: String::new(),
-            bytes: 0,
-        };
+        let mut reply = Reply { tag: String::new(), bytes: 0 };
         loop {
             while let Some((tag, total)) = peek(&buffer[start..end])? {
                 let here = end - start;
@@ -119,9 +109,7 @@ impl Client {
                 match tag {
                     b'E' => return Err(Failure::new(error_text(body))),
                     b'C' => {
-                        reply.tag = String::from_utf8_lossy(body)
-                            .trim_end_matches('\0')
-                            .to_owned();
+                        reply.tag = String::from_utf8_lossy(body).trim_end_matches('\0').to_owned();
                     }
                     _ => {}
                 }
@@ -170,9 +158,7 @@ pub fn message(tag: u8, body: &[u8]) -> Vec<u8> {
 }
 
 fn length_of(body_bytes: usize) -> [u8; 4] {
-    u32::try_from(body_bytes + 4)
-        .expect("our own messages are short")
-        .to_be_bytes()
+    u32::try_from(body_bytes + 4).expect("our own messages are short").to_be_bytes()
 }
 
 /// Tag and total length of the message at the front, once its header is there.
@@ -183,18 +169,13 @@ fn peek(bytes: &[u8]) -> Outcome<Option<(u8, usize)>> {
     let [tag, length @ ..] = *header;
     let length = u32::from_be_bytes(length) as usize;
     if length < 4 {
-        return Err(Failure::new(format!(
-            "message {:?} says its length is {length}",
-            tag as char
-        )));
+        return Err(Failure::new(format!("message {:?} says its length is {length}", tag as char)));
     }
     Ok(Some((tag, length + 1)))
 }
 
 fn error_text(body: &[u8]) -> String {
-    let fields = body
-        .split(|&byte| byte == 0)
-        .filter_map(|field| field.split_first());
+    let fields = body.split(|&byte| byte == 0).filter_map(|field| field.split_first());
     let words: Vec<_> = fields
         .filter(|(code, _)| matches!(code, b'C' | b'M'))
         .map(|(_, text)| String::from_utf8_lossy(text).into_owned())

@@ -42,9 +42,8 @@ impl Engine {
     /// Judges a client's messages, as far as that can be done now.
     pub(super) fn client_goes_on(&mut self, key: ClientKey, now: Instant) {
         loop {
-            match self.client_step(key) {
-                Step::Next => {}
-                Step::Wait => break,
+            match self.client_steps(key) {
+                Step::Next | Step::Wait => break,
                 Step::NeedServer => {
                     if !self.client_needs_server(key, now) {
                         break;
@@ -72,16 +71,18 @@ impl Engine {
         }
     }
 
-    fn client_step(&mut self, key: ClientKey) -> Step {
+    /// Judges all messages that can be judged now.
+    fn client_steps(&mut self, key: ClientKey) -> Step {
         let rules = self.client_rules();
         let House { clients, servers, .. } = &mut self.house;
         let Some(client) = clients.get_mut(key).filter(|client| client.may_go_on()) else {
             return Step::Wait;
         };
-        let Some(server) = client.server().and_then(|server| servers.get_mut(server)) else {
-            return unlinked_step(client, rules);
-        };
-        linked_step(client, server, rules)
+        let server = client.server().and_then(|server| servers.get_mut(server));
+        match server {
+            Some(server) => last_step(|| linked_step(client, server, rules)),
+            None => last_step(|| unlinked_step(client, rules)),
+        }
     }
 
     fn client_rules(&self) -> Rules {
@@ -188,6 +189,16 @@ fn tell(
     write: impl FnOnce(&mut crate::ring::Ring) -> Result<(), crate::wire::emit::Full>,
 ) -> Result<(), crate::wire::emit::Full> {
     client.egress.push_own(rings, write)
+}
+
+/// Goes from message to message until there is nothing more to do.
+fn last_step(mut step: impl FnMut() -> Step) -> Step {
+    loop {
+        match step() {
+            Step::Next => {}
+            last => return last,
+        }
+    }
 }
 
 fn unlinked_step(client: &mut Client, rules: Rules) -> Step {

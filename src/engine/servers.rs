@@ -49,29 +49,26 @@ impl Engine {
 
     /// Judges a server's messages, as far as that can be done now, and frees it if that was all.
     pub(super) fn server_goes_on(&mut self, key: ServerKey, now: Instant) {
-        let client = self.house.servers.get(key).and_then(Server::client);
-        loop {
-            match self.server_step(key) {
-                Step::Next => {}
-                Step::Wait => break,
-                Step::Close(reason) => {
-                    self.close_server(key, reason, now);
-                    return;
-                }
-            }
+        if let Some(reason) = self.judge_server(key) {
+            self.close_server(key, reason, now);
+            return;
         }
         let House { clients, servers, rings, .. } = &mut self.house;
         let Some(server) = servers.get_mut(key) else {
             return;
         };
-        match client.and_then(|client| clients.get(client)) {
-            Some(client) => server.inbox.tidy(client.egress.first_run(), rings),
-            None => server.inbox.tidy(None, rings),
-        }
-        if let Some(client) = client {
-            self.make_runnable(Conn::Client(client));
-            // Its next message may have waited for replies, or for the catch-up.
-            self.client_goes_on(client, now);
+        let Some(client_key) = server.client() else {
+            server.inbox.tidy(None, rings);
+            self.server_may_be_free(key, now);
+            return;
+        };
+        let client = clients.get_mut(client_key).expect("links are written at both ends");
+        server.inbox.tidy(client.egress.first_run(), rings);
+        // Its next message may have waited for replies, or for the catch-up.
+        let is_held_back = client.inbox.unjudged() > 0;
+        self.make_runnable(Conn::Client(client_key));
+        if is_held_back {
+            self.client_goes_on(client_key, now);
         }
         self.server_may_be_free(key, now);
     }
@@ -90,21 +87,20 @@ impl Engine {
         }
     }
 
-    fn server_step(&mut self, key: ServerKey) -> Step {
-        let settings = &self.config.settings;
+    /// Judges all messages that can be judged now; the reason, if that ends the connection.
+    fn judge_server(&mut self, key: ServerKey) -> Option<Reason> {
+        let max_packet_bytes = self.config.settings.max_packet_size;
         let House { clients, servers, pools, values, tracked, .. } = &mut self.house;
-        let Some(server) = servers.get_mut(key) else {
-            return Step::Wait;
-        };
-        match &server.state {
+        let server = servers.get_mut(key)?;
+        let last = match server.state {
             State::Active { client } => {
-                let client = clients.get_mut(*client).expect("links are written at both ends");
+                let client = clients.get_mut(client).expect("links are written at both ends");
                 let mode = pools.get(server.pool).map_or(PoolMode::Session, |pool| pool.mode);
-                let rules = Rules { max_packet_bytes: settings.max_packet_size, mode };
-                linked_step(server, client, rules, (tracked, values))
+                let rules = Rules { max_packet_bytes, mode };
+                last_step(|| linked_step(server, client, rules, (tracked, values)))
             }
             State::Idle { .. } | State::HeldForCancel | State::Resetting => {
-                unlinked_step(server, settings.max_packet_size, (tracked, values))
+                last_step(|| unlinked_step(server, max_packet_bytes, (tracked, values)))
             }
             State::CarryingCancel { .. } => {
                 let bytes = server.inbox.unjudged();
@@ -114,6 +110,10 @@ impl Engine {
             State::Unlinked | State::Connecting(_) | State::LoggingIn(_) | State::Closing => {
                 Step::Wait
             }
+        };
+        match last {
+            Step::Close(reason) => Some(reason),
+            Step::Next | Step::Wait => None,
         }
     }
 
@@ -158,11 +158,15 @@ impl Engine {
     fn release(&mut self, key: ServerKey, now: Instant) {
         let client = self.house.unlink(key);
         self.dismiss(key, now);
+        let Some(client_key) = client else {
+            return;
+        };
         // What it sent meanwhile was not looked at while the last reply was under way.
-        if let Some(client) = client {
-            self.client_goes_on(client, now);
-            self.make_runnable(Conn::Client(client));
+        let client = self.house.clients.get(client_key);
+        if client.is_some_and(|client| client.inbox.unjudged() > 0) {
+            self.client_goes_on(client_key, now);
         }
+        self.make_runnable(Conn::Client(client_key));
     }
 
     /// Finds something else to do for a server whose client has just left it.
@@ -213,6 +217,16 @@ impl Engine {
         let state = self.house.clients.get(waiting).map(|client| &client.state);
         if let Some(client::State::Waiting { .. }) = state {
             self.serve(waiting, key, now);
+        }
+    }
+}
+
+/// Goes from message to message until there is nothing more to do.
+fn last_step(mut step: impl FnMut() -> Step) -> Step {
+    loop {
+        match step() {
+            Step::Next => {}
+            last => return last,
         }
     }
 }
