@@ -16,6 +16,7 @@ pub mod postgresql;
 pub mod raw;
 pub mod sys;
 
+#[allow(unused_imports)] // As above.
 pub use pooler::Pooler;
 pub use postgresql::Postgres;
 pub use raw::{Raw, Startup};
