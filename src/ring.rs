@@ -14,6 +14,8 @@
 //! [`Rings`] is the pool that rings come from and go back to: a connection owns one only while it
 //! holds bytes.
 
+use std::borrow::Cow;
+
 /// A byte's place in the stream that went through a ring since it was taken from the pool.
 pub type Position = u64;
 
@@ -105,6 +107,14 @@ impl Ring {
         copy[..first.len()].copy_from_slice(first);
         copy[first.len()..].copy_from_slice(second);
         Some(copy)
+    }
+
+    /// What lies between two positions as one slice: copied only if it wraps around.
+    pub fn window(&self, from: Position, to: Position) -> Cow<'_, [u8]> {
+        match self.slices(from, to) {
+            [all, []] => Cow::Borrowed(all),
+            parts => Cow::Owned(parts.concat()),
+        }
     }
 
     /// Copies what lies between two positions. For messages that must be looked at as a whole.

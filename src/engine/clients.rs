@@ -1,15 +1,18 @@
 //! What can happen to a client, one function each.
 
+use crate::config::values::PoolMode;
 use crate::engine::Engine;
+use crate::engine::statements::{self, Tools, Trouble};
 use crate::keys::{ClientKey, Conn, ServerKey};
 use crate::pool::House;
 use crate::pool::link::Acquired;
-use crate::ring::Rings;
+use crate::ring::{Ring, Rings};
 use crate::session::client::{Client, Rules, State, Verdict};
 use crate::session::farewell::Reason;
 use crate::session::pipeline::Action;
 use crate::session::relay;
 use crate::session::server::{Activity, Server};
+use crate::wire::emit::Full;
 use crate::wire::frame;
 use crate::wire::frontend::{self, Request};
 use std::time::Instant;
@@ -61,35 +64,44 @@ impl Engine {
         };
         let Some(server_key) = client.server() else {
             client.inbox.tidy(None, rings);
+            if client.wants_write() {
+                self.make_runnable(Conn::Client(key));
+            }
             return;
         };
-        if let Some(server) = servers.get_mut(server_key) {
-            client.inbox.tidy(server.egress.first_run(), rings);
-            if server.wants_write() {
-                self.make_runnable(Conn::Server(server_key));
-            }
+        let server = servers.get_mut(server_key).expect("links are written at both ends");
+        client.inbox.tidy(server.egress.first_run(), rings);
+        let has_own_words = client.wants_write();
+        if server.wants_write() {
+            self.make_runnable(Conn::Server(server_key));
+        } else {
+            // Everything was answered by us: the server is not needed.
+            self.server_may_be_free(server_key, now);
+        }
+        if has_own_words {
+            self.make_runnable(Conn::Client(key));
         }
     }
 
     /// Judges all messages that can be judged now.
     fn client_steps(&mut self, key: ClientKey) -> Step {
-        let rules = self.client_rules();
-        let House { clients, servers, .. } = &mut self.house;
+        let settings = &self.config.settings;
+        let House { clients, servers, pools, rings, statements, .. } = &mut self.house;
         let Some(client) = clients.get_mut(key).filter(|client| client.may_go_on()) else {
             return Step::Wait;
         };
-        let server = client.server().and_then(|server| servers.get_mut(server));
-        match server {
-            Some(server) => last_step(|| linked_step(client, server, rules)),
-            None => last_step(|| unlinked_step(client, rules)),
-        }
-    }
-
-    fn client_rules(&self) -> Rules {
-        let settings = &self.config.settings;
-        Rules {
+        let limit = usize::try_from(settings.max_prepared_statements).unwrap_or(0);
+        let pool = client.pool.and_then(|pool| pools.get(pool));
+        let rules = Rules {
             max_packet_bytes: settings.max_packet_size,
             disable_pqexec: settings.disable_pqexec.is_on(),
+            tracks_statements: limit > 0 && pool.is_some_and(|pool| pool.mode != PoolMode::Session),
+        };
+        let mut tools = Tools { rings, statements, limit };
+        let server = client.server().and_then(|server| servers.get_mut(server));
+        match server {
+            Some(server) => last_step(|| linked_step(client, server, rules, &mut tools)),
+            None => last_step(|| unlinked_step(client, rules, tools.rings)),
         }
     }
 
@@ -172,8 +184,8 @@ impl Engine {
     pub(super) fn tell_client(
         &mut self,
         key: ClientKey,
-        write: impl FnOnce(&mut crate::ring::Ring) -> Result<(), crate::wire::emit::Full>,
-    ) -> Result<(), crate::wire::emit::Full> {
+        write: impl FnOnce(&mut Ring) -> Result<(), Full>,
+    ) -> Result<(), Full> {
         let House { clients, rings, .. } = &mut self.house;
         if let Some(client) = clients.get_mut(key) {
             tell(client, rings, write)?;
@@ -186,8 +198,8 @@ impl Engine {
 fn tell(
     client: &mut Client,
     rings: &mut Rings,
-    write: impl FnOnce(&mut crate::ring::Ring) -> Result<(), crate::wire::emit::Full>,
-) -> Result<(), crate::wire::emit::Full> {
+    write: impl FnOnce(&mut Ring) -> Result<(), Full>,
+) -> Result<(), Full> {
     client.egress.push_own(rings, write)
 }
 
@@ -201,13 +213,29 @@ fn last_step(mut step: impl FnMut() -> Step) -> Step {
     }
 }
 
-fn unlinked_step(client: &mut Client, rules: Rules) -> Step {
-    if !relay::rest(&mut client.inbox, None) {
+fn unlinked_step(client: &mut Client, rules: Rules, rings: &mut Rings) -> Step {
+    if !statements::go_on_collecting(client) || !relay::rest(&mut client.inbox, None) {
         return Step::Wait;
+    }
+    if statements::has_collected(client) {
+        return Step::NeedServer;
     }
     match client.judge(rules) {
         Verdict::NeedMore => Step::Wait,
         Verdict::NeedServer => Step::NeedServer,
+        Verdict::Named { bytes, request: Request::Close } => {
+            statements::close(client, bytes);
+            match statements::tell_done(&mut client.egress, Request::Close, rings) {
+                Ok(()) => Step::Next,
+                // It reads none of its replies, and sends one Close after the other.
+                Err(Full) => Step::Close(Reason::UNEXPECTED_EOF),
+            }
+        }
+        Verdict::Named { .. } => Step::NeedServer,
+        Verdict::Collect { bytes } => {
+            statements::begin_collecting(client, bytes);
+            Step::Next
+        }
         Verdict::Drop { bytes } | Verdict::Relay { bytes, .. } => {
             client.inbox.skip(bytes);
             Step::Next
@@ -223,13 +251,18 @@ fn must_wait_for_catch_up(client: &Client, server: &Server) -> bool {
     server.is_catching_up() && !client.parameters_proven
 }
 
-fn linked_step(client: &mut Client, server: &mut Server, rules: Rules) -> Step {
+fn linked_step(client: &mut Client, server: &mut Server, rules: Rules, tools: &mut Tools) -> Step {
     if must_wait_for_catch_up(client, server)
         || server.egress.is_full()
         || server.pipeline.is_full()
+        || client.egress.is_full()
+        || !statements::go_on_collecting(client)
         || !relay::rest(&mut client.inbox, Some(&mut server.egress))
     {
         return Step::Wait;
+    }
+    if statements::has_collected(client) {
+        return next_unless(statements::collected(client, server, tools), server);
     }
     match client.judge(rules) {
         Verdict::NeedMore => Step::Wait,
@@ -239,10 +272,27 @@ fn linked_step(client: &mut Client, server: &mut Server, rules: Rules) -> Step {
             Step::Next
         }
         Verdict::Close(reason) => Step::Close(reason),
+        Verdict::Collect { bytes } => {
+            statements::begin_collecting(client, bytes);
+            Step::Next
+        }
+        Verdict::Named { bytes, request } => {
+            next_unless(statements::named(client, server, (bytes, request), tools), server)
+        }
         Verdict::Relay { bytes, request } => {
             pass_on(client, server, bytes, request, rules);
             Step::Next
         }
+    }
+}
+
+fn next_unless(result: Result<(), Trouble>, server: &Server) -> Step {
+    match result {
+        Ok(()) => Step::Next,
+        // Names that fill a ring.
+        Err(Trouble::Full) if server.egress.is_empty() => Step::Close(Reason::BROKEN_BIND),
+        Err(Trouble::Full) => Step::Wait,
+        Err(Trouble::Close(reason)) => Step::Close(reason),
     }
 }
 

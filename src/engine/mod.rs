@@ -3,7 +3,7 @@
 //! tested in microseconds and replayed from a seed.
 //!
 //! [`io`] is its border. [`clients`] and [`servers`] have one function for each thing that can
-//! happen to one; [`logins`] decides who is let in, [`openings`] opens servers, [`endings`] is
+//! happen to one, [`statements`] what their prepared statements need; [`logins`] decides who is let in, [`openings`] opens servers, [`endings`] is
 //! the one place where a conversation ends. [`operate`] is what the operator does to the house,
 //! [`check`] its laws.
 
@@ -15,6 +15,7 @@ pub mod logins;
 pub mod openings;
 pub mod operate;
 pub mod servers;
+pub mod statements;
 
 use crate::auth::userlist::Userlist;
 use crate::config::Config;
@@ -240,6 +241,7 @@ impl Engine {
         if self.next_trim <= now {
             self.house.rings.trim();
             self.house.collect_values();
+            self.house.statements.collect();
             self.next_trim = now + TRIM_PERIOD;
         }
     }

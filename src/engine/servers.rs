@@ -1,7 +1,7 @@
 //! What can happen to a server that has logged in, one function each.
 
 use crate::config::values::PoolMode;
-use crate::engine::Engine;
+use crate::engine::{Engine, statements};
 use crate::keys::{Conn, ServerKey};
 use crate::pool::House;
 use crate::pool::link::Released;
@@ -9,10 +9,10 @@ use crate::pool::queues::End;
 use crate::session::client::{self, Client};
 use crate::session::farewell::Reason;
 use crate::session::params::{Tracked, Values};
-use crate::session::pipeline::Action;
+use crate::session::pipeline::{Action, Lost};
 use crate::session::relay;
 use crate::session::server::{Activity, Note, Server, State, Verdict};
-use crate::wire::backend::{self, ErrorFields, TxStatus};
+use crate::wire::backend::{self, ErrorFields, Reply, TxStatus};
 use crate::wire::emit;
 use crate::wire::frame;
 use std::time::Instant;
@@ -74,7 +74,7 @@ impl Engine {
     }
 
     /// Moves a server on whose work is done.
-    fn server_may_be_free(&mut self, key: ServerKey, now: Instant) {
+    pub(super) fn server_may_be_free(&mut self, key: ServerKey, now: Instant) {
         let Some(server) = self.house.servers.get(key) else {
             return;
         };
@@ -90,14 +90,17 @@ impl Engine {
     /// Judges all messages that can be judged now; the reason, if that ends the connection.
     fn judge_server(&mut self, key: ServerKey) -> Option<Reason> {
         let max_packet_bytes = self.config.settings.max_packet_size;
-        let House { clients, servers, pools, values, tracked, .. } = &mut self.house;
+        let House { clients, servers, pools, values, tracked, rings, .. } = &mut self.house;
         let server = servers.get_mut(key)?;
         let last = match server.state {
             State::Active { client } => {
                 let client = clients.get_mut(client).expect("links are written at both ends");
                 let mode = pools.get(server.pool).map_or(PoolMode::Session, |pool| pool.mode);
                 let rules = Rules { max_packet_bytes, mode };
-                last_step(|| linked_step(server, client, rules, (tracked, values)))
+                last_step(|| match statements::emit_made_up(client, server, rings) {
+                    true => linked_step(server, client, rules, (tracked, values)),
+                    false => Step::Wait,
+                })
             }
             State::Idle { .. } | State::HeldForCancel | State::Resetting => {
                 last_step(|| unlinked_step(server, max_packet_bytes, (tracked, values)))
@@ -129,7 +132,7 @@ impl Engine {
             return;
         };
         if let Some(client) = clients.get_mut(client_key) {
-            let was_stuck = was_full || !client.inbox.has_room();
+            let was_stuck = was_full || !client.inbox.has_room() || client.inbox.unjudged() > 0;
             client.inbox.tidy(server.egress.first_run(), rings);
             if was_stuck {
                 self.client_goes_on(client_key, now);
@@ -265,8 +268,8 @@ fn linked_step(
         }
         Verdict::Pass { bytes, note } => {
             let action = take_note(server, client, note);
-            pass(server, client, bytes, swallowing);
-            if action == Action::Swallow {
+            pass(server, client, bytes, swallowing || action == Action::Swallow);
+            if swallowing && matches!(note, Note::Ready(_)) {
                 client.parameters.adopt(&server.parameters);
                 client.parameters_proven = true;
             }
@@ -306,8 +309,24 @@ fn take_note(server: &mut Server, client: &mut Client, note: Note) -> Action {
     }
     match note {
         Note::Nothing | Note::Notification => {}
-        Note::Reply(reply) => server.pipeline.settle(reply),
-        Note::Error => server.pipeline.on_error(),
+        Note::Reply(reply) => return server.pipeline.settle(reply),
+        Note::Forgotten => {
+            server.statements.clear();
+            if let Some(statements) = &mut client.statements {
+                statements.close_all();
+            }
+            return server.pipeline.settle(Reply::Command);
+        }
+        Note::Error => {
+            for lost in server.pipeline.on_error() {
+                server.statements.undo(&lost);
+                if let (Lost::Parse { failed_serial: Some(serial), .. }, Some(statements)) =
+                    (&lost, &mut client.statements)
+                {
+                    statements.take_back(*serial);
+                }
+            }
+        }
         Note::CopyIn => {
             server.pipeline.on_copy_in();
             if let client::State::Active { copying_in, .. } = &mut client.state {
@@ -382,6 +401,10 @@ fn unlinked_step(
             server.inbox.skip(bytes);
             match note {
                 Note::Notification => Step::Next,
+                Note::Forgotten if resetting => {
+                    server.statements.clear();
+                    Step::Next
+                }
                 Note::Ready(TxStatus::Idle) if resetting => {
                     server.pipeline.on_ready_for_query();
                     server.activity = Activity::Ready;

@@ -18,6 +18,7 @@ use crate::keys::{ClientKey, Conn, Keyed, PoolKey, ServerKey};
 use crate::ring::Rings;
 use crate::session::client::{Client, ClientAddress};
 use crate::session::params::{Parameters, Tracked, Values};
+use crate::session::prepared::Statements;
 use crate::session::server::{Server, ServerAddress};
 use queues::{Queue, ServerQueues};
 use std::collections::HashMap;
@@ -40,6 +41,8 @@ pub struct House {
     pub values: Values,
     /// The names of tracked parameters.
     pub tracked: Tracked,
+    /// The prepared statements of everybody.
+    pub statements: Statements,
     /// Clients that are closed at the end of the turn.
     pub closing_clients: usize,
     by_name: HashMap<(String, String), PoolKey>,
@@ -103,6 +106,7 @@ impl House {
             rings: Rings::new(ring_bytes),
             values: Values::default(),
             tracked,
+            statements: Statements::default(),
             closing_clients: 0,
             by_name: HashMap::new(),
         }

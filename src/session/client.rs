@@ -5,7 +5,8 @@ use crate::session::egress::Egress;
 use crate::session::farewell::Reason;
 use crate::session::inbox::Inbox;
 use crate::session::params::Parameters;
-use crate::wire::frame::{Header, Peek};
+use crate::session::prepared::ClientStatements;
+use crate::wire::frame::{HEADER_BYTES, Header, Peek};
 use crate::wire::frontend::{self, Message, Request};
 use std::time::Instant;
 
@@ -83,6 +84,8 @@ pub struct Client {
     pub parameters: Parameters,
     /// Whether some server has accepted those values. Until then they are the client's raw words.
     pub parameters_proven: bool,
+    /// The prepared statements that it has named.
+    pub statements: Option<Box<ClientStatements>>,
     /// Its pool, once its database and user are known.
     pub pool: Option<PoolKey>,
     /// Its login name, once known.
@@ -108,6 +111,7 @@ impl Client {
             egress: Egress::default(),
             parameters,
             parameters_proven: false,
+            statements: None,
             pool: None,
             user: None,
             from,
@@ -175,6 +179,18 @@ pub enum Verdict {
     },
     /// A server is needed before it can be judged.
     NeedServer,
+    /// It names a prepared statement and has come in as far as we must see it.
+    Named {
+        /// The whole message.
+        bytes: u64,
+        /// Parse, Bind, Describe or Close.
+        request: Request,
+    },
+    /// A Parse that must be seen whole and fits no ring.
+    Collect {
+        /// The whole message.
+        bytes: u64,
+    },
     /// The rest of a COPY that is over: nobody wants it.
     Drop {
         /// The whole message.
@@ -191,6 +207,8 @@ pub struct Rules {
     pub max_packet_bytes: u32,
     /// `disable_pqexec`
     pub disable_pqexec: bool,
+    /// Whether prepared statements follow the client: not in session pooling.
+    pub tracks_statements: bool,
 }
 
 impl Client {
@@ -208,6 +226,11 @@ impl Client {
             Message::Request(Request::Query) if rules.disable_pqexec => {
                 return Verdict::Close(Reason::PQEXEC_DISALLOWED);
             }
+            Message::Request(request) if rules.tracks_statements => {
+                if let Some(verdict) = self.judge_named(request, header.bytes) {
+                    return verdict;
+                }
+            }
             _ => {}
         }
         match self.state {
@@ -215,6 +238,51 @@ impl Client {
             State::Idle => without_server(header, message),
             _ => Verdict::NeedMore,
         }
+    }
+}
+
+impl Client {
+    /// Judges a message that may name a prepared statement. `None`: it does not.
+    fn judge_named(&self, request: Request, bytes: u64) -> Option<Verdict> {
+        let here = bytes.min(self.inbox.unjudged());
+        let body = self.inbox.window(HEADER_BYTES as u64, here);
+        let broken = match request {
+            Request::Parse if bytes == HEADER_BYTES as u64 => Reason::UNPARSABLE_PACKET,
+            Request::Parse => {
+                return match body.first() {
+                    None => Some(Verdict::NeedMore),
+                    Some(0) => None,
+                    Some(_) if !self.inbox.can_hold(bytes) => Some(Verdict::Collect { bytes }),
+                    Some(_) if here < bytes => Some(Verdict::NeedMore),
+                    Some(_) => Some(Verdict::Named { bytes, request }),
+                };
+            }
+            Request::Bind => match frontend::bind_names(&body) {
+                Some((_, [])) => return None,
+                Some(_) => return Some(Verdict::Named { bytes, request }),
+                None if here == bytes || !self.inbox.has_room() => Reason::BROKEN_BIND,
+                None => return Some(Verdict::NeedMore),
+            },
+            Request::Describe | Request::Close => {
+                let broken = match request {
+                    Request::Describe => Reason::BROKEN_DESCRIBE,
+                    _ => Reason::BROKEN_CLOSE,
+                };
+                match body.first() {
+                    Some(kind) if *kind != b'S' => return None,
+                    _ if here < bytes && self.inbox.can_hold(bytes) => {
+                        return Some(Verdict::NeedMore);
+                    }
+                    _ => match frontend::target(&body) {
+                        Ok((_, [])) => return None,
+                        Ok(_) => return Some(Verdict::Named { bytes, request }),
+                        Err(frontend::Broken) => broken,
+                    },
+                }
+            }
+            _ => return None,
+        };
+        Some(Verdict::Close(broken))
     }
 }
 

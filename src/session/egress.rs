@@ -9,21 +9,27 @@
 //! reader never keeps a server. A client with a kept ring gets no next server before it is empty.
 
 use crate::ring::{Position, Ring, Rings};
+use crate::session::prepared::Statement;
 use crate::wire::emit::Full;
 use std::collections::VecDeque;
 use std::io::IoSlice;
+use std::sync::Arc;
 
 /// So many pieces at most; then whoever appends has to wait. Bounds the memory of a connection.
 const MAX_PIECES: usize = 64;
+/// So much room is left for messages of our own as long as nobody has to wait.
+const OWN_RESERVE_BYTES: usize = 8 * 1024;
 /// A list that grew beyond this is given back when it is empty.
 const IDLE_PIECES: usize = 8;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 enum Piece {
     /// Bytes in the inbox of the linked connection, or in the kept ring.
     Run { from: Position, to: Position },
     /// So many bytes of our own, next in line.
     Own { bytes: u64 },
+    /// The body of a statement from this byte on: it may be larger than any ring.
+    Text { statement: Arc<Statement>, from: usize },
 }
 
 /// See the module's page.
@@ -40,9 +46,14 @@ impl Egress {
         self.pieces.is_empty()
     }
 
-    /// Whether no further run may be appended now. Room for a message of our own remains.
+    /// Whether whoever appends has to wait now. If not, there is room for a few small messages.
     pub fn is_full(&self) -> bool {
-        self.pieces.len() >= MAX_PIECES
+        self.pieces.len() >= MAX_PIECES || !self.has_own_room(OWN_RESERVE_BYTES)
+    }
+
+    /// Whether messages of our own of so many bytes fit in.
+    pub fn has_own_room(&self, bytes: usize) -> bool {
+        self.own.as_ref().is_none_or(|own| own.free_bytes() >= bytes)
     }
 
     /// Whether a released server's ring is still being sent from.
@@ -59,9 +70,10 @@ impl Egress {
     pub fn bytes(&self) -> u64 {
         self.pieces
             .iter()
-            .map(|piece| match *piece {
+            .map(|piece| match piece {
                 Piece::Run { from, to } => to - from,
-                Piece::Own { bytes } => bytes,
+                Piece::Own { bytes } => *bytes,
+                Piece::Text { statement, from } => (statement.body().len() - from) as u64,
             })
             .sum()
     }
@@ -94,6 +106,11 @@ impl Egress {
         result
     }
 
+    /// Appends the body of a statement, behind the head of its Parse.
+    pub fn push_text(&mut self, statement: Arc<Statement>) {
+        self.pieces.push_back(Piece::Text { statement, from: 0 });
+    }
+
     /// What to write, in order, into `slices`; how many of them are in use. `linked` is the ring
     /// of the linked connection's inbox.
     pub fn gather<'a>(&'a self, linked: Option<&'a Ring>, slices: &mut [IoSlice<'a>]) -> usize {
@@ -101,15 +118,18 @@ impl Egress {
         let mut own_at = self.own.as_ref().map_or(0, Ring::freed);
         let mut used = 0;
         for piece in &self.pieces {
-            let (ring, from, to) = match *piece {
-                Piece::Run { from, to } => (runs, from, to),
+            let in_ring = |ring: Option<&'a Ring>, from, to| {
+                ring.expect("the bytes of a piece lie in a ring").slices(from, to)
+            };
+            let parts = match piece {
+                Piece::Run { from, to } => in_ring(runs, *from, *to),
                 Piece::Own { bytes } => {
                     own_at += bytes;
-                    (self.own.as_ref(), own_at - bytes, own_at)
+                    in_ring(self.own.as_ref(), own_at - bytes, own_at)
                 }
+                Piece::Text { statement, from } => [&statement.body()[*from..], &[]],
             };
-            let ring = ring.expect("the bytes of a piece lie in a ring");
-            for slice in ring.slices(from, to).into_iter().filter(|slice| !slice.is_empty()) {
+            for slice in parts.into_iter().filter(|slice| !slice.is_empty()) {
                 let Some(place) = slices.get_mut(used) else {
                     return used;
                 };
@@ -139,6 +159,13 @@ impl Egress {
                     let own = self.own.as_mut().expect("our own bytes lie in a ring");
                     own.free_to(own.freed() + step);
                     *bytes == 0
+                }
+                Piece::Text { statement, from } => {
+                    let length = statement.body().len();
+                    let step = usize::try_from(left).unwrap_or(length).min(length - *from);
+                    *from += step;
+                    left -= step as u64;
+                    *from == length
                 }
             };
             if done {
@@ -197,7 +224,7 @@ impl Egress {
 fn run_start(piece: &Piece) -> Option<Position> {
     match *piece {
         Piece::Run { from, .. } => Some(from),
-        Piece::Own { .. } => None,
+        Piece::Own { .. } | Piece::Text { .. } => None,
     }
 }
 

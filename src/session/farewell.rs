@@ -100,6 +100,20 @@ reasons! {
     WELCOME_FAILED = Told("failed to prepare welcome message");
     /// `disable_pqexec` is on.
     PQEXEC_DISALLOWED = Told("PQexec disallowed");
+    /// A name in a Parse, Bind, Describe or Close that does not end.
+    UNPARSABLE_PACKET = Told("failed to parse packet");
+    /// A Parse without its types.
+    BROKEN_PARSE = Told("broken Parse packet");
+    /// A Bind without its names.
+    BROKEN_BIND = Told("broken Bind packet");
+    /// A Describe that does not end where its name does.
+    BROKEN_DESCRIBE = Told("broken Describe packet");
+    /// A Close that does not end where its name does.
+    BROKEN_CLOSE = Told("broken Close packet");
+    /// A Parse of a name that means something already.
+    STATEMENT_NAME_IN_USE = Told("prepared statement name is already in use");
+    /// A name that means nothing.
+    NO_SUCH_STATEMENT = Told("prepared statement did not exist");
     /// A type byte that the protocol does not know.
     UNKNOWN_PACKET = Told("unknown pkt");
 

@@ -10,6 +10,7 @@
 
 use crate::ring::{Position, Ring, Rings};
 use crate::wire::frame::{self, Peek};
+use std::borrow::Cow;
 
 /// What to do with the part of a message that has not come in yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +21,8 @@ pub enum Rest {
     Relay(u64),
     /// So many bytes are to be dropped.
     Skip(u64),
+    /// So many bytes are to be collected: a message that must be seen whole and fits no ring.
+    Collect(u64),
 }
 
 /// Bytes from one socket, judged in order.
@@ -109,6 +112,14 @@ impl Inbox {
         }
     }
 
+    /// The next `bytes` less the `skip` first ones, as one slice. They must have come in.
+    pub fn window(&self, skip: u64, bytes: u64) -> Cow<'_, [u8]> {
+        match &self.ring {
+            Some(ring) => ring.window(self.judged + skip, self.judged + bytes),
+            None => Cow::Borrowed(&[]),
+        }
+    }
+
     /// The first bytes not judged, for `bad packet header`.
     pub fn hex(&self) -> String {
         frame::hex(&self.copy(0, self.unjudged().min(8)))
@@ -123,7 +134,7 @@ impl Inbox {
     /// Notes what shall happen to what is still to come of the message just judged.
     pub fn set_rest(&mut self, rest: Rest) {
         self.rest = match rest {
-            Rest::Relay(0) | Rest::Skip(0) => Rest::None,
+            Rest::Relay(0) | Rest::Skip(0) | Rest::Collect(0) => Rest::None,
             rest => rest,
         };
     }

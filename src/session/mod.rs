@@ -12,6 +12,7 @@ pub mod farewell;
 pub mod inbox;
 pub mod params;
 pub mod pipeline;
+pub mod prepared;
 pub mod relay;
 pub mod server;
 pub mod server_login;

@@ -6,9 +6,11 @@
 //! those requests are forgotten at once; an error in a simple query is followed by its
 //! ReadyForQuery like a success.
 
+use crate::session::prepared::Statement;
 use crate::wire::backend::Reply;
 use crate::wire::frontend::Request;
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 /// So many requests may be under way; then the client has to wait. More than PostgreSQL keeps
 /// replies back (8 KiB of at least 5 bytes each) when a client sends neither Sync nor Flush, so
@@ -22,12 +24,35 @@ pub enum Action {
     Forward,
     /// We asked; the client must not see it.
     Swallow,
+    /// The server was not asked: the client gets a reply of our making, in its turn.
+    MakeUp,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Owed {
     request: Request,
     action: Action,
+    /// Which of its client's namings a Parse is.
+    serial: u32,
+    /// What is prepared by a Parse that we know of, or closed by a Close of our own.
+    statement: Option<Arc<Statement>>,
+}
+
+/// Something that an error kept the server from doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// A statement is not prepared.
+    Parse {
+        /// Which.
+        statement: Arc<Statement>,
+        /// The client's naming, if it is this very Parse that failed.
+        failed_serial: Option<u32>,
+    },
+    /// A statement is still there.
+    Close {
+        /// Which.
+        statement: Arc<Statement>,
+    },
 }
 
 /// See the module's page.
@@ -63,22 +88,44 @@ impl Pipeline {
 
     /// Whether the reply that is coming now was asked for by us, as a whole simple query.
     pub fn is_swallowing(&self) -> bool {
-        self.owed.front() == Some(&Owed { request: Request::Query, action: Action::Swallow })
+        self.owed
+            .front()
+            .is_some_and(|owed| owed.request == Request::Query && owed.action == Action::Swallow)
     }
 
     /// A request was passed on.
     pub fn expect(&mut self, request: Request, action: Action) {
-        match request {
+        self.push(Owed { request, action, serial: 0, statement: None });
+    }
+
+    /// A Parse of a statement that we know, or a Close of our own, was sent.
+    pub fn expect_statement(
+        &mut self,
+        request: Request,
+        action: Action,
+        serial: u32,
+        statement: Arc<Statement>,
+    ) {
+        self.push(Owed { request, action, serial, statement: Some(statement) });
+    }
+
+    fn push(&mut self, owed: Owed) {
+        match owed.request {
             Request::CopyDone | Request::CopyFail if !self.copying_in => return,
             Request::Sync => self.skipping = false,
             _ if self.skipping => return,
             _ => {}
         }
-        self.owed.push_back(Owed { request, action });
+        self.owed.push_back(owed);
     }
 
-    /// A reply came that may answer the oldest request.
-    pub fn settle(&mut self, reply: Reply) {
+    /// Whether an error makes the server ignore what is sent now.
+    pub fn is_skipping(&self) -> bool {
+        self.skipping
+    }
+
+    /// A reply came that may answer the oldest request; what becomes of it.
+    pub fn settle(&mut self, reply: Reply) -> Action {
         if reply == Reply::Command && self.copying_in {
             self.copying_in = false;
             self.drop_copy(|request| request == Request::CopyDone);
@@ -90,9 +137,16 @@ impl Pipeline {
             Reply::Describe => Request::Describe,
             Reply::Command | Reply::Execute => Request::Execute,
         };
-        if self.oldest() == Some(answered) {
-            self.owed.pop_front();
+        if self.oldest() != Some(answered) {
+            return Action::Forward;
         }
+        self.owed.pop_front().map_or(Action::Forward, |owed| owed.action)
+    }
+
+    /// The next reply that we have to make up, now that all before it have been passed on.
+    pub fn next_made_up(&mut self) -> Option<Request> {
+        let made_up = |owed: &mut Owed| owed.action == Action::MakeUp;
+        self.owed.pop_front_if(made_up).map(|owed| owed.request)
     }
 
     /// The server awaits CopyData from now on.
@@ -100,20 +154,21 @@ impl Pipeline {
         self.copying_in = true;
     }
 
-    /// An ErrorResponse came.
-    pub fn on_error(&mut self) {
+    /// An ErrorResponse came. What it kept the server from doing.
+    pub fn on_error(&mut self) -> Vec<Lost> {
         if self.copying_in {
             self.copying_in = false;
             let extended = self.oldest() == Some(Request::Execute);
-            self.drop_copy(|request| matches!(request, Request::CopyDone | Request::CopyFail));
+            let is_end = |request| matches!(request, Request::CopyDone | Request::CopyFail);
+            let mut lost = self.drop_copy(is_end);
             if extended {
-                self.skip_to_sync();
+                lost.extend(self.skip_to_sync(false));
             }
-            return;
+            return lost;
         }
         match self.oldest() {
-            None | Some(Request::Query | Request::FunctionCall | Request::Sync) => {}
-            Some(_) => self.skip_to_sync(),
+            None | Some(Request::Query | Request::FunctionCall | Request::Sync) => Vec::new(),
+            Some(_) => self.skip_to_sync(true),
         }
     }
 
@@ -135,17 +190,33 @@ impl Pipeline {
     /// A COPY is over: what was noted up to the client's end of it is settled (all, if that has
     /// not been sent), a Sync among it included, since the server ignored that. A simple query
     /// stays: its ReadyForQuery is still to come.
-    fn drop_copy(&mut self, is_end: impl Fn(Request) -> bool) {
+    fn drop_copy(&mut self, is_end: impl Fn(Request) -> bool) -> Vec<Lost> {
         let first = usize::from(self.oldest() == Some(Request::Query));
         let last = self.owed.iter().position(|owed| is_end(owed.request));
         let end = last.map_or(self.owed.len(), |last| last + 1);
-        self.owed.drain(first.min(end)..end);
+        self.owed.drain(first.min(end)..end).filter_map(|owed| owed.lost(false)).collect()
     }
 
-    fn skip_to_sync(&mut self) {
+    /// The server ignores everything up to the next Sync. `failed`: the oldest request is what
+    /// failed.
+    fn skip_to_sync(&mut self, failed: bool) -> Vec<Lost> {
         let sync = self.owed.iter().position(|owed| owed.request == Request::Sync);
         self.skipping = sync.is_none();
-        self.owed.drain(..sync.unwrap_or(self.owed.len()));
+        let skipped = self.owed.drain(..sync.unwrap_or(self.owed.len())).enumerate();
+        skipped.filter_map(|(index, owed)| owed.lost(failed && index == 0)).collect()
+    }
+}
+
+impl Owed {
+    fn lost(self, failed: bool) -> Option<Lost> {
+        let statement = self.statement?;
+        Some(match self.request {
+            Request::Close => Lost::Close { statement },
+            _ => {
+                let own = failed && self.action == Action::Forward;
+                Lost::Parse { statement, failed_serial: own.then_some(self.serial) }
+            }
+        })
     }
 }
 
@@ -168,11 +239,15 @@ mod tests {
                     _ => {}
                 },
                 _ => match backend::classify(tag) {
-                    backend::Message::Reply(reply) => pipeline.settle(reply),
+                    backend::Message::Reply(reply) => {
+                        pipeline.settle(reply);
+                    }
                     backend::Message::ReadyForQuery => {
                         pipeline.on_ready_for_query();
                     }
-                    backend::Message::Error => pipeline.on_error(),
+                    backend::Message::Error => {
+                        pipeline.on_error();
+                    }
                     backend::Message::CopyIn => pipeline.on_copy_in(),
                     _ => {}
                 },

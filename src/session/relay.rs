@@ -31,6 +31,8 @@ pub fn rest(from: &mut Inbox, to: Option<&mut Egress>) -> bool {
         Rest::None => return true,
         Rest::Relay(left) => (left.min(from.unjudged()), left),
         Rest::Skip(left) => (left.min(from.unjudged()), left),
+        // Whoever collects goes on with it before anything is relayed.
+        Rest::Collect(_) => return false,
     };
     if here == 0 {
         return false;

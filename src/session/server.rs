@@ -7,9 +7,10 @@ use crate::session::farewell::Reason;
 use crate::session::inbox::Inbox;
 use crate::session::params::Parameters;
 use crate::session::pipeline::Pipeline;
+use crate::session::prepared::ServerStatements;
 use crate::session::server_login::ServerLogin;
 use crate::wire::backend::{self, Message, Reply, TxStatus};
-use crate::wire::frame::Peek;
+use crate::wire::frame::{HEADER_BYTES, Peek};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -95,6 +96,8 @@ pub struct Server {
     pub egress: Egress,
     /// The replies it owes.
     pub pipeline: Pipeline,
+    /// The statements prepared on it.
+    pub statements: ServerStatements,
     /// Its tracked parameters, as it reported them.
     pub parameters: Parameters,
     /// Whose it is.
@@ -125,6 +128,7 @@ impl Server {
             inbox: Inbox::default(),
             egress: Egress::default(),
             pipeline: Pipeline::default(),
+            statements: ServerStatements::default(),
             parameters,
             pool,
             activity: Activity::Busy,
@@ -201,6 +205,8 @@ pub enum Note {
     Nothing,
     /// A request may be answered.
     Reply(Reply),
+    /// As `Reply(Reply::Command)`, of a command that forgets all prepared statements.
+    Forgotten,
     /// The server expects CopyData.
     CopyIn,
     /// Something failed.
@@ -209,6 +215,11 @@ pub enum Note {
     Notification,
     /// An exchange is over.
     Ready(TxStatus),
+}
+
+/// Whether a CommandComplete of this length may tell of forgotten statements, and must be read.
+fn may_be_forgotten(bytes: u64) -> bool {
+    backend::FORGETTING_TAGS.iter().any(|tag| bytes == (HEADER_BYTES + tag.len()) as u64)
 }
 
 impl Server {
@@ -222,6 +233,15 @@ impl Server {
         let bytes = header.bytes;
         let note = match backend::classify(header.tag) {
             Message::Plain | Message::CopyOut => Note::Nothing,
+            Message::Reply(Reply::Command) if may_be_forgotten(bytes) => {
+                if !self.inbox.has(bytes) {
+                    return Verdict::NeedMore;
+                }
+                match backend::forgets_statements(&self.inbox.window(HEADER_BYTES as u64, bytes)) {
+                    true => Note::Forgotten,
+                    false => Note::Reply(Reply::Command),
+                }
+            }
             Message::Reply(reply) => Note::Reply(reply),
             Message::CopyIn => Note::CopyIn,
             Message::Error => Note::Error,

@@ -68,6 +68,14 @@ pub fn classify(tag: u8) -> Message {
     }
 }
 
+/// What a CommandComplete says after a command that forgets all prepared statements.
+pub const FORGETTING_TAGS: [&[u8]; 2] = [b"DISCARD ALL\0", b"DEALLOCATE ALL\0"];
+
+/// Whether this is the body of such a CommandComplete.
+pub fn forgets_statements(body: &[u8]) -> bool {
+    FORGETTING_TAGS.contains(&body)
+}
+
 /// The transaction status in a ReadyForQuery.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TxStatus {

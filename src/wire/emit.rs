@@ -35,6 +35,22 @@ pub fn message(
     Ok(())
 }
 
+/// As [`message`], of a message whose last `rest_bytes` are sent from somewhere else.
+pub fn message_head(
+    ring: &mut Ring,
+    tag: u8,
+    rest_bytes: usize,
+    write: impl FnOnce(&mut Body),
+) -> Result<(), Full> {
+    let length_at = ring.filled() + 1;
+    message(ring, Some(tag), write)?;
+    let written = usize::try_from(ring.filled() - length_at).map_err(|_| Full)?;
+    let length = written.checked_add(rest_bytes).and_then(|length| i32::try_from(length).ok());
+    // Longer than a message can be: the caller has read its length from one.
+    ring.patch(length_at, &length.ok_or(Full)?.to_be_bytes());
+    Ok(())
+}
+
 /// The body of a message on its way into the ring.
 pub struct Body<'a> {
     ring: &'a mut Ring,

@@ -1,5 +1,6 @@
 //! What a client's messages ask of us.
 
+use crate::wire::backend::take_text;
 use crate::wire::frame::{RelayTags, relay_tags};
 
 /// Messages of a linked client that need no look and get no reply of their own.
@@ -65,5 +66,70 @@ pub fn classify(tag: u8) -> Message {
         b'f' => Message::CopyEnd(Request::CopyFail),
         b'X' => Message::Terminate,
         _ => Message::Unknown,
+    }
+}
+
+/// Why a message that names a prepared statement cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Broken;
+
+/// The name in a Parse, and what follows it. `None`: the name does not end.
+pub fn parse_name(body: &[u8]) -> Option<(&[u8], &[u8])> {
+    let mut rest = body;
+    let name = take_text(&mut rest)?;
+    Some((name, rest))
+}
+
+/// Whether what follows the name in a Parse is a query text and a list of types.
+pub fn is_statement(rest: &[u8]) -> bool {
+    let mut types = rest;
+    let Some((count, types)) = take_text(&mut types).and_then(|_| types.split_first_chunk()) else {
+        return false;
+    };
+    usize::try_from(i16::from_be_bytes(*count)).is_ok_and(|count| types.len() >= 4 * count)
+}
+
+/// The names of portal and statement at the start of a Bind, as far as it has come in.
+pub fn bind_names(body: &[u8]) -> Option<(&[u8], &[u8])> {
+    let mut rest = body;
+    Some((take_text(&mut rest)?, take_text(&mut rest)?))
+}
+
+/// What a Describe or a Close is about: `S` or `P`, and a name that ends the message.
+pub fn target(body: &[u8]) -> Result<(u8, &[u8]), Broken> {
+    let (kind, mut rest) = body.split_first().ok_or(Broken)?;
+    let name = take_text(&mut rest).ok_or(Broken)?;
+    if rest.is_empty() { Ok((*kind, name)) } else { Err(Broken) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_only_when_they_end() {
+        assert_eq!(parse_name(b"s\0SELECT\0\0\0"), Some((&b"s"[..], &b"SELECT\0\0\0"[..])));
+        assert_eq!(parse_name(b"s"), None);
+        assert_eq!(bind_names(b"\0s\0rest"), Some((&b""[..], &b"s"[..])));
+        assert_eq!(bind_names(b"p\0s"), None);
+        assert_eq!(target(b"Ss\0"), Ok((b'S', &b"s"[..])));
+        for broken in [&b""[..], b"S", b"Ss", b"Ss\0x"] {
+            assert_eq!(target(broken), Err(Broken));
+        }
+    }
+
+    #[test]
+    fn a_statement_has_all_its_types() {
+        for (rest, good) in [
+            (&b"SELECT 1\0\0\0"[..], true),
+            (b"\0\0\x01\0\0\0\x17", true),
+            (b"\0\0\x01\0\0\0", false),
+            (b"\0\0", false),
+            (b"\0\xff\xff", false),
+            (b"SELECT 1", false),
+            (b"", false),
+        ] {
+            assert_eq!(is_statement(rest), good, "{rest:?}");
+        }
     }
 }

@@ -1,0 +1,302 @@
+//! Prepared statements that follow a client from server to server.
+//!
+//! Equal statements (query text and parameter types) are one [`Statement`], whoever prepares them,
+//! and have one name on all servers. A client's own names mean such statements; a server has those
+//! that were prepared on it, least recently used first. What a client names and its server does
+//! not have is prepared there ahead of the client's message.
+
+use crate::session::pipeline::Lost;
+use lru::LruCache;
+use std::borrow::Borrow;
+use std::collections::{HashMap, HashSet};
+use std::hash::{Hash, Hasher};
+use std::io::Write;
+use std::sync::Arc;
+
+/// What all names on servers begin with.
+// As PgBouncer: dashboards and logs of servers show these names.
+const NAME_PREFIX: &[u8] = b"PGBOUNCER_";
+/// Prefix and the longest number.
+const MAX_NAME_BYTES: usize = 30;
+
+/// A query text with its parameter types, prepared by somebody.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Statement {
+    id: u64,
+    /// A Parse message from the query on: text, NUL, number of types, types.
+    body: Box<[u8]>,
+}
+
+impl Statement {
+    /// Its number. No other statement ever had it.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// What follows the name in a Parse message.
+    pub fn body(&self) -> &[u8] {
+        &self.body
+    }
+
+    /// Its name on servers.
+    pub fn server_name(&self) -> ServerName {
+        let mut name = ServerName { bytes: [0; MAX_NAME_BYTES], len: NAME_PREFIX.len() };
+        name.bytes[..name.len].copy_from_slice(NAME_PREFIX);
+        let mut rest = &mut name.bytes[NAME_PREFIX.len()..];
+        write!(rest, "{}", self.id).expect("the largest number fits");
+        name.len = MAX_NAME_BYTES - rest.len();
+        name
+    }
+}
+
+/// A statement's name on servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServerName {
+    bytes: [u8; MAX_NAME_BYTES],
+    len: usize,
+}
+
+impl ServerName {
+    /// Without the NUL.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.len]
+    }
+}
+
+/// Finds a statement by its body.
+#[derive(Debug)]
+struct ByBody(Arc<Statement>);
+
+impl Borrow<[u8]> for ByBody {
+    fn borrow(&self) -> &[u8] {
+        self.0.body()
+    }
+}
+
+impl Hash for ByBody {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.body().hash(state);
+    }
+}
+
+impl PartialEq for ByBody {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.body() == other.0.body()
+    }
+}
+
+impl Eq for ByBody {}
+
+/// Every statement that some client or server knows. Shared ownership, for a statement is never
+/// changed and belongs to no connection: its text is stored once, whoever refers to it.
+#[derive(Debug, Default)]
+pub struct Statements {
+    known: HashSet<ByBody>,
+    last_id: u64,
+}
+
+impl Statements {
+    /// The statement with this body; a new one if nobody knows it.
+    pub fn intern(&mut self, body: &[u8]) -> Arc<Statement> {
+        if let Some(ByBody(statement)) = self.known.get(body) {
+            return statement.clone();
+        }
+        self.last_id += 1;
+        let statement = Arc::new(Statement { id: self.last_id, body: body.into() });
+        self.known.insert(ByBody(statement.clone()));
+        statement
+    }
+
+    /// Forgets the statements that no client and no server refers to.
+    pub fn collect(&mut self) {
+        self.known.retain(|ByBody(statement)| Arc::strong_count(statement) > 1);
+        if self.known.capacity() > 4 * self.known.len() + 64 {
+            self.known.shrink_to_fit();
+        }
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.known.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.known.is_empty()
+    }
+}
+
+/// The names that one client has given.
+#[derive(Debug, Default)]
+pub struct ClientStatements {
+    names: HashMap<Box<[u8]>, Named>,
+    last_serial: u32,
+    /// A Parse too large for a ring, while it comes in and until a server has it.
+    pub collected: Vec<u8>,
+}
+
+#[derive(Debug)]
+struct Named {
+    statement: Arc<Statement>,
+    /// Tells this naming from earlier ones of the same name.
+    serial: u32,
+}
+
+impl ClientStatements {
+    /// What a name means.
+    pub fn find(&self, name: &[u8]) -> Option<&Arc<Statement>> {
+        self.names.get(name).map(|named| &named.statement)
+    }
+
+    /// Gives a name; `None` if it is in use. The number is for [`ClientStatements::take_back`].
+    pub fn give(&mut self, name: &[u8], statement: Arc<Statement>) -> Option<u32> {
+        if self.names.contains_key(name) {
+            return None;
+        }
+        self.last_serial = self.last_serial.wrapping_add(1);
+        let serial = self.last_serial;
+        self.names.insert(name.into(), Named { statement, serial });
+        Some(serial)
+    }
+
+    /// The name means nothing any more.
+    pub fn close(&mut self, name: &[u8]) {
+        self.names.remove(name);
+    }
+
+    /// The Parse that gave a name has failed: the name is free again.
+    // Better than PgBouncer, where it stays taken and a second Parse of that name is fatal.
+    pub fn take_back(&mut self, serial: u32) {
+        self.names.retain(|_, named| named.serial != serial);
+    }
+
+    /// No name means anything any more.
+    pub fn close_all(&mut self) {
+        self.names.clear();
+    }
+
+    /// How many names there are.
+    pub fn len(&self) -> usize {
+        self.names.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.names.is_empty()
+    }
+}
+
+/// The statements that one server has, by use.
+#[derive(Debug)]
+pub struct ServerStatements(LruCache<u64, Arc<Statement>>);
+
+impl Default for ServerStatements {
+    fn default() -> Self {
+        Self(LruCache::unbounded())
+    }
+}
+
+impl ServerStatements {
+    /// Whether the server has it. Being asked for is no use.
+    pub fn has(&self, statement: &Statement) -> bool {
+        self.0.contains(&statement.id)
+    }
+
+    /// Whether the server has it; if so it is the youngest from now on.
+    pub fn touch(&mut self, statement: &Statement) -> bool {
+        self.0.get(&statement.id).is_some()
+    }
+
+    /// It is prepared there now, as the youngest.
+    pub fn add(&mut self, statement: Arc<Statement>) {
+        self.0.put(statement.id, statement);
+    }
+
+    /// The oldest, which has to go when there are more than `limit`.
+    pub fn evict(&mut self, limit: usize) -> Option<Arc<Statement>> {
+        if self.0.len() <= limit {
+            return None;
+        }
+        self.0.pop_lru().map(|(_, statement)| statement)
+    }
+
+    /// Nothing is prepared there any more.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// What was asked of the server and never carried out, because of an error before.
+    pub fn undo(&mut self, lost: &Lost) {
+        match lost {
+            Lost::Parse { statement, .. } => {
+                self.0.pop(&statement.id);
+            }
+            Lost::Close { statement } => self.add(statement.clone()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_statements_are_one_while_anybody_knows_them() {
+        let mut statements = Statements::default();
+        let first = statements.intern(b"SELECT 1\0\0\0");
+        let again = statements.intern(b"SELECT 1\0\0\0");
+        assert!(Arc::ptr_eq(&first, &again));
+        let other = statements.intern(b"SELECT 1\0\0\x01\0\0\0\x17");
+        assert_ne!(first.id(), other.id(), "other types, another statement");
+        assert_eq!(first.server_name().as_bytes(), b"PGBOUNCER_1");
+        drop((first, again));
+        statements.collect();
+        assert_eq!(statements.len(), 1);
+        assert_eq!(statements.intern(b"SELECT 1\0\0\0").id(), 3, "numbers are never used again");
+        let name = Statement { id: u64::MAX, body: Box::default() }.server_name();
+        assert_eq!(name.as_bytes(), b"PGBOUNCER_18446744073709551615");
+    }
+
+    #[test]
+    fn a_failed_parse_frees_its_name_and_no_other() {
+        let (mut statements, mut client) = (Statements::default(), ClientStatements::default());
+        let statement = statements.intern(b"x");
+        let first = client.give(b"a", statement.clone()).unwrap();
+        let second = client.give(b"b", statement.clone()).unwrap();
+        assert_eq!(client.give(b"a", statement.clone()), None, "in use");
+        client.take_back(second);
+        assert!(client.find(b"a").is_some() && client.find(b"b").is_none());
+        client.close(b"a");
+        let third = client.give(b"a", statement).unwrap();
+        client.take_back(first);
+        assert!(client.find(b"a").is_some(), "a later naming of the same name stays");
+        client.take_back(third);
+        assert!(client.is_empty());
+    }
+
+    #[test]
+    fn the_least_recently_used_goes_first() {
+        let (mut statements, mut server) = (Statements::default(), ServerStatements::default());
+        let [a, b, c] = [b"a", b"b", b"c"].map(|body| statements.intern(body));
+        for statement in [&a, &b, &c] {
+            server.add(statement.clone());
+        }
+        assert!(server.touch(&a));
+        assert!(server.has(&b), "which makes it no younger");
+        assert_eq!(server.evict(2), Some(b.clone()));
+        assert_eq!(server.evict(2), None);
+        server.undo(&Lost::Close { statement: b.clone() });
+        server.undo(&Lost::Parse { statement: c.clone(), failed_serial: None });
+        assert!(server.has(&b) && !server.has(&c));
+    }
+}
