@@ -112,7 +112,9 @@ impl House {
         Some(client_key)
     }
 
-    /// Whether a linked server has done all its work and may go to another client.
+    /// Whether a linked server has done all its work and may go to another client. Not while it
+    /// waits for the rest of a message for which nothing is owed: it would take the next client's
+    /// words for that.
     pub fn may_release(&self, key: ServerKey) -> bool {
         let Some(server) = self.servers.get(key) else {
             return false;
@@ -121,7 +123,8 @@ impl House {
         let mode = self.pools.get(server.pool).map(|pool| pool.mode);
         server.is_done()
             && mode != Some(PoolMode::Session)
-            && client.is_some_and(|client| !client.is_copying_in())
+            && client
+                .is_some_and(|client| !client.is_copying_in() && !client.inbox.is_mid_message())
     }
 
     /// Decides what becomes of a server without a client, done with its work. The reset query is
@@ -149,7 +152,8 @@ impl House {
         let server = self.servers.get(key)?;
         let client = server.client().and_then(|client| self.clients.get(client));
         let is_cut_off = client.is_some_and(|client| client.inbox.is_mid_message());
-        if server.activity != Activity::Ready || server.inbox.unjudged() > 0 {
+        let has_more = server.inbox.unjudged() > 0 || server.inbox.is_mid_message();
+        if server.activity != Activity::Ready || has_more {
             Some(Reason::CLIENT_LEFT_NOT_READY)
         } else if !server.pipeline.is_empty() {
             Some(Reason::CLIENT_LEFT_IN_PROGRESS)

@@ -159,12 +159,14 @@ impl Server {
         !self.egress.is_empty() && !matches!(self.state, State::Connecting(_))
     }
 
-    /// Whether everything asked of it has been answered, and all of that passed on.
+    /// Whether everything asked of it has been answered, and all of that passed on. A notification
+    /// may come behind the last answer: the rest of one belongs to whoever got its beginning.
     pub fn is_done(&self) -> bool {
         self.activity == Activity::Ready
             && self.pipeline.is_empty()
             && self.egress.is_empty()
             && self.inbox.unjudged() == 0
+            && !self.inbox.is_mid_message()
     }
 
     /// Whether it is sending us its replies to our own query before the client's.

@@ -1,0 +1,224 @@
+//! The engine without sockets: each byte comes when the test says so, so that messages can be cut
+//! where it hurts.
+
+mod common;
+
+use common::fake::{one_row, ready, welcome};
+use common::raw::{Startup, message, query, sync};
+use ringbouncer::auth::userlist::Userlist;
+use ringbouncer::config::Config;
+use ringbouncer::engine::Engine;
+use ringbouncer::engine::io::{ClientAddress, Effect, Input};
+use ringbouncer::keys::{Conn, ServerKey};
+use std::io::IoSlice;
+use std::time::Instant;
+
+/// An engine, and what it has asked for.
+struct World {
+    engine: Engine,
+    now: Instant,
+    /// Servers whose sockets are to be opened.
+    dialled: Vec<ServerKey>,
+}
+
+fn config(settings: &str, database: &str) -> Config {
+    let text = format!("[databases]\n{database}\n[pgbouncer]\nauth_type = trust\n{settings}\n");
+    Config::parse_text("engine.ini", &text).unwrap()
+}
+
+fn userlist() -> Userlist {
+    Userlist::parse(b"\"alice\" \"\"\n").0
+}
+
+const APP: &str = "app = host=127.0.0.1";
+
+impl World {
+    fn new(settings: &str) -> World {
+        World::with(config(settings, APP))
+    }
+
+    fn with(config: Config) -> World {
+        let now = Instant::now();
+        World { engine: Engine::new(config, userlist(), now), now, dialled: Vec::new() }
+    }
+
+    /// One transaction pool with one server.
+    fn narrow() -> World {
+        World::new("pool_mode = transaction\ndefault_pool_size = 1")
+    }
+
+    fn handle(&mut self, input: Input) {
+        self.engine.handle(input, self.now);
+    }
+
+    /// The end of a turn.
+    fn perform(&mut self) {
+        self.handle(Input::Tick);
+        while let Some(effect) = self.engine.next_effect() {
+            match effect {
+                Effect::Connect { server, .. } => self.dialled.push(server),
+                Effect::Resolve { .. } => {}
+                Effect::Close { conn } => self.engine.forget(conn),
+            }
+        }
+        self.engine.check();
+    }
+
+    /// Bytes arrive from a peer, as far as it is read.
+    fn feed(&mut self, conn: Conn, mut bytes: &[u8]) -> usize {
+        let mut fed = 0;
+        while !bytes.is_empty() && self.engine.wants_read(conn) {
+            let [first, second] = self.engine.inbox_room(conn).expect("it is there");
+            let mut taken = 0;
+            for (place, byte) in first.iter_mut().chain(second).zip(bytes) {
+                *place = *byte;
+                taken += 1;
+            }
+            bytes = &bytes[taken..];
+            fed += taken;
+            self.handle(Input::Received { conn, bytes: taken });
+        }
+        fed
+    }
+
+    fn outgoing(&self, conn: Conn) -> Vec<u8> {
+        let mut slices = [IoSlice::new(&[]); 200];
+        let used = self.engine.outgoing(conn, &mut slices);
+        slices[..used].iter().flat_map(|slice| slice.to_vec()).collect()
+    }
+
+    /// The peer takes so many bytes at most.
+    fn take_some(&mut self, conn: Conn, at_most: usize) -> Vec<u8> {
+        let mut bytes = self.outgoing(conn);
+        bytes.truncate(at_most);
+        if !bytes.is_empty() {
+            self.handle(Input::Sent { conn, bytes: bytes.len() });
+        }
+        bytes
+    }
+
+    fn take(&mut self, conn: Conn) -> Vec<u8> {
+        let mut all = Vec::new();
+        loop {
+            let bytes = self.take_some(conn, usize::MAX);
+            if bytes.is_empty() {
+                return all;
+            }
+            all.extend(bytes);
+        }
+    }
+
+    fn accept(&mut self) -> Conn {
+        let from = ClientAddress::Unix { pid: 0, uid: None };
+        let secret = u64::try_from(self.engine.house().clients.len()).unwrap().to_be_bytes();
+        Conn::Client(self.engine.accept(from, secret, self.now))
+    }
+
+    /// A client that has sent its Startup.
+    fn client(&mut self) -> Conn {
+        self.client_with(&startup())
+    }
+
+    fn client_with(&mut self, startup: &Startup) -> Conn {
+        let client = self.accept();
+        self.feed(client, &startup.bytes());
+        self.perform();
+        client
+    }
+
+    /// The server dialled last connects and welcomes us.
+    fn server(&mut self) -> Conn {
+        let server = self.dialled.pop().expect("a server was dialled");
+        self.handle(Input::Connected { server, local: None });
+        let server = Conn::Server(server);
+        assert!(!self.take(server).is_empty(), "a Startup");
+        self.feed(server, &welcome());
+        self.perform();
+        server
+    }
+
+    /// A client that has been welcomed, and the first server of its pool.
+    fn client_and_server(&mut self) -> (Conn, Conn) {
+        let client = self.client();
+        let server = self.server();
+        self.take(client);
+        (client, server)
+    }
+}
+
+fn startup() -> Startup {
+    Startup::v3().param("user", "alice").param("database", "app")
+}
+
+/// A NotificationResponse whose payload looks like messages.
+fn notification() -> Vec<u8> {
+    message(b'A', &[&[0, 0, 0, 1][..], b"c\0", &one_row("forged"), b"\0"].concat())
+}
+
+// A server behind its last ReadyForQuery is ready, and may still be in the middle of a message.
+
+#[test]
+fn a_server_in_the_middle_of_a_notification_stays_with_its_client() {
+    let notification = notification();
+    let last = [message(b'C', b"LISTEN\0"), ready()].concat();
+    for cut in 1..notification.len() {
+        let mut world = World::narrow();
+        let (first, server) = world.client_and_server();
+        let second = world.client();
+        world.take(second);
+        world.feed(first, &query("LISTEN c"));
+        world.take(server);
+        world.feed(second, &query("SELECT 1"));
+        world.feed(server, &[&last[..], &notification[..cut]].concat());
+        let seen = world.take(first);
+        world.feed(server, &notification[cut..]);
+        world.perform();
+        let seen = [seen, world.take(first)].concat();
+        assert_eq!(seen, [&last[..], &notification].concat(), "cut at {cut}");
+        assert_eq!(world.take(server), query("SELECT 1"), "cut at {cut}");
+        world.feed(server, &one_row("1"));
+        assert_eq!(world.take(second), one_row("1"), "cut at {cut}");
+    }
+}
+
+/// A client that leaves while it is being notified takes its server with it, or leaves it whole.
+#[test]
+fn the_rest_of_a_notification_is_nobodys_message() {
+    let notification = notification();
+    for (pool_mode, cut) in [("session", 5), ("session", 30), ("transaction", 30)] {
+        let mut world = World::new(&format!("pool_mode = {pool_mode}\ndefault_pool_size = 1"));
+        let (first, server) = world.client_and_server();
+        world.feed(first, &query("LISTEN c"));
+        world.take(server);
+        let answer = [message(b'C', b"LISTEN\0"), ready()].concat();
+        world.feed(server, &[&answer[..], &notification[..cut]].concat());
+        world.handle(Input::ReadClosed { conn: first });
+        world.perform();
+        world.feed(server, &notification[cut..]);
+        world.perform();
+        let second = world.client();
+        world.feed(second, &query("SELECT 1"));
+        let served = String::from_utf8_lossy(&world.take(second)).into_owned();
+        assert!(!served.contains("forged"), "{pool_mode}, cut at {cut}");
+    }
+}
+
+#[test]
+fn a_server_that_awaits_the_rest_of_a_message_stays_with_its_client() {
+    for tag in [b'd', b'H'] {
+        let mut world = World::narrow();
+        let (first, server) = world.client_and_server();
+        let second = world.client();
+        world.take(second);
+        let late = message(tag, b"0123456789");
+        let (head, tail) = late.split_at(7);
+        world.feed(first, &[&sync(), head].concat());
+        world.feed(second, &query("SELECT 'secret'"));
+        assert_eq!(world.take(server), [&sync(), head].concat());
+        world.feed(server, &ready());
+        world.perform();
+        assert_eq!(world.take(server), b"", "the second client's query is no CopyData");
+        world.feed(first, tail);
+        assert_eq!(world.take(server), [tail, &query("SELECT 'secret'")].concat());
+    }
+}
