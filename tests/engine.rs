@@ -4,21 +4,26 @@
 mod common;
 
 use common::fake::{one_row, ready, welcome};
-use common::raw::{Startup, message, query, sync};
+use common::raw::{self, Startup, copy_data, message, query, sync, tags};
 use ringbouncer::auth::userlist::Userlist;
 use ringbouncer::config::Config;
 use ringbouncer::engine::Engine;
 use ringbouncer::engine::io::{ClientAddress, Effect, Input};
-use ringbouncer::keys::{Conn, ServerKey};
+use ringbouncer::keys::{ClientKey, Conn, ServerKey};
 use std::io::IoSlice;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// An engine, and what it has asked for.
 struct World {
     engine: Engine,
     now: Instant,
+    begun: Instant,
     /// Servers whose sockets are to be opened.
     dialled: Vec<ServerKey>,
+    /// Names to be looked up.
+    asked: Vec<ServerKey>,
+    /// Who was closed, and the last bytes for each.
+    closed: Vec<(Conn, Vec<u8>)>,
 }
 
 fn config(settings: &str, database: &str) -> Config {
@@ -39,7 +44,14 @@ impl World {
 
     fn with(config: Config) -> World {
         let now = Instant::now();
-        World { engine: Engine::new(config, userlist(), now), now, dialled: Vec::new() }
+        World {
+            engine: Engine::new(config, userlist(), now),
+            now,
+            begun: now,
+            dialled: Vec::new(),
+            asked: Vec::new(),
+            closed: Vec::new(),
+        }
     }
 
     /// One transaction pool with one server.
@@ -57,11 +69,20 @@ impl World {
         while let Some(effect) = self.engine.next_effect() {
             match effect {
                 Effect::Connect { server, .. } => self.dialled.push(server),
-                Effect::Resolve { .. } => {}
-                Effect::Close { conn } => self.engine.forget(conn),
+                Effect::Resolve { server, .. } => self.asked.push(server),
+                Effect::Close { conn } => {
+                    let last = self.outgoing(conn);
+                    self.closed.push((conn, last));
+                    self.engine.forget(conn);
+                }
             }
         }
         self.engine.check();
+    }
+
+    fn after(&mut self, time: Duration) {
+        self.now += time;
+        self.perform();
     }
 
     /// Bytes arrive from a peer, as far as it is read.
@@ -144,6 +165,26 @@ impl World {
         self.take(client);
         (client, server)
     }
+
+    fn is_closed(&self, conn: Conn) -> bool {
+        self.closed.iter().any(|(closed, _)| *closed == conn)
+    }
+
+    fn last_bytes(&self, conn: Conn) -> &[u8] {
+        let found = self.closed.iter().find(|(closed, _)| *closed == conn);
+        &found.expect("it was closed").1
+    }
+
+    fn is_linked(&self, client: Conn) -> bool {
+        self.engine.house().clients.get(client_key(client)).is_some_and(|c| c.server().is_some())
+    }
+}
+
+fn client_key(conn: Conn) -> ClientKey {
+    match conn {
+        Conn::Client(key) => key,
+        Conn::Server(key) => panic!("{key:?} is no client"),
+    }
 }
 
 fn startup() -> Startup {
@@ -153,6 +194,38 @@ fn startup() -> Startup {
 /// A NotificationResponse whose payload looks like messages.
 fn notification() -> Vec<u8> {
     message(b'A', &[&[0, 0, 0, 1][..], b"c\0", &one_row("forged"), b"\0"].concat())
+}
+
+/// The server has not taken all of the query when its client leaves: a Terminate would become the
+/// end of it, and the server run what nobody asked for.
+#[test]
+fn a_query_cut_short_is_not_made_whole_by_our_terminate() {
+    let sql = query("DELETE FROM t WHERE id = 12");
+    for taken in 1..sql.len() {
+        let mut world = World::narrow();
+        let (client, server) = world.client_and_server();
+        world.feed(client, &sql);
+        assert_eq!(world.take_some(server, taken), sql[..taken]);
+        world.handle(Input::ReadClosed { conn: client });
+        world.perform();
+        assert_eq!(world.last_bytes(server), b"", "after {taken} bytes");
+    }
+    // The other half never came from the client.
+    let mut world = World::narrow();
+    let (client, server) = world.client_and_server();
+    world.feed(client, &sql[..20]);
+    world.take(server);
+    world.handle(Input::ReadClosed { conn: client });
+    world.perform();
+    assert_eq!(world.last_bytes(server), b"");
+    // All of it has arrived: the server is told.
+    let mut world = World::narrow();
+    let (client, server) = world.client_and_server();
+    world.feed(client, &sql);
+    world.take(server);
+    world.handle(Input::ReadClosed { conn: client });
+    world.perform();
+    assert_eq!(world.last_bytes(server), raw::terminate());
 }
 
 // A server behind its last ReadyForQuery is ready, and may still be in the middle of a message.

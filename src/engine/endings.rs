@@ -132,12 +132,14 @@ impl Engine {
             server.state,
             server::State::Idle { .. }
                 | server::State::Active { .. }
-                | server::State::Unlinked
+                | server::State::Unlinked { .. }
                 | server::State::Resetting
                 | server::State::HeldForCancel
         );
         let is_broken = [Reason::SERVER_CRASHED, Reason::SERVER_CONNECTION_CLOSED].contains(reason);
-        let is_cut_off = !server.egress.is_empty() || *reason == Reason::CLIENT_LEFT_UNSENT;
+        // Five bytes more could make a whole of what the client did not finish.
+        let is_cut_off = matches!(server.state, server::State::Unlinked { cut_off: true })
+            || !server.egress.is_empty();
         server.egress.clear(rings);
         if has_logged_in
             && !is_broken

@@ -107,9 +107,10 @@ impl Engine {
                 server.inbox.skip(bytes);
                 Step::Wait
             }
-            State::Unlinked | State::Connecting(_) | State::LoggingIn(_) | State::Closing => {
-                Step::Wait
-            }
+            State::Unlinked { .. }
+            | State::Connecting(_)
+            | State::LoggingIn(_)
+            | State::Closing => Step::Wait,
         };
         match last {
             Step::Close(reason) => Some(reason),

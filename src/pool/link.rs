@@ -105,10 +105,11 @@ impl House {
             let ring = server.inbox.hand_over().expect("runs lie in a ring");
             client.egress.keep(ring, rings);
         }
+        let cut_off = !server.egress.is_empty() || client.inbox.is_mid_message();
         server.egress.clear(rings);
         client.inbox.tidy(None, rings);
         self.set_client_state(client_key, client::State::Idle);
-        self.set_server_state(server_key, server::State::Unlinked, End::Back);
+        self.set_server_state(server_key, server::State::Unlinked { cut_off }, End::Back);
         Some(client_key)
     }
 

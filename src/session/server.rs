@@ -33,7 +33,10 @@ pub enum State {
     },
     /// Its client has just left, and whoever took them apart decides at once what comes next.
     /// Leaves to `Idle`, `Resetting`, `HeldForCancel`, `Closing`.
-    Unlinked,
+    Unlinked {
+        /// Whether it has got a part of the client's last message only. Leaves to `Closing` then.
+        cut_off: bool,
+    },
     /// Runs the reset query. Leaves to `Idle`, `HeldForCancel`, `Closing`.
     Resetting,
     /// Could be free, but a CancelRequest for it is still on its way and would hit the next
