@@ -228,6 +228,22 @@ fn a_query_cut_short_is_not_made_whole_by_our_terminate() {
     assert_eq!(world.last_bytes(server), raw::terminate());
 }
 
+/// A reload takes the database away, or moves it, while its host's name is being looked up.
+#[test]
+fn an_address_that_comes_too_late_is_nobodys() {
+    let named = config("", "app = host=db.example");
+    for database in ["other = host=127.0.0.1", "app = host=elsewhere.example"] {
+        let mut world = World::with(named.clone());
+        world.client();
+        let server = world.asked.pop().expect("a look-up");
+        world.engine.reload(config("", database), userlist(), world.now);
+        world.handle(Input::Resolved { server, addresses: vec![[127, 0, 0, 1].into()] });
+        world.perform();
+        assert!(world.is_closed(Conn::Server(server)));
+        assert!(world.dialled.is_empty(), "a socket for a server that has gone");
+    }
+}
+
 // A server behind its last ReadyForQuery is ready, and may still be in the middle of a message.
 
 #[test]

@@ -149,6 +149,11 @@ impl Server {
         }
     }
 
+    /// Whether it has no connection yet.
+    pub fn is_connecting(&self) -> bool {
+        matches!(self.state, State::Connecting(_))
+    }
+
     /// Whether its socket is to be read.
     pub fn wants_read(&self) -> bool {
         match self.state {
