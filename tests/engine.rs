@@ -244,6 +244,26 @@ fn an_address_that_comes_too_late_is_nobodys() {
     }
 }
 
+/// The longest waiting client cannot have the server; the next one gets it.
+#[test]
+fn a_client_that_cannot_be_served_does_not_keep_a_server_from_the_others() {
+    let mut world = World::narrow();
+    let (first, server) = world.client_and_server();
+    world.feed(first, &query("SELECT 1"));
+    world.take(server);
+    // Quoted, this name is longer than any message of ours can be.
+    let second = world.client_with(&startup().param("application_name", &"'".repeat(50_000)));
+    let third = world.client();
+    for client in [second, third] {
+        world.take(client);
+        world.feed(client, &query("SELECT 3"));
+    }
+    world.feed(server, &one_row("1"));
+    world.perform();
+    assert!(world.is_closed(second));
+    assert_eq!(world.take(server), query("SELECT 3"));
+}
+
 // A server behind its last ReadyForQuery is ready, and may still be in the middle of a message.
 
 #[test]
