@@ -264,6 +264,59 @@ fn a_client_that_cannot_be_served_does_not_keep_a_server_from_the_others() {
     assert_eq!(world.take(server), query("SELECT 3"));
 }
 
+/// The pause counts from the beginning of the attempt, and a pause of nothing is short, not endless.
+#[test]
+fn after_a_failure_the_next_attempt_is_made_in_time() {
+    for (retry, passed, expected) in
+        [("15", 10_000, 5_000), ("15", 14_000, 1_000), ("0", 0, 100), ("0.05", 10, 90)]
+    {
+        let settings = format!("server_login_retry = {retry}\nserver_connect_timeout = 100");
+        let mut world = World::new(&settings);
+        world.client();
+        let server = world.dialled.pop().expect("an attempt");
+        world.after(Duration::from_millis(passed));
+        world.handle(Input::ConnectFailed { server, error: None });
+        world.perform();
+        assert!(world.dialled.is_empty());
+        let pause = world.engine.next_deadline().map(|at| at - world.now);
+        assert_eq!(pause, Some(Duration::from_millis(expected)), "{retry} {passed}");
+        world.after(Duration::from_millis(expected));
+        assert_eq!(world.dialled.len(), 1, "{retry} {passed}");
+    }
+}
+
+/// A database's own limit counts for those that wait for the welcome, too, and for those behind
+/// others that wait for a server.
+#[test]
+fn everybody_who_waits_too_long_is_told_in_time() {
+    let text = |world: &World, conn| String::from_utf8_lossy(world.last_bytes(conn)).into_owned();
+    let mut world = World::with(config("", "app = host=127.0.0.1 query_wait_timeout=1"));
+    let client = world.client();
+    let deadline = world.engine.next_deadline().expect("a deadline");
+    assert_eq!(deadline - world.now, Duration::from_secs(1));
+    world.after(Duration::from_secs(1));
+    assert!(text(&world, client).contains("query_wait_timeout"));
+
+    let settings = "pool_mode = transaction\ndefault_pool_size = 1\nclient_login_timeout = 5\n\
+                    server_connect_timeout = 100";
+    let mut world = World::new(settings);
+    let (_, server) = world.client_and_server();
+    let second = world.client();
+    world.handle(Input::ReadClosed { conn: server });
+    world.perform();
+    world.dialled.clear();
+    world.feed(second, &query("SELECT 1"));
+    world.perform();
+    // The database moves: its welcome has to be learned again.
+    let moved = config(settings, "app = host=127.0.0.2");
+    world.engine.reload(moved, userlist(), world.now);
+    world.perform();
+    let third = world.client();
+    world.after(Duration::from_secs(5));
+    assert!(text(&world, third).contains("client_login_timeout (server down)"));
+    assert!(!world.is_closed(second));
+}
+
 // A server behind its last ReadyForQuery is ready, and may still be in the middle of a message.
 
 #[test]

@@ -19,7 +19,7 @@ pub mod servers;
 use crate::auth::userlist::Userlist;
 use crate::config::Config;
 use crate::config::settings::Settings;
-use crate::keys::{ClientKey, Conn};
+use crate::keys::{ClientKey, Conn, PoolKey};
 use crate::pool::House;
 use crate::session::client::Client;
 use crate::session::params::Tracked;
@@ -231,6 +231,12 @@ impl Engine {
     fn note_deadline(&mut self, now: Instant, limit: Duration) {
         let at = now.checked_add(limit).filter(|_| !limit.is_zero());
         self.next_sweep = [self.next_sweep, at].into_iter().flatten().min();
+    }
+
+    /// Somebody begins to wait for a server of this pool.
+    fn note_wait(&mut self, pool: PoolKey, now: Instant) {
+        let limit = self.house.pools.get(pool).map(|pool| pool.wait_limit(&self.config.settings));
+        self.note_deadline(now, limit.unwrap_or_default());
     }
 
     fn tick(&mut self, now: Instant) {
