@@ -4,12 +4,12 @@
 mod common;
 
 use common::fake::{one_row, ready, welcome};
-use common::raw::{self, Startup, copy_data, message, query, sync, tags};
+use common::raw::{self, Startup, message, query, sync};
 use ringbouncer::auth::userlist::Userlist;
 use ringbouncer::config::Config;
 use ringbouncer::engine::Engine;
 use ringbouncer::engine::io::{ClientAddress, Effect, Input};
-use ringbouncer::keys::{ClientKey, Conn, ServerKey};
+use ringbouncer::keys::{Conn, ServerKey};
 use std::io::IoSlice;
 use std::time::{Duration, Instant};
 
@@ -17,7 +17,6 @@ use std::time::{Duration, Instant};
 struct World {
     engine: Engine,
     now: Instant,
-    begun: Instant,
     /// Servers whose sockets are to be opened.
     dialled: Vec<ServerKey>,
     /// Names to be looked up.
@@ -47,7 +46,6 @@ impl World {
         World {
             engine: Engine::new(config, userlist(), now),
             now,
-            begun: now,
             dialled: Vec::new(),
             asked: Vec::new(),
             closed: Vec::new(),
@@ -173,17 +171,6 @@ impl World {
     fn last_bytes(&self, conn: Conn) -> &[u8] {
         let found = self.closed.iter().find(|(closed, _)| *closed == conn);
         &found.expect("it was closed").1
-    }
-
-    fn is_linked(&self, client: Conn) -> bool {
-        self.engine.house().clients.get(client_key(client)).is_some_and(|c| c.server().is_some())
-    }
-}
-
-fn client_key(conn: Conn) -> ClientKey {
-    match conn {
-        Conn::Client(key) => key,
-        Conn::Server(key) => panic!("{key:?} is no client"),
     }
 }
 
@@ -315,6 +302,23 @@ fn everybody_who_waits_too_long_is_told_in_time() {
     world.after(Duration::from_secs(5));
     assert!(text(&world, third).contains("client_login_timeout (server down)"));
     assert!(!world.is_closed(second));
+}
+
+/// Reliability 19: whoever is refused leaves nothing behind, however many come.
+#[test]
+fn the_words_of_refused_clients_are_forgotten() {
+    let mut world = World::new("");
+    for number in 0..500 {
+        let name = format!("{number}{}", "n".repeat(60_000));
+        let client = world.accept();
+        let stranger = Startup::v3().param("user", "mallory").param("application_name", &name);
+        world.feed(client, &stranger.bytes());
+        world.perform();
+        assert!(world.is_closed(client));
+        world.closed.clear();
+        let kept = world.engine.house().values.bytes();
+        assert!(kept < 8 << 20, "{kept} bytes after {number} clients");
+    }
 }
 
 // A server behind its last ReadyForQuery is ready, and may still be in the middle of a message.

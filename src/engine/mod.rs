@@ -243,9 +243,9 @@ impl Engine {
         if self.next_sweep.is_some_and(|at| at <= now) {
             self.sweep(now);
         }
+        self.house.collect_values();
         if self.next_trim <= now {
             self.house.rings.trim();
-            self.house.collect_values();
             self.next_trim = now + TRIM_PERIOD;
         }
     }
