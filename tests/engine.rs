@@ -321,6 +321,23 @@ fn the_words_of_refused_clients_are_forgotten() {
     }
 }
 
+/// Reliability 2: a server that never ends its welcome is not listened to for ever.
+#[test]
+fn an_endless_welcome_is_refused() {
+    let mut world = World::new("");
+    world.client();
+    let server = world.dialled.pop().expect("an attempt");
+    world.handle(Input::Connected { server, local: None });
+    let server = Conn::Server(server);
+    world.take(server);
+    world.feed(server, &message(b'R', &[0; 4]));
+    let parameter = message(b'S', &[&[b'x'; 1000][..], b"\0y\0"].concat());
+    let fed = (0..200).take_while(|_| world.feed(server, &parameter) > 0).count();
+    assert!(fed < 100, "{fed} kilobytes of welcome");
+    world.perform();
+    assert!(world.is_closed(server));
+}
+
 // A server behind its last ReadyForQuery is ready, and may still be in the middle of a message.
 
 #[test]
