@@ -29,7 +29,7 @@ impl Engine {
             }
         }
         for (key, server) in self.house.servers.iter() {
-            assert!(!matches!(server.state, State::Unlinked), "decided about at once");
+            assert!(!matches!(server.state, State::Unlinked { .. }), "decided about at once");
             if let Some(client) = server.client() {
                 let client = self.house.clients.get(client).expect("a server's client is there");
                 assert_eq!(client.server(), Some(key), "links point at each other");

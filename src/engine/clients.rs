@@ -112,12 +112,10 @@ impl Engine {
                 Acquired::Linked(_) => return true,
                 Acquired::Stale(server, reason) => self.close_server(server, reason, now),
                 Acquired::Queued => {
-                    self.note_deadline(now, self.config.settings.query_wait_timeout);
-                    let pool = self.house.clients.get(key).and_then(|client| client.pool);
-                    let entry = pool.and_then(|pool| self.house.pools.get(pool));
-                    let own_limit = entry.and_then(|pool| pool.database.query_wait_timeout);
-                    self.note_deadline(now, own_limit.unwrap_or_default());
-                    pool.into_iter().for_each(|pool| self.staff(pool, now));
+                    if let Some(pool) = self.house.clients.get(key).and_then(|client| client.pool) {
+                        self.note_wait(pool, now);
+                        self.staff(pool, now);
+                    }
                     return false;
                 }
                 Acquired::Failing(reason) => {

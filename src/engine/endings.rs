@@ -64,7 +64,7 @@ impl Engine {
         }
         let pool = server.pool;
         self.log_server_ending(key, &reason, now);
-        self.note_login_failure(key, &reason, now);
+        self.note_login_failure(key, &reason);
         let carried = self.carried_cancel(key);
         let client = self.house.servers.get(key).and_then(Server::client);
         if let Some(client) = client {
@@ -132,12 +132,14 @@ impl Engine {
             server.state,
             server::State::Idle { .. }
                 | server::State::Active { .. }
-                | server::State::Unlinked
+                | server::State::Unlinked { .. }
                 | server::State::Resetting
                 | server::State::HeldForCancel
         );
         let is_broken = [Reason::SERVER_CRASHED, Reason::SERVER_CONNECTION_CLOSED].contains(reason);
-        let is_cut_off = !server.egress.is_empty() || *reason == Reason::CLIENT_LEFT_UNSENT;
+        // Five bytes more could make a whole of what the client did not finish.
+        let is_cut_off = matches!(server.state, server::State::Unlinked { cut_off: true })
+            || !server.egress.is_empty();
         server.egress.clear(rings);
         if has_logged_in
             && !is_broken
@@ -149,7 +151,7 @@ impl Engine {
     }
 
     /// A server that never served: its pool remembers why.
-    fn note_login_failure(&mut self, key: ServerKey, reason: &Reason, now: Instant) {
+    fn note_login_failure(&mut self, key: ServerKey, reason: &Reason) {
         let Some(server) = self.house.servers.get(key) else {
             return;
         };
@@ -160,11 +162,13 @@ impl Engine {
         let pool = server.pool;
         // These two are our own doing, and say nothing about the server.
         let is_ours = [Reason::CONNECT_STRING_CHANGED, Reason::DATABASE_REMOVED].contains(reason);
-        if was_to_serve && !is_ours {
-            if let Some(pool) = self.house.pools.get_mut(pool) {
-                pool.note_failure(&reason.text());
-            }
-            self.note_deadline(now, self.config.settings.server_login_retry);
+        if was_to_serve
+            && !is_ours
+            && let Some(pool) = self.house.pools.get_mut(pool)
+        {
+            pool.note_failure(&reason.text());
+            let retry_at = pool.retry_at(&self.config.settings);
+            self.next_sweep = [self.next_sweep, retry_at].into_iter().flatten().min();
         }
     }
 

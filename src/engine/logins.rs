@@ -236,10 +236,8 @@ impl Engine {
             return self.welcome(key, pool);
         }
         self.house.set_client_state(key, State::AwaitingWelcome { since: now });
-        let settings = &self.config.settings;
-        let (login, wait) = (settings.client_login_timeout, settings.query_wait_timeout);
-        self.note_deadline(now, login);
-        self.note_deadline(now, wait);
+        // The time for the login was noted when the client was accepted.
+        self.note_wait(pool, now);
         self.staff(pool, now);
         Ok(())
     }

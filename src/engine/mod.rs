@@ -20,7 +20,7 @@ pub mod statements;
 use crate::auth::userlist::Userlist;
 use crate::config::Config;
 use crate::config::settings::Settings;
-use crate::keys::{ClientKey, Conn};
+use crate::keys::{ClientKey, Conn, PoolKey};
 use crate::pool::House;
 use crate::session::client::Client;
 use crate::session::params::Tracked;
@@ -234,13 +234,19 @@ impl Engine {
         self.next_sweep = [self.next_sweep, at].into_iter().flatten().min();
     }
 
+    /// Somebody begins to wait for a server of this pool.
+    fn note_wait(&mut self, pool: PoolKey, now: Instant) {
+        let limit = self.house.pools.get(pool).map(|pool| pool.wait_limit(&self.config.settings));
+        self.note_deadline(now, limit.unwrap_or_default());
+    }
+
     fn tick(&mut self, now: Instant) {
         if self.next_sweep.is_some_and(|at| at <= now) {
             self.sweep(now);
         }
+        self.house.collect_values();
         if self.next_trim <= now {
             self.house.rings.trim();
-            self.house.collect_values();
             self.house.statements.collect();
             self.next_trim = now + TRIM_PERIOD;
         }

@@ -88,9 +88,11 @@ impl Engine {
         }
     }
 
-    /// A host's addresses are known.
+    /// A host's addresses are known. Too late, perhaps: a server that is about to be forgotten
+    /// must not get a socket.
     pub(super) fn server_resolved(&mut self, key: ServerKey, found: &[IpAddr], now: Instant) {
-        let Some(server) = self.house.servers.get(key) else {
+        let Some(server) = self.house.servers.get(key).filter(|server| server.is_connecting())
+        else {
             return;
         };
         let pool = self.house.pools.get_mut(server.pool).expect("a server's pool outlives it");

@@ -69,7 +69,7 @@ impl Engine {
                 State::Idle { .. } => self.close_server(server_key, Reason::DATABASE_CHANGED, now),
                 // They end when they are done: see `after_work`.
                 State::Active { .. }
-                | State::Unlinked
+                | State::Unlinked { .. }
                 | State::Resetting
                 | State::HeldForCancel
                 | State::CarryingCancel { .. }

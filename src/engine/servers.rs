@@ -2,7 +2,7 @@
 
 use crate::config::values::PoolMode;
 use crate::engine::{Engine, statements};
-use crate::keys::{Conn, ServerKey};
+use crate::keys::{ClientKey, Conn, ServerKey};
 use crate::pool::House;
 use crate::pool::link::Released;
 use crate::pool::queues::End;
@@ -110,9 +110,10 @@ impl Engine {
                 server.inbox.skip(bytes);
                 Step::Wait
             }
-            State::Unlinked | State::Connecting(_) | State::LoggingIn(_) | State::Closing => {
-                Step::Wait
-            }
+            State::Unlinked { .. }
+            | State::Connecting(_)
+            | State::LoggingIn(_)
+            | State::Closing => Step::Wait,
         };
         match last {
             Step::Close(reason) => Some(reason),
@@ -213,14 +214,18 @@ impl Engine {
             false => End::Front,
         };
         self.house.set_server_state(key, State::Idle { since: now }, end);
-        let pool = self.house.servers.get(key).and_then(|server| self.house.pools.get(server.pool));
-        let Some(waiting) = pool.and_then(|pool| pool.waiting.first()) else {
-            return;
-        };
-        let state = self.house.clients.get(waiting).map(|client| &client.state);
-        if let Some(client::State::Waiting { .. }) = state {
+        // Who cannot be served is closed: the next one's turn.
+        while let Some(waiting) = self.next_to_serve(key) {
             self.serve(waiting, key, now);
         }
+    }
+
+    fn next_to_serve(&self, key: ServerKey) -> Option<ClientKey> {
+        let House { clients, servers, pools, .. } = &self.house;
+        let server = servers.get(key).filter(|s| matches!(s.state, State::Idle { .. }))?;
+        let waiting = pools.get(server.pool)?.waiting.first()?;
+        let state = clients.get(waiting).map(|client| &client.state);
+        matches!(state, Some(client::State::Waiting { .. })).then_some(waiting)
     }
 }
 

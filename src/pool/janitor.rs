@@ -63,7 +63,7 @@ impl House {
     }
 
     fn due_waiting(&self, pool: &Pool, settings: &Settings, now: Instant, due: &mut Due) {
-        let wait_limit = pool.database.query_wait_timeout.unwrap_or(settings.query_wait_timeout);
+        let wait_limit = pool.wait_limit(settings);
         let mut next = pool.waiting.first();
         while let Some((key, client)) = next.and_then(|key| Some((key, self.clients.get(key)?))) {
             next = client.hook.next;
@@ -77,7 +77,7 @@ impl House {
                 due.clients.push((key, Reason::CLIENT_LOGIN_TIMEOUT_SERVER_DOWN));
             } else if due.is_over(since, wait_limit, now) {
                 due.clients.push((key, Reason::QUERY_WAIT_TIMEOUT));
-            } else if !logging_in {
+            } else if !logging_in && pool.welcome.is_some() {
                 // Those behind came later, and all are logged in once the welcome is known.
                 break;
             }

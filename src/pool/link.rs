@@ -105,14 +105,17 @@ impl House {
             let ring = server.inbox.hand_over().expect("runs lie in a ring");
             client.egress.keep(ring, rings);
         }
+        let cut_off = !server.egress.is_empty() || client.inbox.is_mid_message();
         server.egress.clear(rings);
         client.inbox.tidy(None, rings);
         self.set_client_state(client_key, client::State::Idle);
-        self.set_server_state(server_key, server::State::Unlinked, End::Back);
+        self.set_server_state(server_key, server::State::Unlinked { cut_off }, End::Back);
         Some(client_key)
     }
 
-    /// Whether a linked server has done all its work and may go to another client.
+    /// Whether a linked server has done all its work and may go to another client. Not while it
+    /// waits for the rest of a message for which nothing is owed: it would take the next client's
+    /// words for that.
     pub fn may_release(&self, key: ServerKey) -> bool {
         let Some(server) = self.servers.get(key) else {
             return false;
@@ -121,7 +124,8 @@ impl House {
         let mode = self.pools.get(server.pool).map(|pool| pool.mode);
         server.is_done()
             && mode != Some(PoolMode::Session)
-            && client.is_some_and(|client| !client.is_copying_in())
+            && client
+                .is_some_and(|client| !client.is_copying_in() && !client.inbox.is_mid_message())
     }
 
     /// Decides what becomes of a server without a client, done with its work. The reset query is
@@ -149,7 +153,8 @@ impl House {
         let server = self.servers.get(key)?;
         let client = server.client().and_then(|client| self.clients.get(client));
         let is_cut_off = client.is_some_and(|client| client.inbox.is_mid_message());
-        if server.activity != Activity::Ready || server.inbox.unjudged() > 0 {
+        let has_more = server.inbox.unjudged() > 0 || server.inbox.is_mid_message();
+        if server.activity != Activity::Ready || has_more {
             Some(Reason::CLIENT_LEFT_NOT_READY)
         } else if !server.pipeline.is_empty() {
             Some(Reason::CLIENT_LEFT_IN_PROGRESS)

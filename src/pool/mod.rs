@@ -23,7 +23,7 @@ use crate::session::server::{Server, ServerAddress};
 use queues::{Queue, ServerQueues};
 use std::collections::HashMap;
 use std::fmt;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// All connections, and the pools that they belong to.
 pub struct House {
@@ -223,5 +223,10 @@ impl Pool {
             .or(self.database.pool_size)
             .unwrap_or(settings.default_pool_size);
         self.size = usize::try_from(size).ok().filter(|size| *size > 0);
+    }
+
+    /// How long a client may wait for a server; zero: as long as it likes.
+    pub fn wait_limit(&self, settings: &Settings) -> Duration {
+        self.database.query_wait_timeout.unwrap_or(settings.query_wait_timeout)
     }
 }

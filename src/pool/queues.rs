@@ -171,7 +171,9 @@ pub fn server_standing(state: &server::State) -> Option<ServerStanding> {
             Some(ServerStanding::Login)
         }
         server::State::Idle { .. } => Some(ServerStanding::Idle),
-        server::State::Active { .. } | server::State::Unlinked => Some(ServerStanding::Active),
+        server::State::Active { .. } | server::State::Unlinked { .. } => {
+            Some(ServerStanding::Active)
+        }
         server::State::Resetting => Some(ServerStanding::Tested),
         server::State::HeldForCancel => Some(ServerStanding::Held),
         server::State::Connecting(server::Purpose::Cancel { .. })

@@ -163,10 +163,13 @@ impl Inbox {
         }
     }
 
-    /// Gives the ring away, with what is still on its way. What was not judged goes unseen.
+    /// Gives the ring away, with what is still on its way. What was not judged goes unseen, and
+    /// the rest of a message goes to nobody.
     pub fn hand_over(&mut self) -> Option<Ring> {
         self.judged = 0;
-        self.rest = Rest::None;
+        if let Rest::Relay(left) = self.rest {
+            self.rest = Rest::Skip(left);
+        }
         self.ring.take()
     }
 

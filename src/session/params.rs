@@ -13,6 +13,10 @@ use std::collections::HashMap;
 const ALWAYS: [&str; 5] =
     ["DateStyle", "client_encoding", "TimeZone", "standard_conforming_strings", "application_name"];
 
+/// Fewer texts, or fewer bytes of them, are not worth a look at which are in use.
+const FEW_TEXTS: usize = 1024;
+const FEW_BYTES: usize = 4 << 20;
+
 /// Where `application_name` stands among them.
 pub const APPLICATION_NAME: usize = 4;
 
@@ -101,13 +105,23 @@ pub struct Values {
     texts: Vec<Option<Box<[u8]>>>,
     ids: HashMap<Box<[u8]>, ValueId>,
     free: Vec<ValueId>,
+    bytes: usize,
     /// When there are this many, it is time to look which are still in use.
     collect_at: usize,
+    /// Or when they are this long: not even a client that is refused may fill our memory.
+    collect_at_bytes: usize,
 }
 
 impl Default for Values {
     fn default() -> Self {
-        Self { texts: vec![None], ids: HashMap::new(), free: Vec::new(), collect_at: 1024 }
+        Self {
+            texts: vec![None],
+            ids: HashMap::new(),
+            free: Vec::new(),
+            bytes: 0,
+            collect_at: FEW_TEXTS,
+            collect_at_bytes: FEW_BYTES,
+        }
     }
 }
 
@@ -123,6 +137,7 @@ impl Values {
         });
         self.texts[id.0 as usize] = Some(text.into());
         self.ids.insert(text.into(), id);
+        self.bytes += text.len();
         id
     }
 
@@ -133,7 +148,12 @@ impl Values {
 
     /// Whether so many texts came in that some have surely gone out of use.
     pub fn wants_collect(&self) -> bool {
-        self.ids.len() >= self.collect_at
+        self.ids.len() >= self.collect_at || self.bytes >= self.collect_at_bytes
+    }
+
+    /// How long all texts are together.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// Forgets every text that none of `used` names.
@@ -147,10 +167,12 @@ impl Values {
                 && let Some(text) = text.take()
             {
                 self.ids.remove(&text);
+                self.bytes -= text.len();
                 self.free.push(ValueId(index as u32));
             }
         }
-        self.collect_at = (2 * self.ids.len()).max(1024);
+        self.collect_at = (2 * self.ids.len()).max(FEW_TEXTS);
+        self.collect_at_bytes = (2 * self.bytes).max(FEW_BYTES);
     }
 
     fn differ(&self, one: ValueId, other: ValueId) -> bool {
@@ -334,9 +356,11 @@ mod tests {
         assert!(!values.wants_collect());
         assert_eq!(values.text(kept), Some(&b"kept"[..]));
         assert_eq!(values.intern(b"kept"), kept);
-        assert_eq!(values.ids.len(), 1);
+        assert_eq!((values.ids.len(), values.bytes()), (1, 4));
         let new = values.intern(b"new");
         assert_eq!(values.text(new), Some(&b"new"[..]));
         assert_eq!(values.texts.len(), 2002, "freed places are used again");
+        values.intern(&[b'x'; FEW_BYTES]);
+        assert!(values.wants_collect(), "one long text is as bad as many short ones");
     }
 }

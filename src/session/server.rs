@@ -34,7 +34,10 @@ pub enum State {
     },
     /// Its client has just left, and whoever took them apart decides at once what comes next.
     /// Leaves to `Idle`, `Resetting`, `HeldForCancel`, `Closing`.
-    Unlinked,
+    Unlinked {
+        /// Whether it has got a part of the client's last message only. Leaves to `Closing` then.
+        cut_off: bool,
+    },
     /// Runs the reset query. Leaves to `Idle`, `HeldForCancel`, `Closing`.
     Resetting,
     /// Could be free, but a CancelRequest for it is still on its way and would hit the next
@@ -150,6 +153,11 @@ impl Server {
         }
     }
 
+    /// Whether it has no connection yet.
+    pub fn is_connecting(&self) -> bool {
+        matches!(self.state, State::Connecting(_))
+    }
+
     /// Whether its socket is to be read.
     pub fn wants_read(&self) -> bool {
         match self.state {
@@ -163,12 +171,14 @@ impl Server {
         !self.egress.is_empty() && !matches!(self.state, State::Connecting(_))
     }
 
-    /// Whether everything asked of it has been answered, and all of that passed on.
+    /// Whether everything asked of it has been answered, and all of that passed on. A notification
+    /// may come behind the last answer: the rest of one belongs to whoever got its beginning.
     pub fn is_done(&self) -> bool {
         self.activity == Activity::Ready
             && self.pipeline.is_empty()
             && self.egress.is_empty()
             && self.inbox.unjudged() == 0
+            && !self.inbox.is_mid_message()
     }
 
     /// Whether it is sending us its replies to our own query before the client's.

@@ -4,6 +4,10 @@ use crate::session::farewell::Reason;
 use crate::session::params::{Parameters, Tracked, Values};
 use crate::wire::backend::{self, Authentication, ErrorFields, TxStatus};
 
+/// So much of a welcome is kept: many times what PostgreSQL sends, and it must fit into one message
+/// ring together with what is tracked.
+const MAX_UNTRACKED_BYTES: usize = 32 * 1024;
+
 /// Where our login stands. Each message is taken by [`ServerLogin::step`].
 #[derive(Debug)]
 pub struct ServerLogin {
@@ -85,6 +89,9 @@ impl ServerLogin {
                 Some((name, value)) => {
                     match tracked.index_of(name) {
                         Some(index) => parameters.set(index, values.intern(value)),
+                        None if self.untracked.len() + message.len() > MAX_UNTRACKED_BYTES => {
+                            return fail(Reason::UNSTORABLE_PARAMETER_STATUS);
+                        }
                         None => self.untracked.extend(message),
                     }
                     Next::Go(ServerLoginEvent::None)
