@@ -79,6 +79,21 @@ impl InProcess {
         InProcess { port, allocations, ends, thread: Some(thread), _lease: lease }
     }
 
+    /// How many allocations it costs that all clients send this again and again, once everything
+    /// that is kept for that is there.
+    fn allocations_of(&self, clients: &mut [Raw], message: &[u8]) -> u64 {
+        let mut round = || {
+            clients.iter_mut().for_each(|client| client.send(message));
+            for client in clients.iter_mut() {
+                assert_eq!(raw::tags(&client.until_ready()).pop(), Some('Z'));
+            }
+        };
+        (0..50).for_each(|_| round());
+        let before = self.allocations.load(Ordering::SeqCst);
+        (0..200).for_each(|_| round());
+        self.allocations.load(Ordering::SeqCst) - before
+    }
+
     fn client(&self, user: &str) -> Raw {
         let mut client = Raw::connect(self.port);
         client.log_in(&Startup::v3().param("user", user).param("database", "app"));
@@ -110,16 +125,7 @@ fn extended() -> Vec<u8> {
 fn allocations_of_queries(pool_mode: &str, message: &[u8], clients: usize) -> u64 {
     let pooler = InProcess::start(pool_mode);
     let mut clients: Vec<Raw> = (0..clients).map(|_| pooler.client("alice")).collect();
-    let mut round = || {
-        clients.iter_mut().for_each(|client| client.send(message));
-        clients
-            .iter_mut()
-            .for_each(|client| assert_eq!(raw::tags(&client.until_ready()).pop(), Some('Z')));
-    };
-    (0..50).for_each(|_| round());
-    let before = pooler.allocations.load(Ordering::SeqCst);
-    (0..200).for_each(|_| round());
-    pooler.allocations.load(Ordering::SeqCst) - before
+    pooler.allocations_of(&mut clients, message)
 }
 
 #[test]
@@ -135,6 +141,18 @@ fn a_simple_query_costs_no_allocation() {
 fn an_extended_query_costs_no_allocation() {
     assert_eq!(allocations_of_queries("transaction", &extended(), 1), 0);
     assert_eq!(allocations_of_queries("transaction", &extended(), 8), 0);
+}
+
+#[test]
+fn a_prepared_statement_that_is_there_costs_no_allocation() {
+    let pooler = InProcess::start("transaction");
+    let mut clients: Vec<Raw> = (0..6).map(|_| pooler.client("alice")).collect();
+    for client in &mut clients {
+        client.send(&[raw::parse("s", "SELECT 1"), raw::sync()].concat());
+        client.until_ready();
+    }
+    let run = [raw::bind("s", &[]), raw::execute(0), raw::sync()].concat();
+    assert_eq!(pooler.allocations_of(&mut clients, &run), 0);
 }
 
 #[test]

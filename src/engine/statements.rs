@@ -153,7 +153,7 @@ fn parse(
         return closes(Reason::BROKEN_PARSE);
     }
     let statements = client.statements.get_or_insert_default();
-    if statements.find(name).is_some() {
+    if statements.is_in_use(name) {
         log::error!("prepared statement '{}' was already prepared", String::from_utf8_lossy(name));
         return closes(Reason::STATEMENT_NAME_IN_USE);
     }

@@ -140,6 +140,8 @@ struct Named {
     statement: Arc<Statement>,
     /// Tells this naming from earlier ones of the same name.
     serial: u32,
+    /// The Parse that gave the name has failed.
+    failed: bool,
 }
 
 impl ClientStatements {
@@ -150,13 +152,18 @@ impl ClientStatements {
 
     /// Gives a name; `None` if it is in use. The number is for [`ClientStatements::take_back`].
     pub fn give(&mut self, name: &[u8], statement: Arc<Statement>) -> Option<u32> {
-        if self.names.contains_key(name) {
+        if self.is_in_use(name) {
             return None;
         }
         self.last_serial = self.last_serial.wrapping_add(1);
         let serial = self.last_serial;
-        self.names.insert(name.into(), Named { statement, serial });
+        self.names.insert(name.into(), Named { statement, serial, failed: false });
         Some(serial)
+    }
+
+    /// Whether the name may not be given again.
+    pub fn is_in_use(&self, name: &[u8]) -> bool {
+        self.names.get(name).is_some_and(|named| !named.failed)
     }
 
     /// The name means nothing any more.
@@ -164,10 +171,14 @@ impl ClientStatements {
         self.names.remove(name);
     }
 
-    /// The Parse that gave a name has failed: the name is free again.
-    // Better than PgBouncer, where it stays taken and a second Parse of that name is fatal.
+    /// The Parse that gave a name has failed: it may be given again. Until then it means what it
+    /// should have meant, and whoever uses it gets the same error again.
+    // Better than PgBouncer, where a second Parse of that name is fatal.
     pub fn take_back(&mut self, serial: u32) {
-        self.names.retain(|_, named| named.serial != serial);
+        let named = self.names.values_mut().find(|named| named.serial == serial);
+        if let Some(named) = named {
+            named.failed = true;
+        }
     }
 
     /// No name means anything any more.
@@ -275,13 +286,15 @@ mod tests {
         let second = client.give(b"b", statement.clone()).unwrap();
         assert_eq!(client.give(b"a", statement.clone()), None, "in use");
         client.take_back(second);
-        assert!(client.find(b"a").is_some() && client.find(b"b").is_none());
+        assert!(client.is_in_use(b"a") && !client.is_in_use(b"b"));
+        assert!(client.find(b"b").is_some(), "it fails again when it is used");
         client.close(b"a");
-        let third = client.give(b"a", statement).unwrap();
+        let third = client.give(b"a", statement.clone()).unwrap();
         client.take_back(first);
-        assert!(client.find(b"a").is_some(), "a later naming of the same name stays");
+        assert!(client.is_in_use(b"a"), "a later naming of the same name stays");
         client.take_back(third);
-        assert!(client.is_empty());
+        assert!(client.give(b"a", statement).is_some());
+        assert_eq!(client.len(), 2);
     }
 
     #[test]
