@@ -304,6 +304,55 @@ fn everybody_who_waits_too_long_is_told_in_time() {
     assert!(!world.is_closed(second));
 }
 
+/// A COPY and another query, all sent before the CopyInResponse is here.
+#[test]
+fn a_query_behind_a_copy_is_owed_its_reply() {
+    let copy = [query("COPY t FROM STDIN"), raw::copy_data(b"1\n"), raw::copy_done()].concat();
+    let copied = [message(b'C', b"COPY 1\0"), ready()].concat();
+    let asked = |leaves: bool| {
+        let mut world = World::narrow();
+        let (first, server) = world.client_and_server();
+        let second = world.client();
+        world.take(second);
+        world.feed(first, &[&copy[..], &query("SELECT 'theirs'")].concat());
+        world.take(server);
+        world.feed(server, &message(b'G', &[0, 0, 0]));
+        world.feed(server, &copied);
+        world.feed(second, &query("SELECT 'mine'"));
+        if leaves {
+            world.handle(Input::ReadClosed { conn: first });
+        }
+        world.feed(server, &one_row("theirs"));
+        world.perform();
+        assert_eq!(world.take(second), b"");
+        assert_eq!(world.is_closed(server), leaves);
+        (world, first, server)
+    };
+    asked(true);
+    let (mut world, first, server) = asked(false);
+    let replies = [message(b'G', &[0, 0, 0]), copied.clone(), one_row("theirs")].concat();
+    assert_eq!(world.take(first), replies);
+    assert_eq!(world.take(server), query("SELECT 'mine'"), "it goes on to the next client");
+}
+
+/// A client that was told that its COPY has failed need not send the end of it.
+#[test]
+fn a_failed_copy_is_over_with_the_next_query() {
+    let mut world = World::narrow();
+    let (first, server) = world.client_and_server();
+    let second = world.client();
+    world.take(second);
+    world.feed(first, &query("COPY t FROM STDIN"));
+    world.feed(server, &message(b'G', &[0, 0, 0]));
+    world.feed(server, &[message(b'E', b"SERROR\0\0"), ready()].concat());
+    world.feed(second, &query("SELECT 2"));
+    world.take(server);
+    world.feed(first, &query("SELECT 1"));
+    assert_eq!(world.take(server), query("SELECT 1"), "late CopyData might have come");
+    world.feed(server, &one_row("1"));
+    assert_eq!(world.take(server), query("SELECT 2"));
+}
+
 /// Reliability 19: whoever is refused leaves nothing behind, however many come.
 #[test]
 fn the_words_of_refused_clients_are_forgotten() {

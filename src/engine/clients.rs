@@ -305,8 +305,10 @@ fn pass_on(
     server.activity = Activity::Busy;
     if let Some(request) = request {
         server.pipeline.expect(request, Action::Forward);
+        // Whoever asks for something else has given up on a COPY that failed. (A Sync may go
+        // ahead of the data.)
         if let State::Active { copying_in, .. } = &mut client.state
-            && matches!(request, Request::CopyDone | Request::CopyFail)
+            && request != Request::Sync
         {
             *copying_in = false;
         }

@@ -333,9 +333,9 @@ fn take_note(server: &mut Server, client: &mut Client, note: Note) -> Action {
             }
         }
         Note::CopyIn => {
-            server.pipeline.on_copy_in();
+            let is_open = server.pipeline.on_copy_in();
             if let client::State::Active { copying_in, .. } = &mut client.state {
-                *copying_in = true;
+                *copying_in = is_open;
             }
         }
         Note::Ready(status) => {

@@ -5,6 +5,9 @@
 //! with errors: after an error in an extended query it skips everything up to the next Sync, so
 //! those requests are forgotten at once; an error in a simple query is followed by its
 //! ReadyForQuery like a success.
+//!
+//! The end of a COPY is noted whenever something is owed, for a client may send it before the
+//! CopyInResponse is here. It is owed no reply: if no COPY takes it, it goes unnoticed.
 
 use crate::session::prepared::Statement;
 use crate::wire::backend::Reply;
@@ -63,6 +66,9 @@ pub struct Pipeline {
     copying_in: bool,
     /// An error came, and no Sync was sent since: the server ignores everything up to the next.
     skipping: bool,
+    /// A COPY failed with a Sync on its way: whether the server has ignored that, nobody can tell.
+    /// What is owed from then on is a guess.
+    uncertain: bool,
 }
 
 impl Pipeline {
@@ -84,6 +90,11 @@ impl Pipeline {
     /// Whether the server awaits CopyData.
     pub fn is_copying_in(&self) -> bool {
         self.copying_in
+    }
+
+    /// Whether a reply might still come although nothing is owed. Such a server serves nobody else.
+    pub fn is_uncertain(&self) -> bool {
+        self.uncertain
     }
 
     /// Whether the reply that is coming now was asked for by us, as a whole simple query.
@@ -111,7 +122,7 @@ impl Pipeline {
 
     fn push(&mut self, owed: Owed) {
         match owed.request {
-            Request::CopyDone | Request::CopyFail if !self.copying_in => return,
+            request if is_copy_end(request) && self.owed.is_empty() => return,
             Request::Sync => self.skipping = false,
             _ if self.skipping => return,
             _ => {}
@@ -140,31 +151,30 @@ impl Pipeline {
         if self.oldest() != Some(answered) {
             return Action::Forward;
         }
-        self.owed.pop_front().map_or(Action::Forward, |owed| owed.action)
+        let action = self.owed.pop_front().map_or(Action::Forward, |owed| owed.action);
+        self.drop_strays();
+        action
     }
 
     /// The next reply that we have to make up, now that all before it have been passed on.
     pub fn next_made_up(&mut self) -> Option<Request> {
         let made_up = |owed: &mut Owed| owed.action == Action::MakeUp;
-        self.owed.pop_front_if(made_up).map(|owed| owed.request)
+        let request = self.owed.pop_front_if(made_up).map(|owed| owed.request);
+        self.drop_strays();
+        request
     }
 
-    /// The server awaits CopyData from now on.
-    pub fn on_copy_in(&mut self) {
+    /// The server awaits CopyData from now on. Whether the client has yet to send the end of it.
+    pub fn on_copy_in(&mut self) -> bool {
         self.copying_in = true;
+        !self.owed.iter().any(|owed| is_copy_end(owed.request))
     }
 
     /// An ErrorResponse came. What it kept the server from doing.
     pub fn on_error(&mut self) -> Vec<Lost> {
         if self.copying_in {
             self.copying_in = false;
-            let extended = self.oldest() == Some(Request::Execute);
-            let is_end = |request| matches!(request, Request::CopyDone | Request::CopyFail);
-            let mut lost = self.drop_copy(is_end);
-            if extended {
-                lost.extend(self.skip_to_sync(false));
-            }
-            return lost;
+            return self.on_copy_failed();
         }
         match self.oldest() {
             None | Some(Request::Query | Request::FunctionCall | Request::Sync) => Vec::new(),
@@ -172,29 +182,54 @@ impl Pipeline {
         }
     }
 
+    /// Up to where had the server read when it failed? In an extended query everything up to the
+    /// end of the COPY is ignored, but for a Sync that it has not read yet.
+    fn on_copy_failed(&mut self) -> Vec<Lost> {
+        if self.oldest() != Some(Request::Execute) {
+            return self.drop_copy(is_copy_end);
+        }
+        let end = self.owed.iter().position(|owed| is_copy_end(owed.request));
+        let end = end.unwrap_or(self.owed.len());
+        self.uncertain |= self.owed.iter().take(end).any(|owed| owed.request == Request::Sync);
+        let mut lost: Vec<Lost> =
+            self.owed.drain(..end).filter_map(|owed| owed.lost(false)).collect();
+        lost.extend(self.skip_to_sync(false));
+        lost
+    }
+
     /// A ReadyForQuery came.
     pub fn on_ready_for_query(&mut self) -> Action {
         self.skipping = false;
-        match self.oldest() {
+        let action = match self.oldest() {
             Some(Request::Query | Request::FunctionCall | Request::Sync) => {
                 self.owed.pop_front().map_or(Action::Forward, |owed| owed.action)
             }
             _ => Action::Forward,
-        }
+        };
+        self.drop_strays();
+        action
     }
 
     fn oldest(&self) -> Option<Request> {
         self.owed.front().map(|owed| owed.request)
     }
 
-    /// A COPY is over: what was noted up to the client's end of it is settled (all, if that has
-    /// not been sent), a Sync among it included, since the server ignored that. A simple query
-    /// stays: its ReadyForQuery is still to come.
+    /// A COPY is over: what was noted up to the client's end of it is settled, a Sync among it
+    /// included, since the server ignored that. A simple query stays: its ReadyForQuery is still
+    /// to come. If the end has not been sent the server has read nothing else, as far as we know.
     fn drop_copy(&mut self, is_end: impl Fn(Request) -> bool) -> Vec<Lost> {
         let first = usize::from(self.oldest() == Some(Request::Query));
-        let last = self.owed.iter().position(|owed| is_end(owed.request));
-        let end = last.map_or(self.owed.len(), |last| last + 1);
-        self.owed.drain(first.min(end)..end).filter_map(|owed| owed.lost(false)).collect()
+        let Some(last) = self.owed.iter().position(|owed| is_end(owed.request)) else {
+            return Vec::new();
+        };
+        self.owed.drain(first..=last).filter_map(|owed| owed.lost(false)).collect()
+    }
+
+    /// Ends of a COPY that there was not: the server has ignored them.
+    fn drop_strays(&mut self) {
+        while !self.copying_in && self.oldest().is_some_and(is_copy_end) {
+            self.owed.pop_front();
+        }
     }
 
     /// The server ignores everything up to the next Sync. `failed`: the oldest request is what
@@ -220,6 +255,10 @@ impl Owed {
     }
 }
 
+fn is_copy_end(request: Request) -> bool {
+    matches!(request, Request::CopyDone | Request::CopyFail)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -228,6 +267,10 @@ mod tests {
     /// Plays a script: upper case words are request tags from the client (`>`), and reply tags
     /// from the server (`<`). Says how many replies are owed at the end.
     fn play(script: &str) -> usize {
+        played(script).len()
+    }
+
+    fn played(script: &str) -> Pipeline {
         let mut pipeline = Pipeline::default();
         for step in script.split_whitespace() {
             let (side, tag) = (step.as_bytes()[0], step.as_bytes()[1]);
@@ -248,12 +291,14 @@ mod tests {
                     backend::Message::Error => {
                         pipeline.on_error();
                     }
-                    backend::Message::CopyIn => pipeline.on_copy_in(),
+                    backend::Message::CopyIn => {
+                        pipeline.on_copy_in();
+                    }
                     _ => {}
                 },
             }
         }
-        pipeline.len()
+        pipeline
     }
 
     #[test]
@@ -310,8 +355,37 @@ mod tests {
             (1, ">Q <G >d >c >Q <C <Z"),
             (1, ">Q <G >d >c >Q <E <Z"),
             (0, ">Q <H <d <c <C <Z"),
+            // Everything was sent before the CopyInResponse came.
+            (1, ">Q >d >c >Q <G <C <Z"),
+            (1, ">Q >d >f >Q <G <E <Z"),
+            (0, ">Q >d >c >Q <G <C <Z <T <D <C <Z"),
+            (0, ">P >B >E >S >d >c >S <1 <2 <G <C <Z"),
+            (1, ">P >B >E >d >c >S >Q <1 <2 <G <C <Z"),
+            (1, ">P >B >E >d >c >S >Q <1 <2 <G <E <Z"),
+            // Two COPYs in one query.
+            (0, ">Q >d >c >d >c <G <C <G <C <Z"),
+            // The COPY fails before it reads the next query.
+            (1, ">Q >Q <G <E <Z"),
+            // No COPY at all.
+            (0, ">Q >c >f <C <Z"),
+            (1, ">Q >c >Q <C <Z"),
+            (0, ">P >c >S <1 <Z"),
         ] {
             assert_eq!(play(script), owed, "{script}");
+        }
+    }
+
+    /// A trigger may fail a COPY before it reads anything: then that Sync counts.
+    #[test]
+    fn a_copy_that_fails_with_a_sync_on_its_way_leaves_us_in_doubt() {
+        for (doubt, script) in [
+            (true, ">E >S <G >c >S <E"),
+            (true, ">E >S <G <E >c >S <Z"),
+            (false, ">E <G >c >S <E <Z"),
+            (false, ">E >S <G >c >S <C <Z"),
+            (false, ">E >S <E <Z"),
+        ] {
+            assert_eq!(played(script).is_uncertain(), doubt, "{script}");
         }
     }
 
