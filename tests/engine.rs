@@ -304,6 +304,39 @@ fn everybody_who_waits_too_long_is_told_in_time() {
     assert!(!world.is_closed(second));
 }
 
+/// Reliability 11: as long as the request may still arrive, its server runs nobody else's query.
+#[test]
+fn a_server_whose_cancel_got_lost_serves_nobody_else() {
+    for is_answered in [true, false] {
+        let settings = "pool_mode = transaction\ndefault_pool_size = 1\nserver_connect_timeout = 5";
+        let mut world = World::new(settings);
+        let (first, server) = world.client_and_server();
+        let second = world.client();
+        world.take(second);
+        world.feed(first, &query("SELECT 1"));
+        world.take(server);
+        let requester = world.accept();
+        world.feed(requester, &raw::untagged(raw::CANCEL_REQUEST, &0_u64.to_be_bytes()));
+        world.perform();
+        let carrier = world.dialled.pop().expect("a carrier");
+        world.handle(Input::Connected { server: carrier, local: None });
+        let carrier = Conn::Server(carrier);
+        assert_eq!(world.take(carrier).len(), 16, "the request");
+        world.feed(second, &query("SELECT 2"));
+        world.feed(server, &one_row("1"));
+        world.perform();
+        assert_eq!(world.take(server), b"", "held back");
+        match is_answered {
+            true => world.handle(Input::ReadClosed { conn: carrier }),
+            false => world.now += Duration::from_secs(5),
+        }
+        world.perform();
+        assert!(world.is_closed(carrier) && world.is_closed(requester));
+        assert_eq!(world.is_closed(server), !is_answered);
+        assert_eq!(world.take(server) == query("SELECT 2"), is_answered);
+    }
+}
+
 /// A COPY and another query, all sent before the CopyInResponse is here.
 #[test]
 fn a_query_behind_a_copy_is_owed_its_reply() {
