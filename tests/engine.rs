@@ -251,6 +251,26 @@ fn a_client_that_cannot_be_served_does_not_keep_a_server_from_the_others() {
     assert_eq!(world.take(server), query("SELECT 3"));
 }
 
+/// A limit that was lowered while they waited closes one after the other when a server is free.
+#[test]
+fn many_that_are_refused_at_once_do_not_exhaust_the_stack() {
+    let settings = "pool_mode = transaction\ndefault_pool_size = 1\nmax_client_conn = 100000";
+    let mut world = World::new(settings);
+    let (first, server) = world.client_and_server();
+    world.feed(first, &query("SELECT 1"));
+    world.take(server);
+    for _ in 0..20_000 {
+        let client = world.accept();
+        world.feed(client, &startup().bytes());
+        world.feed(client, &query("SELECT 1"));
+    }
+    let refusing = config(&format!("{settings}\nmax_packet_size = 10"), APP);
+    world.engine.reload(refusing, userlist(), world.now);
+    world.feed(server, &[message(b'C', b"x\0"), ready()].concat());
+    world.perform();
+    assert!(world.closed.len() >= 20_000);
+}
+
 /// The pause counts from the beginning of the attempt, and a pause of nothing is short, not endless.
 #[test]
 fn after_a_failure_the_next_attempt_is_made_in_time() {

@@ -20,7 +20,7 @@ pub mod statements;
 use crate::auth::userlist::Userlist;
 use crate::config::Config;
 use crate::config::settings::Settings;
-use crate::keys::{ClientKey, Conn, PoolKey};
+use crate::keys::{ClientKey, Conn, PoolKey, ServerKey};
 use crate::pool::House;
 use crate::session::client::Client;
 use crate::session::params::Tracked;
@@ -42,6 +42,9 @@ pub struct Engine {
     userlist: Userlist,
     effects: VecDeque<Effect>,
     runnable: VecDeque<Conn>,
+    /// The server that is being handed to one waiting client after the other: a thousand that
+    /// are refused must not be a thousand calls deep.
+    serving: Option<ServerKey>,
     /// The nearest deadline known.
     next_sweep: Option<Instant>,
     next_trim: Instant,
@@ -59,6 +62,7 @@ impl Engine {
             userlist,
             effects: VecDeque::new(),
             runnable: VecDeque::new(),
+            serving: None,
             next_sweep: None,
             next_trim: now + TRIM_PERIOD,
         }

@@ -214,10 +214,16 @@ impl Engine {
             false => End::Front,
         };
         self.house.set_server_state(key, State::Idle { since: now }, end);
+        let outer = self.serving.replace(key);
+        if outer == self.serving {
+            // Whoever got it was closed at once: the loop below, further down the stack, goes on.
+            return;
+        }
         // Who cannot be served is closed: the next one's turn.
         while let Some(waiting) = self.next_to_serve(key) {
             self.serve(waiting, key, now);
         }
+        self.serving = outer;
     }
 
     fn next_to_serve(&self, key: ServerKey) -> Option<ClientKey> {
