@@ -79,14 +79,18 @@ impl Ring {
     }
 
     /// The bytes between two positions that are both in the ring, in order.
+    #[inline]
     pub fn slices(&self, from: Position, to: Position) -> [&[u8]; 2] {
         assert!(self.freed <= from && from <= to && to <= self.filled, "outside of the ring's law");
         let (start, len) = (self.place(from), (to - from) as usize);
-        let first = len.min(self.capacity() - start);
-        [&self.memory[start..start + first], &self.memory[..len - first]]
+        match self.memory.get(start..start + len) {
+            Some(all) => [all, &[]],
+            None => [&self.memory[start..], &self.memory[..len - (self.capacity() - start)]],
+        }
     }
 
     /// The longest stretch from `from` that does not wrap around.
+    #[inline]
     pub fn stretch(&self, from: Position) -> &[u8] {
         self.slices(from, self.filled)[0]
     }
@@ -98,9 +102,14 @@ impl Ring {
     }
 
     /// Copies `N` bytes at `from`; `None` while they have not all come in.
+    #[inline]
     pub fn array<const N: usize>(&self, from: Position) -> Option<[u8; N]> {
         if from + N as u64 > self.filled {
             return None;
+        }
+        assert!(self.freed <= from, "outside of the ring's law");
+        if let Some(bytes) = self.memory[self.place(from)..].first_chunk() {
+            return Some(*bytes);
         }
         let [first, second] = self.slices(from, from + N as u64);
         let mut copy = [0; N];

@@ -277,7 +277,7 @@ fn random_batch(random: &mut Random, names: &mut Vec<String>) -> (Vec<Vec<u8>>, 
     let (mut batch, mut syncs) = (Vec::new(), 0);
     let mut fails = false;
     for step in 0..1 + random.below(10) {
-        let known = || names.get(usize::try_from(step).unwrap_or(0) % names.len().max(1)).cloned();
+        let known = || names.get(step % names.len().max(1)).cloned();
         match random.below(9) {
             0 if !fails => {
                 let name = format!("s{}", random.below(1 << 40));

@@ -250,6 +250,9 @@ fn must_wait_for_catch_up(client: &Client, server: &Server) -> bool {
 }
 
 fn linked_step(client: &mut Client, server: &mut Server, rules: Rules, tools: &mut Tools) -> Step {
+    if client.inbox.unjudged() == 0 && !statements::has_collected(client) {
+        return Step::Wait;
+    }
     if must_wait_for_catch_up(client, server)
         || server.egress.is_full()
         || server.pipeline.is_full()

@@ -11,7 +11,7 @@ use crate::session::farewell::Reason;
 use crate::session::params::{Tracked, Values};
 use crate::session::pipeline::{Action, Lost};
 use crate::session::relay;
-use crate::session::server::{Activity, Note, Server, State, Verdict};
+use crate::session::server::{Activity, Note, Rules, Server, State, Verdict};
 use crate::wire::backend::{self, ErrorFields, Reply, TxStatus};
 use crate::wire::emit;
 use crate::wire::frame;
@@ -25,13 +25,6 @@ enum Step {
     Wait,
     /// It ends.
     Close(Reason),
-}
-
-/// What judging a linked server's messages depends on.
-#[derive(Clone, Copy)]
-struct Rules {
-    max_packet_bytes: u32,
-    mode: PoolMode,
 }
 
 impl Engine {
@@ -96,7 +89,8 @@ impl Engine {
             State::Active { client } => {
                 let client = clients.get_mut(client).expect("links are written at both ends");
                 let mode = pools.get(server.pool).map_or(PoolMode::Session, |pool| pool.mode);
-                let rules = Rules { max_packet_bytes, mode };
+                let forbids_transactions = mode == PoolMode::Statement;
+                let rules = Rules { max_packet_bytes, forbids_transactions };
                 last_step(|| match statements::emit_made_up(client, server, rings) {
                     true => linked_step(server, client, rules, (tracked, values)),
                     false => Step::Wait,
@@ -130,6 +124,7 @@ impl Engine {
         let was_full = server.egress.is_full();
         server.egress.sent(bytes, rings);
         let Some(client_key) = server.client() else {
+            self.server_may_be_free(key, now);
             return;
         };
         if let Some(client) = clients.get_mut(client_key) {
@@ -251,12 +246,19 @@ fn linked_step(
     rules: Rules,
     names: (&Tracked, &mut Values),
 ) -> Step {
-    if client.egress.is_full() || !relay::rest(&mut server.inbox, Some(&mut client.egress)) {
+    if server.inbox.unjudged() == 0
+        || client.egress.is_full()
+        || !relay::rest(&mut server.inbox, Some(&mut client.egress))
+    {
         return Step::Wait;
     }
     let swallowing = server.pipeline.is_swallowing();
-    if !swallowing && relay_run(server, client, rules.max_packet_bytes) {
-        return Step::Next;
+    if !swallowing {
+        let run = server.take_plain_run(rules);
+        if run.bytes > 0 {
+            relay::run(&mut server.inbox, &mut client.egress, run);
+            return Step::Next;
+        }
     }
     match server.judge(rules.max_packet_bytes) {
         Verdict::NeedMore => Step::Wait,
@@ -272,9 +274,7 @@ fn linked_step(
         Verdict::Pass { note: Note::Error, bytes } if swallowing => {
             refused_parameter(server, bytes)
         }
-        Verdict::Pass { note: Note::Ready(status), .. }
-            if status != TxStatus::Idle && rules.mode == PoolMode::Statement =>
-        {
+        Verdict::Pass { note: Note::Ready(status), .. } if !rules.allows(status) => {
             Step::Close(Reason::TRANSACTION_IN_STATEMENT_MODE)
         }
         Verdict::Pass { bytes, note } => {
@@ -287,21 +287,6 @@ fn linked_step(
             Step::Next
         }
     }
-}
-
-/// Passes on what needs no look. `false`: the next message needs one.
-fn relay_run(server: &mut Server, client: &mut Client, max_packet_bytes: u32) -> bool {
-    let Some(ring) = server.inbox.ring() else {
-        return false;
-    };
-    let here = ring.stretch(server.inbox.judged());
-    let run = frame::relay_run(here, &backend::RELAY, max_packet_bytes);
-    if run.bytes == 0 {
-        return false;
-    }
-    server.activity = Activity::Busy;
-    relay::run(&mut server.inbox, &mut client.egress, run);
-    true
 }
 
 /// Passes one message on, or drops it.
@@ -345,10 +330,7 @@ fn take_note(server: &mut Server, client: &mut Client, note: Note) -> Action {
             }
         }
         Note::Ready(status) => {
-            server.activity = match status {
-                TxStatus::Idle => Activity::Ready,
-                TxStatus::InTransaction | TxStatus::Failed => Activity::InTransaction,
-            };
+            server.activity = Activity::after(status);
             return server.pipeline.on_ready_for_query();
         }
     }

@@ -156,6 +156,14 @@ impl Pipeline {
         action
     }
 
+    /// Whether the reply that is coming now is simply passed on: nothing of ours is involved,
+    /// neither with it nor behind it, and no COPY.
+    #[inline]
+    pub fn is_plain(&self) -> bool {
+        let is_plain = |owed: Option<&Owed>| owed.is_none_or(|owed| owed.action == Action::Forward);
+        !self.copying_in && is_plain(self.owed.front()) && is_plain(self.owed.get(1))
+    }
+
     /// The next reply that we have to make up, now that all before it have been passed on.
     pub fn next_made_up(&mut self) -> Option<Request> {
         let made_up = |owed: &mut Owed| owed.action == Action::MakeUp;

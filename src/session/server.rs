@@ -10,7 +10,7 @@ use crate::session::pipeline::Pipeline;
 use crate::session::prepared::ServerStatements;
 use crate::session::server_login::ServerLogin;
 use crate::wire::backend::{self, Message, Reply, TxStatus};
-use crate::wire::frame::{HEADER_BYTES, Peek};
+use crate::wire::frame::{self, HEADER_BYTES, Peek, Run};
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -184,6 +184,80 @@ impl Server {
     /// Whether it is sending us its replies to our own query before the client's.
     pub fn is_catching_up(&self) -> bool {
         self.pipeline.is_swallowing()
+    }
+}
+
+impl Server {
+    /// Takes note of all messages at the front of the inbox that are passed on as they are: rows,
+    /// and replies in which nothing of ours is involved. That is nearly everything that servers
+    /// send, so it is done in one go, and they leave as one run. What needs a closer look, or has
+    /// not come in as a whole, is left to [`Server::judge`].
+    pub fn take_plain_run(&mut self, rules: Rules) -> Run {
+        let Some(ring) = self.inbox.ring() else {
+            return Run { bytes: 0, body_left: 0 };
+        };
+        let bytes = ring.stretch(self.inbox.judged());
+        let mut done = 0;
+        loop {
+            let rows = frame::relay_run(&bytes[done..], &backend::RELAY, rules.max_packet_bytes);
+            if rows.bytes > 0 {
+                self.activity = Activity::Busy;
+                done += rows.bytes;
+            }
+            if rows.body_left > 0 {
+                return Run { bytes: done, body_left: rows.body_left };
+            }
+            let Some((tag, body)) = frame::whole(&bytes[done..], rules.max_packet_bytes) else {
+                break;
+            };
+            if !self.pipeline.is_plain() {
+                break;
+            }
+            match backend::classify(tag) {
+                Message::Reply(reply)
+                    if !(reply == Reply::Command && backend::forgets_statements(body)) =>
+                {
+                    self.pipeline.settle(reply);
+                    self.activity = Activity::Busy;
+                }
+                Message::ReadyForQuery => match backend::ready_for_query(body) {
+                    Some(status) if rules.allows(status) => {
+                        self.pipeline.on_ready_for_query();
+                        self.activity = Activity::after(status);
+                    }
+                    _ => break,
+                },
+                _ => break,
+            }
+            done += HEADER_BYTES + body.len();
+        }
+        Run { bytes: done, body_left: 0 }
+    }
+}
+
+/// What judging a linked server's messages depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules {
+    /// `max_packet_size`
+    pub max_packet_bytes: u32,
+    /// Statement pooling knows no transactions.
+    pub forbids_transactions: bool,
+}
+
+impl Rules {
+    /// Whether a server may report this at the end of an exchange.
+    pub fn allows(self, status: TxStatus) -> bool {
+        status == TxStatus::Idle || !self.forbids_transactions
+    }
+}
+
+impl Activity {
+    /// What a ReadyForQuery tells.
+    pub fn after(status: TxStatus) -> Self {
+        match status {
+            TxStatus::Idle => Activity::Ready,
+            TxStatus::InTransaction | TxStatus::Failed => Activity::InTransaction,
+        }
     }
 }
 

@@ -37,6 +37,7 @@ pub fn peek(ring: &Ring, at: Position, max_packet_bytes: u32) -> Peek {
     }
 }
 
+#[inline]
 fn parse([tag, a, b, c, d]: [u8; HEADER_BYTES], max_packet_bytes: u32) -> Peek {
     let length = u32::from_be_bytes([a, b, c, d]);
     let bytes = u64::from(length) + 1;
@@ -88,6 +89,17 @@ pub fn relay_run(bytes: &[u8], relay: &RelayTags, max_packet_bytes: u32) -> Run 
         done += message.bytes as usize;
     }
     Run { bytes: done, body_left: 0 }
+}
+
+/// The message at the start of `bytes`, if it has come in as a whole.
+#[inline]
+pub fn whole(bytes: &[u8], max_packet_bytes: u32) -> Option<(u8, &[u8])> {
+    match parse(*bytes.first_chunk()?, max_packet_bytes) {
+        Peek::Header(Header { tag, bytes: length }) => {
+            Some((tag, bytes.get(HEADER_BYTES..usize::try_from(length).ok()?)?))
+        }
+        Peek::NeedMore | Peek::Bad => None,
+    }
 }
 
 /// The text in `bad packet header: '%s'`: the first eight bytes at most, in hex.
