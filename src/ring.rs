@@ -165,6 +165,9 @@ impl Ring {
     }
 }
 
+/// So many rings stay in the pool even if nobody needs them.
+const KEPT_RINGS: usize = 8;
+
 /// The pool of rings. The one given back last is taken first, for it is still in the cache.
 #[derive(Debug)]
 pub struct Rings {
@@ -201,12 +204,16 @@ impl Rings {
         self.free.push(ring.memory);
     }
 
-    /// Returns to the system half of the rings that nobody needed since the last call.
+    /// Returns the rings to the system that nobody needed since the last call, but for a few.
     pub fn trim(&mut self) {
-        let surplus = self.spare.div_ceil(2);
-        self.free.truncate(self.free.len() - surplus.min(self.free.len()));
-        self.free.shrink_to(self.high_water);
+        let surplus = self.spare.saturating_sub(KEPT_RINGS);
+        self.free.truncate(self.free.len() - surplus);
         self.spare = self.free.len();
+    }
+
+    /// Whether there are more than are worth keeping, if nobody needs them.
+    pub fn has_surplus(&self) -> bool {
+        self.free.len() > KEPT_RINGS
     }
 
     /// The capacity of each.
@@ -351,11 +358,13 @@ mod tests {
         let again = rings.take();
         assert!(again.is_empty() && again.freed() == 0, "a ring comes back empty");
         rings.give(again);
+        let many: Vec<Ring> = (0..20).map(|_| rings.take()).collect();
+        many.into_iter().for_each(|ring| rings.give(ring));
+        assert!(rings.has_surplus());
         rings.trim();
-        assert_eq!(rings.free(), 2, "both were free all the time only after this trim");
+        assert_eq!(rings.free(), 20, "at some moment since the last time all were in use");
         rings.trim();
-        assert_eq!(rings.free(), 1);
-        rings.trim();
-        assert_eq!(rings.free(), 0);
+        assert_eq!(rings.free(), KEPT_RINGS, "and since then none was");
+        assert!(!rings.has_surplus());
     }
 }

@@ -74,6 +74,14 @@ pub fn local_time(at: SystemTime) -> LocalTime {
     }
 }
 
+/// Has the allocator take blocks of this size and larger from the system, and give them back to it
+/// when they are freed. Without this, rings that were needed once stay ours for ever.
+pub fn return_large_blocks(bytes: usize) {
+    let threshold = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+    // SAFETY: mallopt takes two numbers; whether it knows the first one makes no difference to us.
+    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, threshold) };
+}
+
 /// Whether root runs us.
 pub fn is_root() -> bool {
     // SAFETY: getuid has no arguments and cannot fail.

@@ -4,7 +4,7 @@ mod common;
 
 use common::fake::{self, FakeServer, Visit};
 use common::raw::{self, message, tags};
-use common::{Pooler, Random, Raw, Startup};
+use common::{Pooler, Random, Raw, Startup, wait_for};
 use std::time::Duration;
 
 const BOUND_BYTES: u64 = 32 << 20;
@@ -449,6 +449,8 @@ fn storms_of_connections_leave_nothing_behind() {
         storm(round);
         pooler.assert_serves();
     }
-    let growth = pooler.resident_bytes().saturating_sub(before);
-    assert!(growth < 1 << 20, "storms left {growth} bytes behind");
+    // What was needed in the worst moment is returned when nobody has needed it for a while.
+    wait_for("the memory of the storms to be returned", || {
+        pooler.resident_bytes().saturating_sub(before) < 1 << 20
+    });
 }

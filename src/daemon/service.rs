@@ -60,6 +60,7 @@ fn start_and_run(options: &Options) -> Result<(), Fatal> {
         pidfile::check(&pid_path).or_else(fatal)?;
     }
     let engine = Engine::new(config, userlist, Instant::now());
+    sys::return_large_blocks(engine.house().rings.ring_bytes());
     let mut event_loop = EventLoop::new(engine).or_else(|error| fatal(sys::error_text(&error)))?;
     event_loop.listen().or_else(fatal)?;
     let _pidfile = match has_pidfile {

@@ -33,7 +33,7 @@ use std::time::{Duration, Instant};
 /// byte; and every packet of a login fits as a whole.
 const RING_BYTES: usize = 64 * 1024;
 /// How often unused rings are returned to the system.
-const TRIM_PERIOD: Duration = Duration::from_secs(10);
+const TRIM_PERIOD: Duration = Duration::from_secs(5);
 
 /// See the module's page.
 pub struct Engine {
@@ -123,7 +123,7 @@ impl Engine {
 
     /// When [`Input::Tick`] is needed at the latest, if nothing happens before.
     pub fn next_deadline(&self) -> Option<Instant> {
-        let trim = (self.house.rings.free() > 0).then_some(self.next_trim);
+        let trim = self.house.rings.has_surplus().then_some(self.next_trim);
         [self.next_sweep, trim].into_iter().flatten().min()
     }
 
