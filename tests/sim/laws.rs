@@ -1,0 +1,105 @@
+//! Laws that span two moments: what may change in the house by one input.
+
+use crate::book::Mode;
+use ringbouncer::config::PoolMode;
+use ringbouncer::engine::Engine;
+use ringbouncer::keys::{ClientKey, PoolKey};
+use ringbouncer::pool::queues::ServerStanding;
+use ringbouncer::session::client::State;
+use ringbouncer::session::server;
+
+/// Who waited, before an input.
+pub struct Queues(Vec<Waiting>);
+
+/// In one pool, in order.
+struct Waiting {
+    pool: PoolKey,
+    /// For a server, or for the welcome.
+    all: Vec<ClientKey>,
+    for_server: Vec<ClientKey>,
+}
+
+impl Queues {
+    pub fn of(engine: &Engine) -> Self {
+        let house = engine.house();
+        let waiting = |(key, pool): (PoolKey, &ringbouncer::pool::Pool)| {
+            let all = pool.waiting.keys(&house.clients);
+            let mut for_server = all.clone();
+            for_server.retain(|client| waits_for_server(engine, *client));
+            Waiting { pool: key, all, for_server }
+        };
+        Self(house.pools.iter().map(waiting).collect())
+    }
+
+    /// Who came first is served first, and nobody waits while a server is free.
+    pub fn check(&self, engine: &Engine) {
+        let house = engine.house();
+        for before in &self.0 {
+            let Some(pool) = house.pools.get(before.pool) else {
+                continue;
+            };
+            let now = pool.waiting.keys(&house.clients);
+            let newcomers = now.iter().skip_while(|client| before.all.contains(client));
+            assert!(newcomers.clone().all(|client| !before.all.contains(client)), "join behind");
+            let mut still = now.clone();
+            still.retain(|client| before.for_server.contains(client));
+            let place = |client: &ClientKey| before.for_server.iter().position(|key| key == client);
+            assert!(still.is_sorted_by_key(place), "order kept");
+            let mut passed_over = None;
+            for client in &before.for_server {
+                let state = house.clients.get(*client).map(|client| &client.state);
+                match state {
+                    Some(State::Waiting { .. }) => passed_over = Some(*client),
+                    Some(State::Active { .. }) => {
+                        assert_eq!(passed_over, None, "first come, first served");
+                    }
+                    _ => {}
+                }
+            }
+        }
+        for (_, pool) in house.pools.iter() {
+            let queue = pool.waiting.keys(&house.clients);
+            let waits = queue.into_iter().any(|key| waits_for_server(engine, key));
+            // One that is in the middle of saying something cannot serve yet.
+            let idle = pool.servers.of(ServerStanding::Idle).keys(&house.servers);
+            let is_free = idle
+                .into_iter()
+                .any(|key| house.servers.get(key).is_some_and(|server| server.is_done()));
+            assert!(!waits || !is_free, "somebody waits while a server is free");
+        }
+    }
+}
+
+fn waits_for_server(engine: &Engine, client: ClientKey) -> bool {
+    let state = engine.house().clients.get(client).map(|client| &client.state);
+    matches!(state, Some(State::Waiting { .. }))
+}
+
+/// The engine and the models speak of the same modes.
+pub fn mode_of(mode: PoolMode) -> Mode {
+    match mode {
+        PoolMode::Session => Mode::Session,
+        PoolMode::Transaction => Mode::Transaction,
+        PoolMode::Statement => Mode::Statement,
+    }
+}
+
+/// Everybody has come home: no ring is out, nobody waits, every server is free.
+pub fn check_home(engine: &Engine) {
+    let house = engine.house();
+    assert_eq!(house.rings.in_use(), 0, "all rings came back");
+    assert_eq!(house.logging_in.len(), 0);
+    for (_, pool) in house.pools.iter() {
+        let name = &pool.database.name;
+        assert!(pool.waiting.is_empty(), "{name}: nobody waits");
+        assert!(pool.cancels.is_empty(), "{name}: no cancel waits");
+        for key in pool.servers.keys(&house.servers) {
+            let server = house.servers.get(key).expect("who is queued is there");
+            let state = &server.state;
+            assert!(matches!(state, server::State::Idle { .. }), "{name}: {key:?} is {state:?}");
+        }
+    }
+    for (_, server) in house.servers.iter() {
+        assert!(server.is_done() && server.cancels_in_flight == 0, "a server that owes nothing");
+    }
+}
