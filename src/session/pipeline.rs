@@ -69,7 +69,9 @@ impl Pipeline {
     /// A request was passed on.
     pub fn expect(&mut self, request: Request, action: Action) {
         match request {
-            Request::CopyDone | Request::CopyFail if !self.copying_in => return,
+            // It ends a COPY that is under way, or one that a request before it may yet begin: not
+            // every client waits for CopyInResponse.
+            Request::CopyDone | Request::CopyFail if self.owed.is_empty() => return,
             Request::Sync => self.skipping = false,
             _ if self.skipping => return,
             _ => {}
@@ -92,6 +94,7 @@ impl Pipeline {
         };
         if self.oldest() == Some(answered) {
             self.owed.pop_front();
+            self.forget_idle_ends();
         }
     }
 
@@ -122,9 +125,18 @@ impl Pipeline {
         self.skipping = false;
         match self.oldest() {
             Some(Request::Query | Request::FunctionCall | Request::Sync) => {
-                self.owed.pop_front().map_or(Action::Forward, |owed| owed.action)
+                let settled = self.owed.pop_front();
+                self.forget_idle_ends();
+                settled.map_or(Action::Forward, |owed| owed.action)
             }
             _ => Action::Forward,
+        }
+    }
+
+    /// Ends of a COPY that has not come about: the server ignores them.
+    fn forget_idle_ends(&mut self) {
+        while let Some(Request::CopyDone | Request::CopyFail) = self.oldest() {
+            self.owed.pop_front();
         }
     }
 
@@ -231,6 +243,15 @@ mod tests {
             (0, ">P >B >E <1 <2 <G >d <E >d >c >S <Z"),
             (0, ">P >B >E >S <1 <2 <G >d <E >d >c >S <Z"),
             (0, ">P >B >E >S <1 <2 <G >d >f >S <E <Z"),
+            // The end comes before the consent, and something else behind it.
+            (1, ">Q >d >c >Q <G <C <Z"),
+            (0, ">Q >d >c >Q <G <C <Z <C <Z"),
+            (1, ">Q >d >f >Q <G <E <Z"),
+            (1, ">Q >d >c >Q <E <Z"),
+            (1, ">Q >d >c >Q <C <Z"),
+            (1, ">P >B >E >d >c >S >Q <1 <2 <G <C <Z"),
+            (1, ">P >B >E >d >c >S >Q <1 <2 <C <Z"),
+            (0, ">Q >c >c >f <C <Z >c"),
             // A simple query behind a COPY keeps its own ReadyForQuery.
             (1, ">Q <G >d >c >Q <C <Z"),
             (1, ">Q <G >d >c >Q <E <Z"),
