@@ -121,7 +121,8 @@ impl House {
         let mode = self.pools.get(server.pool).map(|pool| pool.mode);
         server.is_done()
             && mode != Some(PoolMode::Session)
-            && client.is_some_and(|client| !client.is_copying_in())
+            && client
+                .is_some_and(|client| !client.is_copying_in() && !client.inbox.is_mid_message())
     }
 
     /// Decides what becomes of a server without a client, done with its work. The reset query is

@@ -165,6 +165,7 @@ impl Server {
             && self.pipeline.is_empty()
             && self.egress.is_empty()
             && self.inbox.unjudged() == 0
+            && !self.inbox.is_mid_message()
     }
 
     /// Whether it is sending us its replies to our own query before the client's.
