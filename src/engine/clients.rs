@@ -257,8 +257,10 @@ fn pass_on(
     server.activity = Activity::Busy;
     if let Some(request) = request {
         server.pipeline.expect(request, Action::Forward);
+        // Who asks for something else after its COPY has failed will not send the end of it.
         if let State::Active { copying_in, .. } = &mut client.state
-            && matches!(request, Request::CopyDone | Request::CopyFail)
+            && (matches!(request, Request::CopyDone | Request::CopyFail)
+                || !server.pipeline.is_copying_in())
         {
             *copying_in = false;
         }
