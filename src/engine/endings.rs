@@ -137,7 +137,7 @@ impl Engine {
                 | server::State::HeldForCancel
         );
         let is_broken = [Reason::SERVER_CRASHED, Reason::SERVER_CONNECTION_CLOSED].contains(reason);
-        let is_cut_off = !server.egress.is_empty() || *reason == Reason::CLIENT_LEFT_UNSENT;
+        let is_cut_off = !server.egress.is_empty() || server.is_cut_off;
         server.egress.clear(rings);
         if has_logged_in
             && !is_broken

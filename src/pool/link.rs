@@ -105,6 +105,7 @@ impl House {
             let ring = server.inbox.hand_over().expect("runs lie in a ring");
             client.egress.keep(ring, rings);
         }
+        server.is_cut_off = !server.egress.is_empty() || client.inbox.is_mid_message();
         server.egress.clear(rings);
         client.inbox.tidy(None, rings);
         self.set_client_state(client_key, client::State::Idle);

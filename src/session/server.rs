@@ -105,6 +105,9 @@ pub struct Server {
     pub cancel_key: Vec<u8>,
     /// How many CancelRequests for it are on their way.
     pub cancels_in_flight: u32,
+    /// The last message to it was cut off when its client left: whatever else we said would be
+    /// taken for the rest of that.
+    pub is_cut_off: bool,
     /// To be closed as soon as it is free: what it was opened with holds no more.
     pub close_needed: bool,
     /// Where it is connected to, once known.
@@ -130,6 +133,7 @@ impl Server {
             activity: Activity::Busy,
             cancel_key: Vec::new(),
             cancels_in_flight: 0,
+            is_cut_off: false,
             close_needed: false,
             address: None,
             connected_at: now,
