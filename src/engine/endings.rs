@@ -10,6 +10,7 @@ use crate::pool::House;
 use crate::pool::queues::End;
 use crate::session::client::{self, Client};
 use crate::session::farewell::Reason;
+use crate::session::inbox::Rest;
 use crate::session::server::{self, Purpose, Server};
 use crate::wire::emit;
 use std::time::Instant;
@@ -90,7 +91,8 @@ impl Engine {
     /// not come in.
     fn is_in_mid_reply(&self, key: ClientKey) -> bool {
         let server = self.house.clients.get(key).and_then(Client::server);
-        server.and_then(|key| self.house.servers.get(key)).is_some_and(|s| s.inbox.is_mid_message())
+        let server = server.and_then(|key| self.house.servers.get(key));
+        server.is_some_and(|server| matches!(server.inbox.rest(), Rest::Relay(_)))
     }
 
     fn other_end(&self, key: ClientKey) -> OtherEnd {
