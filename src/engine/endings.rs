@@ -34,6 +34,11 @@ impl Engine {
         if client.state == client::State::Closing {
             return;
         }
+        // Who asked for a cancel expects no word at all.
+        let is_cancelling = matches!(
+            client.state,
+            client::State::AwaitingCancel { .. } | client::State::Cancelling { .. }
+        );
         self.log_client_ending(key, &reason, now);
         let is_cut_off = self.is_in_mid_reply(key);
         let other_end = self.other_end(key);
@@ -43,7 +48,7 @@ impl Engine {
                 self.house.unlink(server);
             }
         }
-        if reason.is_told() && !is_cut_off {
+        if reason.is_told() && !is_cut_off && !is_cancelling {
             self.say_farewell(key, &reason);
         }
         self.house.set_client_state(key, client::State::Closing);
