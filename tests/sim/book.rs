@@ -1,0 +1,104 @@
+//! What each client has asked and what servers have answered it, as the models saw it: the book
+//! against which everything that passes through the engine is held.
+
+use crate::params::Params;
+use crate::wire;
+use std::collections::VecDeque;
+
+/// Bytes of one message, and which unit of its client's script it belongs to.
+pub struct Entry {
+    pub unit: u32,
+    pub bytes: Vec<u8>,
+}
+
+/// How a database is pooled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    Session,
+    Transaction,
+    Statement,
+}
+
+/// A database and the user that its servers log in as.
+pub type Pool = (String, String);
+
+/// One client's page.
+pub struct Account {
+    pub pool: Pool,
+    pub mode: Mode,
+    /// What it has sent and no server has received yet.
+    pub sent: VecDeque<Entry>,
+    /// Parts of COPYs that were over: nobody needs to receive them.
+    pub passed_over: Vec<Entry>,
+    /// What servers have answered it and it has not received yet.
+    pub expected: VecDeque<Entry>,
+    /// The parameters that its session has.
+    pub desired: Option<Params>,
+    /// Cancels asked for it and not carried out.
+    pub cancels: u32,
+    /// It broke off, or was closed.
+    pub has_left: bool,
+}
+
+/// Something a server said that nobody asked for.
+pub struct Stray {
+    pub pool: Pool,
+    pub bytes: Vec<u8>,
+}
+
+/// See the module's page.
+#[derive(Default)]
+pub struct Book {
+    pub accounts: Vec<Account>,
+    pub strays: Vec<Stray>,
+    /// Makes every unasked message different.
+    pub serial: u32,
+    /// Queries that servers have run; cancels that hit one.
+    pub executed: u64,
+    pub cancelled: u64,
+}
+
+impl Book {
+    /// A server has received a message of this client: it must be the next that was sent.
+    /// CopyData may be missing where the COPY is over. Which unit it is.
+    pub fn arrived(&mut self, client: usize, bytes: &[u8], is_copying: bool) -> u32 {
+        let account = &mut self.accounts[client];
+        // A COPY's late end may be read when another server has got the next query already.
+        let late = account.passed_over.iter().position(|entry| entry.bytes == bytes);
+        if let Some(index) = late.filter(|_| !is_copying) {
+            return account.passed_over.remove(index).unit;
+        }
+        loop {
+            let Some(next) = account.sent.pop_front() else {
+                panic!("client {client} never sent {}", wire::show(bytes));
+            };
+            if next.bytes == bytes {
+                return next.unit;
+            }
+            let may_miss = matches!(next.bytes[0], b'd' | b'c' | b'f') && !is_copying;
+            assert!(
+                may_miss,
+                "client {client} sent {}, the server received {}",
+                wire::show(&next.bytes),
+                wire::show(bytes)
+            );
+            account.passed_over.push(next);
+        }
+    }
+
+    pub fn answered(&mut self, client: usize, unit: u32, bytes: &[u8]) {
+        self.accounts[client].expected.push_back(Entry { unit, bytes: bytes.to_vec() });
+    }
+
+    /// Somebody of this pool has received an unasked message: nobody else may.
+    pub fn take_stray(&mut self, pool: &Pool, bytes: &[u8]) -> bool {
+        let found =
+            self.strays.iter().position(|stray| stray.pool == *pool && stray.bytes == bytes);
+        found.map(|index| self.strays.remove(index)).is_some()
+    }
+
+    pub fn next_serial(&mut self) -> u32 {
+        self.serial += 1;
+        self.serial
+    }
+}

@@ -1,0 +1,85 @@
+//! What may go wrong in a world, and which last words of the pooler that excuses.
+
+use crate::prng::Prng;
+
+/// Each is on or off for a whole run.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Faults {
+    /// Sockets and timing are as unkind as they can be: short reads and writes, small buffers.
+    pub pieces: bool,
+    /// Connections of servers break off, at any byte.
+    pub resets: bool,
+    /// Servers shut down with a word.
+    pub shutdowns: bool,
+    /// Connects are refused or hang, look-ups fail.
+    pub dials: bool,
+    /// Logins are refused by the server.
+    pub rejects: bool,
+    /// Clients read slowly, or not at all for long.
+    pub slow_readers: bool,
+    /// Clients leave in any state.
+    pub leavers: bool,
+    /// Queries are cancelled.
+    pub cancels: bool,
+    /// Servers say what nobody asked for.
+    pub strays: bool,
+    /// The configuration changes.
+    pub reloads: bool,
+    /// Time passes in leaps.
+    pub leaps: bool,
+    /// Clients ask for what they cannot have.
+    pub naughty: bool,
+    /// Servers stop working for a while.
+    pub hangs: bool,
+}
+
+impl Faults {
+    /// No fault, every fault, or some.
+    pub fn draw(rng: &mut Prng) -> Self {
+        let likely = *rng.pick(&[0, 1000, 500, 500, 200]);
+        let mut is_on = || rng.per_mille(likely);
+        Self {
+            pieces: is_on(),
+            resets: is_on(),
+            shutdowns: is_on(),
+            dials: is_on(),
+            rejects: is_on(),
+            slow_readers: is_on(),
+            leavers: is_on(),
+            cancels: is_on(),
+            strays: is_on(),
+            reloads: is_on(),
+            leaps: is_on(),
+            naughty: is_on(),
+            hangs: is_on(),
+        }
+    }
+
+    /// Whether a client that did nothing wrong, waiting for so many milliseconds at most, may be
+    /// told this.
+    pub fn excuse(self, text: &str, waited: u64, limits: Limits) -> bool {
+        let unreachable = self.dials || self.rejects || self.resets || self.shutdowns || self.hangs;
+        match text {
+            "query_wait_timeout" => waited >= limits.query_wait,
+            "client_login_timeout" | "client_login_timeout (server down)" => waited >= limits.login,
+            "server conn crashed?" | "server connection closed" => self.resets || self.shutdowns,
+            // A server that shut down while it caught up with the client's parameters.
+            "invalid server parameter" => self.shutdowns,
+            "database removed" => self.reloads,
+            REJECTION => self.rejects,
+            text if text.starts_with("server login has been failing") => unreachable,
+            text if text.starts_with("no such database") => self.reloads,
+            _ => false,
+        }
+    }
+}
+
+/// What a server says that refuses a login.
+pub const REJECTION: &str = "sim: too many connections already";
+
+/// Time limits, in milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub query_wait: u64,
+    pub login: u64,
+}

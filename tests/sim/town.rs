@@ -1,0 +1,116 @@
+//! The databases of a world, and the configuration that says so.
+
+use crate::faults::Limits;
+use crate::prng::Prng;
+use ringbouncer::auth::userlist::Userlist;
+use ringbouncer::config::{Config, PoolMode};
+
+/// One database.
+#[derive(Clone, Debug)]
+pub struct House {
+    pub name: &'static str,
+    pub host: &'static str,
+    pub port: u16,
+    pub mode: PoolMode,
+    pub size: usize,
+    /// All its servers log in as this user.
+    pub user: Option<&'static str>,
+    /// Whether the configuration names it now.
+    pub is_listed: bool,
+}
+
+/// See the module's page.
+#[derive(Clone, Debug)]
+pub struct Town {
+    pub houses: Vec<House>,
+    pub limits: Limits,
+    pub round_robin: bool,
+    /// Runs after every transaction, too.
+    pub always_resets: bool,
+}
+
+impl Town {
+    /// One database.
+    pub fn single(mode: PoolMode, size: usize) -> Self {
+        let house = House {
+            name: "alpha",
+            host: "10.0.0.1",
+            port: 5000,
+            mode,
+            size,
+            user: None,
+            is_listed: true,
+        };
+        Self {
+            houses: vec![house],
+            limits: Limits { query_wait: 120_000, login: 60_000 },
+            round_robin: false,
+            always_resets: false,
+        }
+    }
+
+    pub fn draw(rng: &mut Prng, is_hasty: bool) -> Self {
+        let hosts = ["10.0.0.1", "/tmp", "db.sim", "10.0.0.4"];
+        let names = ["alpha", "beta", "gamma", "delta"];
+        let modes = [PoolMode::Transaction, PoolMode::Session, PoolMode::Statement];
+        let houses = (0..rng.between(1, 4)).map(|index| House {
+            name: names[index],
+            host: hosts[index],
+            port: 5000 + 10 * index as u16 + rng.below(4) as u16,
+            mode: *rng.pick(&[&modes[..], &modes[..1]].concat()),
+            size: *rng.pick(&[1, 2, 2, 20]),
+            user: (index == 3).then_some("boss"),
+            is_listed: true,
+        });
+        let houses = houses.collect();
+        let query_wait = if is_hasty && rng.per_mille(500) { 3_000 } else { 120_000 };
+        Self {
+            houses,
+            limits: Limits { query_wait, login: 60_000 },
+            round_robin: rng.per_mille(300),
+            always_resets: rng.per_mille(200),
+        }
+    }
+
+    /// The operator changes something.
+    pub fn change(&mut self, rng: &mut Prng) {
+        let index = rng.below(self.houses.len());
+        let house = &mut self.houses[index];
+        match rng.below(4) {
+            _ if !house.is_listed => house.is_listed = true,
+            0 => house.is_listed = false,
+            1 => house.port ^= 1,
+            2 => house.port ^= 2,
+            _ => house.size = *rng.pick(&[1, 2, 5]),
+        }
+    }
+
+    pub fn config(&self) -> (Config, Userlist) {
+        let mut text = String::from("[databases]\n");
+        for house in self.houses.iter().filter(|house| house.is_listed) {
+            let House { name, host, port, mode, size, user, .. } = house;
+            let mode = match mode {
+                PoolMode::Session => "session",
+                PoolMode::Transaction => "transaction",
+                PoolMode::Statement => "statement",
+            };
+            let user = user.map(|user| format!(" user={user}")).unwrap_or_default();
+            text.push_str(&format!(
+                "{name} = host={host} port={port} pool_mode={mode} pool_size={size}{user}\n"
+            ));
+        }
+        text.push_str(&format!(
+            "[pgbouncer]\nauth_type = trust\nserver_tls_sslmode = disable\n\
+             client_tls_sslmode = disable\nserver_check_query =\nmax_prepared_statements = 0\n\
+             server_idle_timeout = 0\nserver_lifetime = 1000000\nquery_wait_timeout = {}\n\
+             server_round_robin = {}\nserver_reset_query_always = {}\n",
+            self.limits.query_wait / 1000,
+            u8::from(self.round_robin),
+            u8::from(self.always_resets),
+        ));
+        let config = Config::parse_text("sim.ini", &text).expect("a good configuration");
+        let (userlist, complaint) = Userlist::parse(b"\"ann\" \"\"\n\"bob\" \"\"\n\"boss\" \"\"\n");
+        assert_eq!(complaint, None);
+        (config, userlist)
+    }
+}

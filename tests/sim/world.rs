@@ -1,0 +1,479 @@
+//! A seeded world around the engine: clients, servers, time, and what goes wrong with them.
+
+use crate::backend::{First, Phase as Serving};
+use crate::book::{Account, Book, Mode};
+use crate::client::{Appetite, Client, Phase};
+use crate::faults::{Faults, REJECTION};
+use crate::laws::{check_home, mode_of};
+use crate::prng::Prng;
+use crate::script::VALUES;
+use crate::shell::{DialFaults, Fate, Shell};
+use crate::socket::End;
+use crate::town::Town;
+use crate::trace;
+use crate::wire;
+use ringbouncer::engine::Engine;
+use ringbouncer::keys::{ClientKey, Conn};
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// Somebody who connected to cancel a query.
+pub struct Canceller {
+    key: ClientKey,
+    socket: usize,
+    outbox: Vec<u8>,
+}
+
+/// See the module's page.
+pub struct World {
+    pub shell: Shell,
+    pub book: Book,
+    pub rng: Prng,
+    pub clients: Vec<Client>,
+    pub cancellers: Vec<Canceller>,
+    pub faults: Faults,
+    pub town: Town,
+    born: Vec<u64>,
+    most_clients: usize,
+}
+
+impl World {
+    /// A world drawn from a seed.
+    pub fn new(seed: u64) -> Self {
+        let mut rng = Prng::new(seed);
+        let faults = Faults::draw(&mut rng);
+        let town = Town::draw(&mut rng, faults.leaps);
+        let mut world = Self::with(town, faults, rng);
+        world.most_clients = world.rng.between(2, 25);
+        world
+    }
+
+    /// A world as wanted.
+    pub fn with(town: Town, faults: Faults, rng: Prng) -> Self {
+        let now = Instant::now();
+        let (config, userlist) = town.config();
+        let engine = Engine::new(config, userlist, now);
+        let mut shell = Shell::new(engine, now);
+        shell.is_calm = !faults.pieces;
+        if faults.dials {
+            shell.dial_faults = DialFaults { refused_per_mille: 150, hangs_per_mille: 80 };
+        }
+        Self {
+            shell,
+            book: Book::default(),
+            rng,
+            clients: Vec::new(),
+            cancellers: Vec::new(),
+            faults,
+            town,
+            born: Vec::new(),
+            most_clients: 0,
+        }
+    }
+
+    /// One random thing happens, and then others react.
+    pub fn step(&mut self) {
+        let most = self.most_clients;
+        let present = self.clients.iter().filter(|client| client.phase != Phase::Over).count();
+        let sleep = self.rng.below(12) as u64;
+        self.shell.sleep(Duration::from_millis(sleep));
+        match self.rng.below(1000) {
+            0..40 if present < most => self.admit(),
+            40..60 if self.faults.leavers => self.someone_leaves(),
+            60..80 if self.faults.cancels => self.someone_cancels(),
+            80..84 if self.faults.resets => self.server_breaks(),
+            84..86 if self.faults.shutdowns => self.server_shuts_down(),
+            86..110 if self.faults.strays => self.server_blurts(),
+            110..113 if self.faults.reloads => self.reload(),
+            113..115 if self.faults.leaps => self.leap(),
+            115..125 if self.faults.hangs => self.server_hangs(),
+            125..140 if self.faults.slow_readers => self.someone_tires(),
+            140..450 => _ = self.clients_act(false),
+            450..750 => _ = self.servers_act(false),
+            _ => {
+                self.network_acts(false);
+                self.shell.turn(&mut self.rng);
+                self.look_for_new_servers();
+            }
+        }
+    }
+
+    /// Somebody connects and logs in.
+    fn admit(&mut self) {
+        let house = self.rng.below(self.town.houses.len());
+        let login = *self.rng.pick(&["ann", "bob"]);
+        let mut asked = Vec::new();
+        while self.rng.per_mille(300) {
+            let (index, value) = *self.rng.pick(&VALUES);
+            if !asked.iter().any(|(other, _)| *other == index) {
+                asked.push((index, value.to_string()));
+            }
+        }
+        let is_naughty = self.faults.naughty && self.rng.per_mille(100);
+        if is_naughty && self.rng.per_mille(500) {
+            asked.retain(|(index, _)| *index != 2);
+            asked.push((2, "no such zone".to_string()));
+        }
+        let id = self.admit_to(house, login, asked);
+        let rng = &mut self.rng;
+        let client = &mut self.clients[id];
+        client.is_naughty = is_naughty;
+        client.depth = *rng.pick(&[1, 1, 1, 2, 5]);
+        client.largest = *rng.pick(&[300, 3_000, 3_000, 200_000]);
+        if is_naughty && client.mode == Mode::Statement {
+            client.in_tx = true;
+            client.simple("begin");
+        }
+    }
+
+    /// As above, to a house of our choice. Which client it is.
+    pub fn admit_to(&mut self, house: usize, login: &str, asked: Vec<(usize, String)>) -> usize {
+        let id = self.clients.len();
+        let (key, socket) = self.shell.accept(Some(id), &mut self.rng);
+        let house = &self.town.houses[house];
+        let user = house.user.unwrap_or(login).to_string();
+        let pool = (house.name.to_string(), user);
+        let mode = mode_of(house.mode);
+        trace::note(|| {
+            format!("client {id} is {}: {pool:?} {mode:?} {asked:?}", Conn::Client(key))
+        });
+        self.book.accounts.push(Account {
+            pool: pool.clone(),
+            mode,
+            sent: VecDeque::new(),
+            passed_over: Vec::new(),
+            expected: VecDeque::new(),
+            desired: None,
+            cancels: 0,
+            has_left: false,
+        });
+        let mut client = Client::new(id, key, socket, pool, mode, login, asked);
+        client.log_in(self.rng.per_mille(300));
+        self.clients.push(client);
+        self.born.push(self.shell.millis());
+        id
+    }
+
+    fn some_client(&mut self) -> Option<usize> {
+        let present: Vec<usize> =
+            self.clients.iter().filter(|c| c.phase != Phase::Over).map(|c| c.id).collect();
+        (!present.is_empty()).then(|| *self.rng.pick(&present))
+    }
+
+    fn some_server(&mut self) -> Option<usize> {
+        let open: Vec<usize> = (0..self.shell.backends.len())
+            .filter(|index| self.shell.backends[*index].phase != Serving::Dead)
+            .collect();
+        (!open.is_empty()).then(|| *self.rng.pick(&open))
+    }
+
+    fn someone_leaves(&mut self) {
+        let Some(id) = self.some_client() else {
+            return;
+        };
+        let how = *self.rng.pick(&[None, None, Some(End::Orderly), Some(End::Reset)]);
+        let is_brisk = self.rng.per_mille(500);
+        let client = &mut self.clients[id];
+        client.leave(&mut self.shell.sockets[client.socket], &mut self.book, how, is_brisk);
+    }
+
+    fn someone_tires(&mut self) {
+        if let Some(id) = self.some_client() {
+            self.clients[id].appetite = match self.rng.below(3) {
+                0 => Appetite::Few(self.rng.size(3000)),
+                1 => Appetite::Nothing(self.rng.size(300) as u32),
+                _ => Appetite::Everything,
+            };
+        }
+    }
+
+    fn someone_cancels(&mut self) {
+        let known: Vec<usize> = self
+            .clients
+            .iter()
+            .filter(|client| client.phase == Phase::Ready && !client.outstanding.is_empty())
+            .map(|client| client.id)
+            .collect();
+        if !known.is_empty() {
+            let id = *self.rng.pick(&known);
+            self.cancel(id);
+        }
+    }
+
+    /// Asks to cancel whatever this client has running.
+    pub fn cancel(&mut self, id: usize) {
+        let secret = self.clients[id].secret.clone().expect("who is ready has a key");
+        let (key, socket) = self.shell.accept(None, &mut self.rng);
+        trace::note(|| format!("{} cancels client {id}", Conn::Client(key)));
+        self.book.accounts[id].cancels += 1;
+        let outbox = wire::cancel_request(&secret);
+        self.cancellers.push(Canceller { key, socket, outbox });
+    }
+
+    fn server_breaks(&mut self) {
+        let Some(index) = self.some_server() else {
+            return;
+        };
+        let backend = &mut self.shell.backends[index];
+        trace::note(|| format!("backend {index} breaks off"));
+        let how = *self.rng.pick(&[End::Orderly, End::Reset]);
+        let socket = &mut self.shell.sockets[backend.socket];
+        backend.end(socket, how);
+    }
+
+    fn server_shuts_down(&mut self) {
+        if let Some(index) = self.some_server() {
+            trace::note(|| format!("backend {index} shuts down"));
+            let backend = &mut self.shell.backends[index];
+            backend.shut_down(&mut self.shell.sockets[backend.socket], &mut self.book);
+        }
+    }
+
+    fn server_blurts(&mut self) {
+        if let Some(index) = self.some_server()
+            && self.shell.backends[index].phase == Serving::Ready
+        {
+            self.shell.backends[index].blurt(&mut self.book, &mut self.rng);
+        }
+    }
+
+    fn server_hangs(&mut self) {
+        if let Some(index) = self.some_server() {
+            let hangs = &mut self.shell.backends[index].hangs;
+            *hangs = !*hangs;
+        }
+    }
+
+    fn leap(&mut self) {
+        if let Some(at) = self.shell.engine.next_deadline() {
+            trace::note(|| "time leaps".to_string());
+            self.shell.now = self.shell.now.max(at);
+        }
+    }
+
+    fn reload(&mut self) {
+        self.town.change(&mut self.rng);
+        self.apply_town();
+    }
+
+    /// Loads the configuration as the town is now.
+    pub fn apply_town(&mut self) {
+        trace::note(|| format!("reload: {:?}", self.town.houses));
+        for (server, index) in &self.shell.backend_of {
+            let backend = &mut self.shell.backends[*index];
+            let house = self.town.houses.iter().find(|house| house.name == backend.pool.0);
+            let moved = house.is_none_or(|house| house.port != backend.port || !house.is_listed);
+            let is_ready = backend.phase == Serving::Ready;
+            if moved && is_ready && backend.retired.is_none() {
+                // What was written before the engine closed it may still arrive.
+                if let Some(server) = self.shell.engine.house().servers.get(*server) {
+                    let heir = server.client().map(|client| self.shell.ids[&client]);
+                    backend.retired = Some(heir);
+                }
+            }
+        }
+        let (config, userlist) = self.town.config();
+        let now = self.shell.now;
+        self.shell.engine.reload(config, userlist, now);
+        self.shell.was_reloaded = true;
+        self.shell.engine.check();
+    }
+
+    /// Every client, or a random one, gets on with its script.
+    pub fn clients_act(&mut self, closing: bool) -> bool {
+        if closing {
+            (0..self.clients.len()).fold(false, |moved, id| self.client_acts(id, true) || moved)
+        } else {
+            self.some_client().is_some_and(|id| self.client_acts(id, false))
+        }
+    }
+
+    fn client_acts(&mut self, id: usize, closing: bool) -> bool {
+        let now = self.shell.millis();
+        let client = &mut self.clients[id];
+        let socket = &mut self.shell.sockets[client.socket];
+        let had_farewell = client.farewell.is_some();
+        let moved = client.step(socket, &mut self.book, &mut self.rng, closing, now);
+        if let Some(text) = self.clients[id].farewell.as_ref().filter(|_| !had_farewell) {
+            let client = &self.clients[id];
+            let waited = now - self.born[id];
+            let excused = self.faults.excuse(text, waited, self.town.limits);
+            assert!(excused || client.is_naughty, "client {id} must not be told: {text}");
+        }
+        moved
+    }
+
+    /// All servers, or a random one, work.
+    pub fn servers_act(&mut self, all: bool) -> bool {
+        if all {
+            let count = self.shell.backends.len();
+            return (0..count).fold(false, |moved, index| self.server_acts(index) || moved);
+        }
+        self.some_server().is_some_and(|index| self.server_acts(index))
+    }
+
+    fn server_acts(&mut self, index: usize) -> bool {
+        let Shell { backends, sockets, .. } = &mut self.shell;
+        let backend = &mut backends[index];
+        let socket = &mut sockets[backend.socket];
+        let (moved, first) = backend.step(socket, &mut self.book, &mut self.rng);
+        if let First::Cancel(key) = first {
+            let target = backends.iter_mut().find(|backend| backend.key == key);
+            if let Some(target) = target {
+                trace::note(|| format!("a cancel reaches backend with socket {}", target.socket));
+                target.cancel(&mut self.book);
+            }
+        }
+        moved
+    }
+
+    /// Bytes arrive, and those who cancel send theirs.
+    pub fn network_acts(&mut self, all: bool) -> bool {
+        let mut moved = false;
+        for canceller in &mut self.cancellers {
+            let socket = &mut self.shell.sockets[canceller.socket];
+            let sent = socket.send(&canceller.outbox);
+            canceller.outbox.drain(..sent);
+            let said = socket.take(usize::MAX);
+            assert!(said.is_empty(), "who cancels gets no byte: {}", wire::show(&said));
+            moved |= sent > 0;
+        }
+        for socket in &mut self.shell.sockets {
+            if all || self.rng.per_mille(500) {
+                let most =
+                    if all || !self.faults.pieces { usize::MAX } else { self.rng.size(100_000) };
+                moved |= socket.deliver(most);
+            }
+        }
+        moved
+    }
+
+    /// Some of the servers that have just been reached log nobody in.
+    fn look_for_new_servers(&mut self) {
+        if self.faults.rejects {
+            for backend in &mut self.shell.backends {
+                if backend.phase == Serving::Startup && backend.rejects.is_none() {
+                    backend.rejects = self.rng.per_mille(100).then_some(REJECTION);
+                }
+            }
+        }
+    }
+}
+
+impl World {
+    /// Faults off: all clients finish, all servers come home.
+    pub fn heal_and_settle(&mut self) {
+        trace::note(|| "healing".to_string());
+        self.shell.is_calm = true;
+        self.shell.dial_faults = DialFaults::default();
+        for socket in &mut self.shell.sockets {
+            socket.widen(1 << 18);
+        }
+        for backend in &mut self.shell.backends {
+            (backend.hangs, backend.rejects) = (false, None);
+        }
+        self.settle("finish", |world| {
+            world.clients.iter().all(|client| client.phase == Phase::Over || client.has_finished)
+        });
+        self.check_rest();
+        for client in &mut self.clients {
+            let how = if client.id % 2 == 0 { None } else { Some(End::Orderly) };
+            let socket = &mut self.shell.sockets[client.socket];
+            client.leave(socket, &mut self.book, how, client.id % 3 == 0);
+        }
+        self.settle("leave", |world| {
+            let nobody = world.shell.engine.house().clients.is_empty();
+            nobody && world.clients.iter().all(|client| client.phase == Phase::Over)
+        });
+        self.settle("come home", |_| false);
+        check_home(&self.shell.engine);
+        assert!(self.shell.engine.house().clients.is_empty());
+    }
+
+    /// Runs without faults until `is_done` or nothing moves any more, whatever time passes.
+    pub fn settle(&mut self, what: &str, is_done: impl Fn(&World) -> bool) {
+        let mut idle_rounds = 0;
+        for _ in 0..20_000 {
+            if is_done(self) {
+                return;
+            }
+            let mut moved = self.round();
+            moved |= self.sessions_end(what);
+            idle_rounds = if moved { 0 } else { idle_rounds + 1 };
+            if idle_rounds > 30 {
+                break;
+            }
+            if idle_rounds > 2 {
+                let at = self.shell.engine.next_deadline().unwrap_or(self.shell.now);
+                self.shell.now = self.shell.now.max(at) + Duration::from_millis(1);
+            }
+        }
+        if what == "come home" {
+            return;
+        }
+        let open = self.clients.iter().filter(|c| c.phase != Phase::Over && !c.has_finished);
+        let open: Vec<String> = open
+            .map(|c| {
+                let state = self.shell.engine.house().clients.get(c.key).map(|c| &c.state);
+                format!("client {} {:?} open {:?} {state:?}", c.id, c.phase, c.outstanding)
+            })
+            .collect();
+        let house = self.shell.engine.house();
+        let left: Vec<String> =
+            house.clients.iter().map(|(_, client)| format!("{:?}", client.state)).collect();
+        assert!(is_done(self), "they do not {what}: {open:#?}\nin the house: {left:#?}");
+    }
+
+    /// Everybody does what he can.
+    pub fn round(&mut self) -> bool {
+        let before = self.moved_bytes();
+        let mut moved = self.clients_act(true);
+        moved |= self.network_acts(true);
+        self.shell.turn(&mut self.rng);
+        moved |= self.servers_act(true);
+        moved |= self.network_acts(true);
+        self.shell.turn(&mut self.rng);
+        let dials = self.shell.dials.iter().any(|dial| dial.fate != Fate::Hangs);
+        moved || dials || before != self.moved_bytes()
+    }
+
+    fn moved_bytes(&self) -> u64 {
+        self.shell.sockets.iter().map(|socket| socket.read + socket.written).sum()
+    }
+
+    /// In session pooling others get on only when somebody goes.
+    fn sessions_end(&mut self, what: &str) -> bool {
+        let mut moved = false;
+        for client in &mut self.clients {
+            let in_session = client.mode == Mode::Session;
+            if what == "finish" && in_session && client.has_finished && client.phase == Phase::Ready
+            {
+                let socket = &mut self.shell.sockets[client.socket];
+                client.leave(socket, &mut self.book, None, false);
+                moved = true;
+            }
+        }
+        moved
+    }
+
+    /// All have finished, and those of transaction and statement pooling are still there: they
+    /// hold nothing.
+    fn check_rest(&mut self) {
+        self.settle("come home", |_| false);
+        let book = &self.book;
+        for client in &self.clients {
+            let account = &book.accounts[client.id];
+            if client.phase == Phase::Ready && client.farewell.is_none() {
+                let (sent, due) = (account.sent.len(), account.expected.len());
+                let late = account.sent.iter().all(|e| matches!(e.bytes[0], b'd' | b'c' | b'f'));
+                assert!(late, "client {}: {sent} messages went nowhere", client.id);
+                assert_eq!(due, 0, "client {}: all answers came", client.id);
+            }
+        }
+        check_home(&self.shell.engine);
+    }
+
+    pub fn key_of(&self, canceller: usize) -> ClientKey {
+        self.cancellers[canceller].key
+    }
+}
