@@ -119,13 +119,18 @@ impl Engine {
     }
 
     /// The longest waiting client gets a server that has just become free.
-    pub(super) fn serve(&mut self, key: ClientKey, server: ServerKey, now: Instant) {
+    /// `false`: it cannot work for this client, which ends.
+    pub(super) fn serve(&mut self, key: ClientKey, server: ServerKey, now: Instant) -> bool {
         match self.house.link(key, server) {
             Ok(()) => {
                 self.client_goes_on(key, now);
                 self.make_runnable(Conn::Client(key));
+                true
             }
-            Err(reason) => self.close_client(key, reason, now),
+            Err(reason) => {
+                self.close_client(key, reason, now);
+                false
+            }
         }
     }
 

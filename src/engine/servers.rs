@@ -2,7 +2,7 @@
 
 use crate::config::values::PoolMode;
 use crate::engine::Engine;
-use crate::keys::{Conn, ServerKey};
+use crate::keys::{ClientKey, Conn, ServerKey};
 use crate::pool::House;
 use crate::pool::link::Released;
 use crate::pool::queues::End;
@@ -210,14 +210,17 @@ impl Engine {
             false => End::Front,
         };
         self.house.set_server_state(key, State::Idle { since: now }, end);
-        let pool = self.house.servers.get(key).and_then(|server| self.house.pools.get(server.pool));
-        let Some(waiting) = pool.and_then(|pool| pool.waiting.first()) else {
-            return;
-        };
-        let state = self.house.clients.get(waiting).map(|client| &client.state);
-        if let Some(client::State::Waiting { .. }) = state {
-            self.serve(waiting, key, now);
-        }
+        while let Some(waiting) = self.next_waiting(key)
+            && !self.serve(waiting, key, now)
+        {}
+    }
+
+    /// Who has waited longest for a server of this one's pool.
+    fn next_waiting(&self, key: ServerKey) -> Option<ClientKey> {
+        let pool = self.house.servers.get(key).map(|server| server.pool)?;
+        let first = self.house.pools.get(pool)?.waiting.first()?;
+        let state = &self.house.clients.get(first)?.state;
+        matches!(state, client::State::Waiting { .. }).then_some(first)
     }
 }
 
