@@ -7,12 +7,14 @@
 mod backend;
 mod book;
 mod client;
+mod directed;
 mod faults;
 mod laws;
 mod params;
 mod prng;
 mod requests;
 mod script;
+mod settle;
 mod shell;
 mod socket;
 mod town;
@@ -23,8 +25,8 @@ mod world;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use world::World;
 
-const SEEDS: u64 = 40;
-const STEPS: usize = 4000;
+const SEEDS: u64 = 50;
+const STEPS: usize = 8000;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().expect("a number"))
@@ -65,5 +67,5 @@ fn no_reply_ever_reaches_another_client() {
         cancelled += cancels;
     }
     eprintln!("{seeds} seeds: {executed} queries, {cancelled} of them cancelled");
-    assert!(executed > 100 * seeds, "the world is busy");
+    assert!(executed > 100 * seeds || seeds < 20, "the world is busy");
 }

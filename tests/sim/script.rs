@@ -63,7 +63,7 @@ impl Client {
                     _ => _ = self.simple("begin"),
                 }
             }
-            5 => _ = self.simple(&format!("slow {}", rng.between(1, 60))),
+            5 => _ = self.simple(&format!("slow {}", rng.between(1, 300))),
             6 => {
                 let unit = self.begin_unit();
                 let filler = "q".repeat(rng.size(self.largest));

@@ -150,11 +150,6 @@ impl Socket {
         bytes
     }
 
-    /// How many bytes the peer could take.
-    pub fn takeable(&self) -> usize {
-        self.sent.len()
-    }
-
     /// Nothing more will come from the engine.
     pub fn is_over(&self) -> bool {
         self.is_closed && self.sent.is_empty()

@@ -4,22 +4,21 @@ use crate::backend::{First, Phase as Serving};
 use crate::book::{Account, Book, Mode};
 use crate::client::{Appetite, Client, Phase};
 use crate::faults::{Faults, REJECTION};
-use crate::laws::{check_home, mode_of};
+use crate::laws::mode_of;
 use crate::prng::Prng;
 use crate::script::VALUES;
-use crate::shell::{DialFaults, Fate, Shell};
+use crate::shell::{DialFaults, Shell};
 use crate::socket::End;
 use crate::town::Town;
 use crate::trace;
 use crate::wire;
 use ringbouncer::engine::Engine;
-use ringbouncer::keys::{ClientKey, Conn};
+use ringbouncer::keys::Conn;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// Somebody who connected to cancel a query.
 pub struct Canceller {
-    key: ClientKey,
     socket: usize,
     outbox: Vec<u8>,
 }
@@ -33,7 +32,11 @@ pub struct World {
     pub cancellers: Vec<Canceller>,
     pub faults: Faults,
     pub town: Town,
-    born: Vec<u64>,
+    /// Nothing happens by chance; clients do as they are told.
+    pub is_directed: bool,
+    /// The bytes of this socket's peer do not arrive by themselves.
+    pub held: Option<usize>,
+    pub born: Vec<u64>,
     most_clients: usize,
 }
 
@@ -66,6 +69,8 @@ impl World {
             cancellers: Vec::new(),
             faults,
             town,
+            is_directed: false,
+            held: None,
             born: Vec::new(),
             most_clients: 0,
         }
@@ -88,8 +93,18 @@ impl World {
             113..115 if self.faults.leaps => self.leap(),
             115..125 if self.faults.hangs => self.server_hangs(),
             125..140 if self.faults.slow_readers => self.someone_tires(),
-            140..450 => _ = self.clients_act(false),
-            450..750 => _ = self.servers_act(false),
+            140..450 => {
+                for _ in 0..3 {
+                    if let Some(id) = self.some_client() {
+                        self.client_acts(id, false);
+                    }
+                }
+            }
+            450..750 => {
+                for _ in 0..3 {
+                    self.servers_act(false);
+                }
+            }
             _ => {
                 self.network_acts(false);
                 self.shell.turn(&mut self.rng);
@@ -207,7 +222,7 @@ impl World {
         trace::note(|| format!("{} cancels client {id}", Conn::Client(key)));
         self.book.accounts[id].cancels += 1;
         let outbox = wire::cancel_request(&secret);
-        self.cancellers.push(Canceller { key, socket, outbox });
+        self.cancellers.push(Canceller { socket, outbox });
     }
 
     fn server_breaks(&mut self) {
@@ -279,16 +294,7 @@ impl World {
         self.shell.engine.check();
     }
 
-    /// Every client, or a random one, gets on with its script.
-    pub fn clients_act(&mut self, closing: bool) -> bool {
-        if closing {
-            (0..self.clients.len()).fold(false, |moved, id| self.client_acts(id, true) || moved)
-        } else {
-            self.some_client().is_some_and(|id| self.client_acts(id, false))
-        }
-    }
-
-    fn client_acts(&mut self, id: usize, closing: bool) -> bool {
+    pub fn client_acts(&mut self, id: usize, closing: bool) -> bool {
         let now = self.shell.millis();
         let client = &mut self.clients[id];
         let socket = &mut self.shell.sockets[client.socket];
@@ -305,11 +311,15 @@ impl World {
 
     /// All servers, or a random one, work.
     pub fn servers_act(&mut self, all: bool) -> bool {
+        let mut moved = false;
         if all {
-            let count = self.shell.backends.len();
-            return (0..count).fold(false, |moved, index| self.server_acts(index) || moved);
+            for index in 0..self.shell.backends.len() {
+                moved |= self.server_acts(index);
+            }
+        } else if let Some(index) = self.some_server() {
+            moved = self.server_acts(index);
         }
-        self.some_server().is_some_and(|index| self.server_acts(index))
+        moved
     }
 
     fn server_acts(&mut self, index: usize) -> bool {
@@ -338,7 +348,10 @@ impl World {
             assert!(said.is_empty(), "who cancels gets no byte: {}", wire::show(&said));
             moved |= sent > 0;
         }
-        for socket in &mut self.shell.sockets {
+        let held = self.held;
+        let free = |index: &usize| Some(*index) != held;
+        for index in (0..self.shell.sockets.len()).filter(free) {
+            let socket = &mut self.shell.sockets[index];
             if all || self.rng.per_mille(500) {
                 let most =
                     if all || !self.faults.pieces { usize::MAX } else { self.rng.size(100_000) };
@@ -357,123 +370,5 @@ impl World {
                 }
             }
         }
-    }
-}
-
-impl World {
-    /// Faults off: all clients finish, all servers come home.
-    pub fn heal_and_settle(&mut self) {
-        trace::note(|| "healing".to_string());
-        self.shell.is_calm = true;
-        self.shell.dial_faults = DialFaults::default();
-        for socket in &mut self.shell.sockets {
-            socket.widen(1 << 18);
-        }
-        for backend in &mut self.shell.backends {
-            (backend.hangs, backend.rejects) = (false, None);
-        }
-        self.settle("finish", |world| {
-            world.clients.iter().all(|client| client.phase == Phase::Over || client.has_finished)
-        });
-        self.check_rest();
-        for client in &mut self.clients {
-            let how = if client.id % 2 == 0 { None } else { Some(End::Orderly) };
-            let socket = &mut self.shell.sockets[client.socket];
-            client.leave(socket, &mut self.book, how, client.id % 3 == 0);
-        }
-        self.settle("leave", |world| {
-            let nobody = world.shell.engine.house().clients.is_empty();
-            nobody && world.clients.iter().all(|client| client.phase == Phase::Over)
-        });
-        self.settle("come home", |_| false);
-        check_home(&self.shell.engine);
-        assert!(self.shell.engine.house().clients.is_empty());
-    }
-
-    /// Runs without faults until `is_done` or nothing moves any more, whatever time passes.
-    pub fn settle(&mut self, what: &str, is_done: impl Fn(&World) -> bool) {
-        let mut idle_rounds = 0;
-        for _ in 0..20_000 {
-            if is_done(self) {
-                return;
-            }
-            let mut moved = self.round();
-            moved |= self.sessions_end(what);
-            idle_rounds = if moved { 0 } else { idle_rounds + 1 };
-            if idle_rounds > 30 {
-                break;
-            }
-            if idle_rounds > 2 {
-                let at = self.shell.engine.next_deadline().unwrap_or(self.shell.now);
-                self.shell.now = self.shell.now.max(at) + Duration::from_millis(1);
-            }
-        }
-        if what == "come home" {
-            return;
-        }
-        let open = self.clients.iter().filter(|c| c.phase != Phase::Over && !c.has_finished);
-        let open: Vec<String> = open
-            .map(|c| {
-                let state = self.shell.engine.house().clients.get(c.key).map(|c| &c.state);
-                format!("client {} {:?} open {:?} {state:?}", c.id, c.phase, c.outstanding)
-            })
-            .collect();
-        let house = self.shell.engine.house();
-        let left: Vec<String> =
-            house.clients.iter().map(|(_, client)| format!("{:?}", client.state)).collect();
-        assert!(is_done(self), "they do not {what}: {open:#?}\nin the house: {left:#?}");
-    }
-
-    /// Everybody does what he can.
-    pub fn round(&mut self) -> bool {
-        let before = self.moved_bytes();
-        let mut moved = self.clients_act(true);
-        moved |= self.network_acts(true);
-        self.shell.turn(&mut self.rng);
-        moved |= self.servers_act(true);
-        moved |= self.network_acts(true);
-        self.shell.turn(&mut self.rng);
-        let dials = self.shell.dials.iter().any(|dial| dial.fate != Fate::Hangs);
-        moved || dials || before != self.moved_bytes()
-    }
-
-    fn moved_bytes(&self) -> u64 {
-        self.shell.sockets.iter().map(|socket| socket.read + socket.written).sum()
-    }
-
-    /// In session pooling others get on only when somebody goes.
-    fn sessions_end(&mut self, what: &str) -> bool {
-        let mut moved = false;
-        for client in &mut self.clients {
-            let in_session = client.mode == Mode::Session;
-            if what == "finish" && in_session && client.has_finished && client.phase == Phase::Ready
-            {
-                let socket = &mut self.shell.sockets[client.socket];
-                client.leave(socket, &mut self.book, None, false);
-                moved = true;
-            }
-        }
-        moved
-    }
-
-    /// All have finished, and those of transaction and statement pooling are still there: they
-    /// hold nothing.
-    fn check_rest(&mut self) {
-        self.settle("come home", |_| false);
-        let book = &self.book;
-        for client in &self.clients {
-            let account = &book.accounts[client.id];
-            if client.phase == Phase::Ready && client.farewell.is_none() {
-                let (sent, due) = (account.sent.len(), account.expected.len());
-                let late = account.sent.iter().all(|e| matches!(e.bytes[0], b'd' | b'c' | b'f'));
-                assert!(late, "client {}: {sent} messages went nowhere", client.id);
-                assert_eq!(due, 0, "client {}: all answers came", client.id);
-            }
-        }
-        check_home(&self.shell.engine);
-    }
-
-    pub fn key_of(&self, canceller: usize) -> ClientKey {
-        self.cancellers[canceller].key
     }
 }
