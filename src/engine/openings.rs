@@ -90,7 +90,10 @@ impl Engine {
 
     /// A host's addresses are known.
     pub(super) fn server_resolved(&mut self, key: ServerKey, found: &[IpAddr], now: Instant) {
-        let Some(server) = self.house.servers.get(key) else {
+        // A server that is about to be closed may have lost its pool to a reload.
+        let server = self.house.servers.get(key);
+        let Some(server) = server.filter(|server| matches!(server.state, State::Connecting(_)))
+        else {
             return;
         };
         let pool = self.house.pools.get_mut(server.pool).expect("a server's pool outlives it");
