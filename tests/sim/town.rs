@@ -102,7 +102,7 @@ impl Town {
         text.push_str(&format!(
             "[pgbouncer]\nauth_type = trust\nserver_tls_sslmode = disable\n\
              client_tls_sslmode = disable\nserver_check_query =\nmax_prepared_statements = 0\n\
-             server_idle_timeout = 0\nserver_lifetime = 1000000\nquery_wait_timeout = {}\n\
+             server_idle_timeout = 0\nmax_client_conn = 10000\nserver_lifetime = 1000000\nquery_wait_timeout = {}\n\
              server_round_robin = {}\nserver_reset_query_always = {}\n",
             self.limits.query_wait / 1000,
             u8::from(self.round_robin),
