@@ -8,19 +8,25 @@ use ringbouncer::pool::queues::ServerStanding;
 use ringbouncer::session::client::State;
 use ringbouncer::session::server;
 
-/// Who waited for a server, before an input.
-pub struct Queues(Vec<(PoolKey, Vec<ClientKey>)>);
+/// Who waited, before an input.
+pub struct Queues(Vec<Waiting>);
+
+/// In one pool, in order.
+struct Waiting {
+    pool: PoolKey,
+    /// For a server, or for the welcome.
+    all: Vec<ClientKey>,
+    for_server: Vec<ClientKey>,
+}
 
 impl Queues {
     pub fn of(engine: &Engine) -> Self {
         let house = engine.house();
         let waiting = |(key, pool): (PoolKey, &ringbouncer::pool::Pool)| {
-            let mut keys = pool.waiting.keys(&house.clients);
-            keys.retain(|key| {
-                let state = house.clients.get(*key).map(|client| &client.state);
-                matches!(state, Some(State::Waiting { .. }))
-            });
-            (key, keys)
+            let all = pool.waiting.keys(&house.clients);
+            let mut for_server = all.clone();
+            for_server.retain(|client| waits_for_server(engine, *client));
+            Waiting { pool: key, all, for_server }
         };
         Self(house.pools.iter().map(waiting).collect())
     }
@@ -28,15 +34,19 @@ impl Queues {
     /// Who came first is served first, and nobody waits while a server is free.
     pub fn check(&self, engine: &Engine) {
         let house = engine.house();
-        for (key, before) in &self.0 {
-            let Some(pool) = house.pools.get(*key) else {
+        for before in &self.0 {
+            let Some(pool) = house.pools.get(before.pool) else {
                 continue;
             };
-            let mut still = pool.waiting.keys(&house.clients);
-            still.retain(|client| before.contains(client));
-            assert!(still.is_sorted_by_key(|client| place(before, *client)), "order kept");
+            let now = pool.waiting.keys(&house.clients);
+            let newcomers = now.iter().skip_while(|client| before.all.contains(client));
+            assert!(newcomers.clone().all(|client| !before.all.contains(client)), "join behind");
+            let mut still = now.clone();
+            still.retain(|client| before.for_server.contains(client));
+            let place = |client: &ClientKey| before.for_server.iter().position(|key| key == client);
+            assert!(still.is_sorted_by_key(place), "order kept");
             let mut passed_over = None;
-            for client in before {
+            for client in &before.for_server {
                 let state = house.clients.get(*client).map(|client| &client.state);
                 match state {
                     Some(State::Waiting { .. }) => passed_over = Some(*client),
@@ -48,10 +58,8 @@ impl Queues {
             }
         }
         for (_, pool) in house.pools.iter() {
-            let waits = pool.waiting.keys(&house.clients).into_iter().any(|key| {
-                let state = house.clients.get(key).map(|client| &client.state);
-                matches!(state, Some(State::Waiting { .. }))
-            });
+            let queue = pool.waiting.keys(&house.clients);
+            let waits = queue.into_iter().any(|key| waits_for_server(engine, key));
             // One that is in the middle of saying something cannot serve yet.
             let idle = pool.servers.of(ServerStanding::Idle).keys(&house.servers);
             let is_free = idle
@@ -62,8 +70,9 @@ impl Queues {
     }
 }
 
-fn place(queue: &[ClientKey], client: ClientKey) -> usize {
-    queue.iter().position(|key| *key == client).unwrap_or(usize::MAX)
+fn waits_for_server(engine: &Engine, client: ClientKey) -> bool {
+    let state = engine.house().clients.get(client).map(|client| &client.state);
+    matches!(state, Some(State::Waiting { .. }))
 }
 
 /// The engine and the models speak of the same modes.
