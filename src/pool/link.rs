@@ -135,7 +135,7 @@ impl House {
         if !server.is_done() {
             // It said something of its own accord, and that has not come in as a whole.
             Released::Close(Reason::IDLE_GOT_DIRTY)
-        } else if server.close_needed {
+        } else if server.close_needed || server.pipeline.is_in_doubt() {
             Released::Close(Reason::CLOSE_NEEDED)
         } else if server.cancels_in_flight > 0 {
             Released::Held

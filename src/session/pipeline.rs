@@ -38,6 +38,9 @@ pub struct Pipeline {
     copying_in: bool,
     /// An error came, and no Sync was sent since: the server ignores everything up to the next.
     skipping: bool,
+    /// A COPY failed with requests behind it of which nobody knows whether the server read them
+    /// before its failure, and ignored them, or after it.
+    in_doubt: bool,
 }
 
 impl Pipeline {
@@ -54,6 +57,11 @@ impl Pipeline {
     /// How many replies are owed.
     pub fn len(&self) -> usize {
         self.owed.len()
+    }
+
+    /// Whether it may owe more than is noted here: then it must not serve another client.
+    pub fn is_in_doubt(&self) -> bool {
+        self.in_doubt
     }
 
     /// Whether the server awaits CopyData.
@@ -108,7 +116,10 @@ impl Pipeline {
         if self.copying_in {
             self.copying_in = false;
             let extended = self.oldest() == Some(Request::Execute);
-            self.drop_copy(|request| matches!(request, Request::CopyDone | Request::CopyFail));
+            let is_end = |request| matches!(request, Request::CopyDone | Request::CopyFail);
+            let next = self.owed.get(1).map(|owed| owed.request);
+            self.in_doubt |= next.is_some_and(|request| !is_end(request));
+            self.drop_copy(is_end);
             if extended {
                 self.skip_to_sync();
             }
@@ -258,6 +269,20 @@ mod tests {
             (0, ">Q <H <d <c <C <Z"),
         ] {
             assert_eq!(play(script), owed, "{script}");
+        }
+    }
+
+    #[test]
+    fn what_stands_between_a_failed_copy_and_its_end_leaves_doubt() {
+        for (in_doubt, last) in [(false, Request::CopyDone), (true, Request::Sync)] {
+            let mut pipeline = Pipeline::default();
+            pipeline.expect(Request::Execute, Action::Forward);
+            pipeline.expect(last, Action::Forward);
+            pipeline.on_copy_in();
+            assert!(!pipeline.is_in_doubt());
+            pipeline.on_error();
+            assert_eq!(pipeline.is_in_doubt(), in_doubt);
+            assert!(pipeline.is_empty());
         }
     }
 

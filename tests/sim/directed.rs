@@ -361,7 +361,7 @@ fn a_sync_that_may_or_may_not_be_ignored_frees_no_server_too_early() {
     world.shell.sockets[world.shell.backends[0].socket].in_capacity = 6;
     world.shell.backends[0].hangs = false;
     world.quiet();
-    assert!(world.is_answered(other) && world.is_answered(client));
+    assert!(world.is_answered(other), "by a new server: the old one may owe more than is known");
     world.close();
 }
 
