@@ -102,8 +102,8 @@ impl Pipeline {
         };
         if self.oldest() == Some(answered) {
             self.owed.pop_front();
-            self.forget_idle_ends();
         }
+        self.forget_idle_ends();
     }
 
     /// The server awaits CopyData from now on.
@@ -263,6 +263,7 @@ mod tests {
             (1, ">P >B >E >d >c >S >Q <1 <2 <G <C <Z"),
             (1, ">P >B >E >d >c >S >Q <1 <2 <C <Z"),
             (0, ">Q >c >c >f <C <Z >c"),
+            (0, ">P >B >E >c >c >S <1 <2 <G <C <Z"),
             // A simple query behind a COPY keeps its own ReadyForQuery.
             (1, ">Q <G >d >c >Q <C <Z"),
             (1, ">Q <G >d >c >Q <E <Z"),
