@@ -2,12 +2,14 @@
 
 use crate::auth::userlist::Userlist;
 use crate::config::Config;
+use crate::config::settings::Settings;
 use crate::config::values::AuthType;
 use crate::daemon::cli::{self, Options, Request};
-use crate::daemon::{logging, pidfile};
+use crate::daemon::pidfile::{self, Pidfile};
+use crate::daemon::{background, limits, logging, privileges};
 use crate::engine::Engine;
 use crate::net::{EventLoop, Signal, bind};
-use crate::sys;
+use crate::sys::{self, Side};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -21,7 +23,7 @@ pub fn run(program: &str, words: &[String]) -> ExitCode {
     match cli::parse(words) {
         Ok(Request::Version) => print!("{}", cli::version_text()),
         Ok(Request::Help) => print!("{}", cli::help_text(program)),
-        Ok(Request::Run(options)) => return serve(&options),
+        Ok(Request::Run(options)) => return start(&options),
         Err(error) => {
             eprint!("{}", error.report(program));
             return ExitCode::FAILURE;
@@ -30,7 +32,7 @@ pub fn run(program: &str, words: &[String]) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn serve(options: &Options) -> ExitCode {
+fn start(options: &Options) -> ExitCode {
     logging::start(options.quiet, options.verbosity);
     match start_and_run(options) {
         Ok(()) => ExitCode::SUCCESS,
@@ -39,34 +41,68 @@ fn serve(options: &Options) -> ExitCode {
 }
 
 fn start_and_run(options: &Options) -> Result<(), Fatal> {
-    if let Some(option) = options.unbuilt() {
-        return fatal(format!("option {option} is not built yet"));
-    }
     let config = load(Path::new(&options.config_file)).map_err(|NotLoaded| {
         logging::fatal("cannot load config file");
         Fatal
     })?;
-    apply_log_settings(&config, options)?;
-    if sys::is_root() {
-        return fatal("PgBouncer should not run as root");
-    }
+    apply_log_settings(&config, options);
+    logging::name_logfile(&config.settings.logfile);
     let userlist = load_userlist(&config);
-    if bind::unix_socket_in_use(&config.settings) {
-        return fatal("unix socket is in use, cannot continue");
+    take_privileges(&config, options)?;
+    logging::open_logfile().map_err(|error| {
+        error.report();
+        Fatal
+    })?;
+    look_for_another(&config.settings, options)?;
+    if options.daemon {
+        let has_pidfile = !config.settings.pidfile.is_empty();
+        if background::go(has_pidfile).or_else(fatal)? == Side::Parent {
+            return Ok(());
+        }
     }
-    let pid_path = PathBuf::from(&config.settings.pidfile);
-    let has_pidfile = !config.settings.pidfile.is_empty();
-    if has_pidfile {
-        pidfile::check(&pid_path).or_else(fatal)?;
+    limits::report(&config, &userlist);
+    serve(config, userlist, options)
+}
+
+/// Steps from the rights that we were started with down to those that we shall have.
+fn take_privileges(config: &Config, options: &Options) -> Result<(), Fatal> {
+    let user = options.user.as_deref().or(config.settings.user.as_deref());
+    if let Some(user) = user.filter(|user| !user.is_empty()) {
+        let account = privileges::find(user).or_else(fatal)?;
+        logging::give_logfile_to(account);
+        privileges::assume(user, account).or_else(fatal)?;
     }
+    privileges::refuse_root().or_else(fatal)
+}
+
+/// There must be no other process with our socket or our pid file.
+fn look_for_another(settings: &Settings, options: &Options) -> Result<(), Fatal> {
+    if options.reboot {
+        log::warn!("Online restart is deprecated, use so_reuseport instead");
+    }
+    match (bind::unix_socket_in_use(settings), options.reboot) {
+        (true, true) => return fatal("taking over from a running process is not built yet"),
+        (true, false) => return fatal("unix socket is in use, cannot continue"),
+        (false, true) => log::info!("old process not found, try to continue normally"),
+        (false, false) => {}
+    }
+    match pid_path(settings) {
+        Some(path) => pidfile::check(&path).or_else(fatal),
+        None => Ok(()),
+    }
+}
+
+fn pid_path(settings: &Settings) -> Option<PathBuf> {
+    Some(&settings.pidfile).filter(|path| !path.is_empty()).map(PathBuf::from)
+}
+
+fn serve(config: Config, userlist: Userlist, options: &Options) -> Result<(), Fatal> {
+    let pid_path = pid_path(&config.settings);
     let engine = Engine::new(config, userlist, Instant::now());
     sys::return_large_blocks(engine.house().rings.ring_bytes());
     let mut event_loop = EventLoop::new(engine).or_else(|error| fatal(sys::error_text(&error)))?;
     event_loop.listen().or_else(fatal)?;
-    let _pidfile = match has_pidfile {
-        true => Some(pidfile::Pidfile::write(&pid_path).or_else(fatal)?),
-        false => None,
-    };
+    let _pidfile = pid_path.map(|path| Pidfile::write(&path)).transpose().or_else(fatal)?;
     log::info!("process up: {}", cli::process_up_text());
     let ended = event_loop.run(|event_loop, signal| on_signal(event_loop, signal, options));
     ended.or_else(|error| fatal(sys::error_text(&error)))
@@ -107,14 +143,10 @@ fn load_userlist(config: &Config) -> Userlist {
     userlist
 }
 
-fn apply_log_settings(config: &Config, options: &Options) -> Result<(), Fatal> {
+fn apply_log_settings(config: &Config, options: &Options) {
     let settings = &config.settings;
     logging::set_verbosity(settings.verbose.unwrap_or(options.verbosity));
     logging::set_format(settings.log_format);
-    logging::set_logfile(&settings.logfile).map_err(|error| {
-        error.report();
-        Fatal
-    })
 }
 
 fn on_signal(event_loop: &mut EventLoop, signal: Signal, options: &Options) -> ControlFlow<()> {
@@ -146,14 +178,13 @@ fn reload(event_loop: &mut EventLoop, options: &Options) {
     match load(Path::new(&path)) {
         Ok(config) => {
             let userlist = load_userlist(&config);
-            if apply_log_settings(&config, options).is_err() {
-                log::error!("keeping the old log file");
-            }
+            apply_log_settings(&config, options);
             event_loop.engine.reload(config, userlist, Instant::now());
         }
         Err(NotLoaded) => log::warn!("config file loading failed"),
     }
-    if let Err(error) = logging::reopen() {
-        error.report();
+    // Somebody may have moved the file, whatever has become of the configuration.
+    if let Err(error) = logging::set_logfile(&event_loop.engine.settings().logfile) {
+        log::error!("{error}; keeping the old one");
     }
 }
