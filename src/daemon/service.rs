@@ -9,6 +9,7 @@ use crate::daemon::pidfile::{self, Pidfile};
 use crate::daemon::{background, limits, logging, privileges};
 use crate::engine::Engine;
 use crate::net::{EventLoop, Signal, bind};
+use crate::pool::mode::{Awaited, Mode};
 use crate::sys::{self, Side};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -105,7 +106,11 @@ fn serve(config: Config, userlist: Userlist, options: &Options) -> Result<(), Fa
     let _pidfile = pid_path.map(|path| Pidfile::write(&path)).transpose().or_else(fatal)?;
     log::info!("process up: {}", cli::process_up_text());
     let ended = event_loop.run(|event_loop, signal| on_signal(event_loop, signal, options));
-    ended.or_else(|error| fatal(sys::error_text(&error)))
+    ended.or_else(|error| fatal(sys::error_text(&error)))?;
+    if event_loop.engine.is_over() {
+        log_end(event_loop.engine.house().mode);
+    }
+    Ok(())
 }
 
 fn fatal<T>(message: impl std::fmt::Display) -> Result<T, Fatal> {
@@ -150,25 +155,70 @@ fn apply_log_settings(config: &Config, options: &Options) {
 }
 
 fn on_signal(event_loop: &mut EventLoop, signal: Signal, options: &Options) -> ControlFlow<()> {
+    let mode = event_loop.engine.house().mode;
+    let now = Instant::now();
     match signal {
         Signal::Hangup => {
             log::info!("got SIGHUP, re-reading config");
             reload(event_loop, options);
-            ControlFlow::Continue(())
         }
-        Signal::Interrupt => end("got SIGINT, fast exit"),
-        Signal::Terminate => end("got SIGTERM, fast exit"),
-        Signal::Quit => end("got SIGQUIT, fast exit"),
-        Signal::User1 | Signal::User2 => {
-            log::warn!("pausing by signal is not built yet");
-            ControlFlow::Continue(())
+        Signal::Interrupt if mode.is_shutting_down() => {
+            return end("got SIGINT while shutting down, fast exit");
         }
+        Signal::Interrupt => {
+            log::info!(
+                "got SIGINT, shutting down, waiting for all servers connections to be released"
+            );
+            shut_down(event_loop, Awaited::Servers, now);
+        }
+        Signal::Terminate if mode.is_shutting_down() => {
+            return end("got SIGTERM while shutting down, fast exit");
+        }
+        Signal::Terminate => {
+            log::info!("got SIGTERM, shutting down, waiting for all clients disconnect");
+            shut_down(event_loop, Awaited::Clients, now);
+        }
+        Signal::Quit => return end("got SIGQUIT, fast exit"),
+        Signal::User1 if mode.is_paused() => {
+            log::info!("got SIGUSR1, but already paused/suspended");
+        }
+        Signal::User1 => {
+            log::info!("got SIGUSR1, pausing all activity");
+            event_loop.engine.pause(now);
+        }
+        Signal::User2 => match mode {
+            Mode::Running => log::info!("got SIGUSR2, but not paused/suspended"),
+            Mode::ShuttingDown { .. } => log::info!("got SIGUSR2 while shutting down, ignoring"),
+            Mode::Paused => {
+                log::info!("got SIGUSR2, continuing from PAUSE");
+                event_loop.engine.resume(now);
+            }
+        },
     }
+    ControlFlow::Continue(())
 }
 
 fn end(line: &str) -> ControlFlow<()> {
     log::info!("{line}");
     ControlFlow::Break(())
+}
+
+/// The Unix socket stays: it leads to the console, and tells the next process that we are here.
+fn shut_down(event_loop: &mut EventLoop, awaited: Awaited, now: Instant) {
+    event_loop.listeners().close_tcp();
+    event_loop.engine.shut_down(awaited, now);
+}
+
+fn log_end(mode: Mode) {
+    match mode {
+        Mode::ShuttingDown { awaited: Awaited::Clients, .. } => {
+            log::info!("client connections dropped, exiting");
+        }
+        Mode::ShuttingDown { awaited: Awaited::Servers, .. } => {
+            log::info!("server connections dropped, exiting");
+        }
+        Mode::Running | Mode::Paused => {}
+    }
 }
 
 /// All or nothing: a configuration that cannot be read whole changes nothing.

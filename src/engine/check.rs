@@ -4,7 +4,7 @@
 use crate::engine::Engine;
 use crate::keys::{ClientKey, PoolKey};
 use crate::pool::Pool;
-use crate::pool::queues::{ClientStanding, client_standing, server_standing};
+use crate::pool::queues::{ClientStanding, ServerStanding, client_standing, server_standing};
 use crate::session::client::Client;
 use crate::session::server::{Server, State};
 
@@ -72,6 +72,13 @@ impl Engine {
             |server: &Server| server.pool == key && server_standing(&server.state).is_some();
         let there = self.house.servers.iter().filter(|(_, server)| counted(server)).count();
         assert_eq!(listed.len(), there, "every server is in exactly one queue");
+        let mode = self.house.mode;
+        if mode.is_paused() {
+            let free = [ServerStanding::Idle, ServerStanding::Login];
+            let free: usize = free.map(|standing| pool.servers.count(standing)).iter().sum();
+            assert_eq!(free, 0, "in a pause no server is free, nor about to be");
+        }
+        assert!(!mode.refuses_work() || waiting.is_empty(), "who cannot be served does not wait");
         for server in listed.iter().filter_map(|key| self.house.servers.get(*key)) {
             assert_eq!(server.pool, key);
         }
