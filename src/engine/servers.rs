@@ -148,7 +148,7 @@ impl Engine {
         self.close_server(key, reason, now);
     }
 
-    /// A server takes nothing more. It may have said why: that is read first.
+    /// A server takes nothing more, and says nothing about it.
     pub(super) fn server_write_closed(&mut self, key: ServerKey, now: Instant) {
         self.close_server(key, Reason::SERVER_CONNECTION_CLOSED, now);
     }

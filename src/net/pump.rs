@@ -125,6 +125,9 @@ fn fill<E: Heart>(conn: Conn, socket: &mut Socket, engine: &mut E, now: Instant)
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
             socket.latches.would_block_reading();
             engine.nothing_read(conn);
+            if socket.latches.is_write_closed() {
+                engine.handle(Input::WriteClosed { conn }, now);
+            }
             false
         }
         Ok(_) | Err(_) => {
@@ -159,7 +162,12 @@ fn drain<E: Heart>(conn: Conn, socket: &mut Socket, engine: &mut E, now: Instant
         }
         Ok(_) | Err(_) => {
             socket.latches.write_closed();
-            engine.handle(Input::WriteClosed { conn }, now);
+            if matches!(conn, Conn::Server(_)) && !socket.latches.is_read_closed() {
+                // It may have said why, as a backend that is terminated does: that is read first.
+                socket.latches.expect_data();
+            } else {
+                engine.handle(Input::WriteClosed { conn }, now);
+            }
             true
         }
     }
