@@ -67,15 +67,14 @@ impl Engine {
     }
 
     /// Moves a server on whose work is done.
+    #[inline]
     pub(super) fn server_may_be_free(&mut self, key: ServerKey, now: Instant) {
-        let Some(server) = self.house.servers.get(key) else {
+        let Some(server) = self.house.servers.get(key).filter(|server| server.is_done()) else {
             return;
         };
         match server.state {
             State::Active { .. } if self.house.may_release(key) => self.release(key, now),
-            State::Resetting | State::Idle { .. } if server.is_done() => {
-                self.settle_down(key, false, now);
-            }
+            State::Resetting | State::Idle { .. } => self.settle_down(key, false, now),
             _ => {}
         }
     }
