@@ -85,6 +85,15 @@ pub fn return_large_blocks(bytes: usize) {
     unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, threshold) };
 }
 
+/// The name of this machine; empty if it has none.
+pub fn host_name() -> String {
+    let mut name = [0u8; 256];
+    // SAFETY: the pointer and the length describe `name`, of which the last byte is kept for a NUL.
+    let result = unsafe { libc::gethostname(name.as_mut_ptr().cast(), name.len() - 1) };
+    let name = CStr::from_bytes_until_nul(&name).ok().filter(|_| result == 0);
+    name.map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}
+
 /// Whether root runs us.
 pub fn is_root() -> bool {
     // SAFETY: getuid has no arguments and cannot fail.

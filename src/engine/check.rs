@@ -2,11 +2,11 @@
 //! laws that guard against mixing up two clients are asserted where they could be broken.
 
 use crate::engine::Engine;
-use crate::keys::{ClientKey, PoolKey};
+use crate::keys::{ClientKey, PoolKey, ServerKey};
 use crate::pool::Pool;
 use crate::pool::queues::{ClientStanding, ServerStanding, client_standing, server_standing};
 use crate::session::client::Client;
-use crate::session::server::{Server, State};
+use crate::session::server::State;
 
 impl Engine {
     /// Panics if any law is broken.
@@ -66,12 +66,6 @@ impl Engine {
         assert_eq!(waiting.len(), self.count(Some(key), ClientStanding::Waiting));
         assert_eq!(pool.active_clients, self.count(Some(key), ClientStanding::Active));
         assert_eq!(pool.cancels.len(), self.count(Some(key), ClientStanding::AwaitingCancel));
-        let listed = pool.servers.keys(&self.house.servers);
-        assert_eq!(listed.len(), pool.servers.total());
-        let counted =
-            |server: &Server| server.pool == key && server_standing(&server.state).is_some();
-        let there = self.house.servers.iter().filter(|(_, server)| counted(server)).count();
-        assert_eq!(listed.len(), there, "every server is in exactly one queue");
         let mode = self.house.mode;
         if mode.is_paused() {
             let free = [ServerStanding::Idle, ServerStanding::Login];
@@ -79,8 +73,27 @@ impl Engine {
             assert_eq!(free, 0, "in a pause no server is free, nor about to be");
         }
         assert!(!mode.refuses_work() || waiting.is_empty(), "who cannot be served does not wait");
-        for server in listed.iter().filter_map(|key| self.house.servers.get(*key)) {
-            assert_eq!(server.pool, key);
+        let members = self.house.servers_of(key);
+        assert_eq!(members.len(), pool.servers.total(), "every server is counted once");
+        for standing in [
+            ServerStanding::Login,
+            ServerStanding::Idle,
+            ServerStanding::Active,
+            ServerStanding::Tested,
+            ServerStanding::Held,
+            ServerStanding::Carrier,
+        ] {
+            let stands = |key: &ServerKey| {
+                let server = self.house.servers.get(*key);
+                server.and_then(|server| server_standing(&server.state)) == Some(standing)
+            };
+            let there: Vec<ServerKey> = members.iter().copied().filter(stands).collect();
+            assert_eq!(there.len(), pool.servers.count(standing), "{standing:?}");
+            if standing != ServerStanding::Active {
+                let mut queued = pool.servers.of(standing).keys(&self.house.servers);
+                queued.sort_unstable();
+                assert_eq!(queued, there, "in the queue of {standing:?}");
+            }
         }
     }
 

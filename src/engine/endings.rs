@@ -249,10 +249,7 @@ impl Engine {
         for client in self.house.clients_of(key) {
             self.close_client(client, reason.clone(), now);
         }
-        let Some(pool) = self.house.pools.get(key) else {
-            return;
-        };
-        for server in pool.servers.keys(&self.house.servers) {
+        for server in self.house.servers_of(key) {
             self.close_server(server, reason.clone(), now);
         }
     }

@@ -6,9 +6,10 @@ use crate::config::values::AuthType;
 use crate::engine::Engine;
 use crate::keys::{ClientKey, Conn, PoolKey};
 use crate::pool::{House, client_address};
-use crate::session::client::{Client, State};
+use crate::session::client::{Client, ClientAddress, State};
 use crate::session::client_login::{self, MAX_USER_BYTES, Replication, Rules, Startup};
 use crate::session::farewell::Reason;
+use crate::sys;
 use crate::wire::backend::TxStatus;
 use crate::wire::emit::{self, Full};
 use crate::wire::startup::{self, First};
@@ -135,7 +136,7 @@ impl Engine {
         let rules = Rules {
             tracked,
             ignored: &|name| settings.ignore_startup_parameters.contains(name),
-            add_host: add_host.then(|| client_address(client.from, settings.listen_port)),
+            add_host: add_host.then(|| address_with_host(client.from, settings.listen_port)),
         };
         client_login::read(&body, &rules, values).map_err(|refused| {
             if let Some(warning) = refused.warning {
@@ -296,5 +297,16 @@ impl Engine {
         self.house.set_client_state(key, State::Idle);
         self.make_runnable(Conn::Client(key));
         Ok(())
+    }
+}
+
+/// A client's address as `application_name_add_host` shows it to servers, which may see clients of
+/// several machines: for Unix sockets it names ours.
+fn address_with_host(from: ClientAddress, listen_port: i32) -> String {
+    match from {
+        ClientAddress::Unix { pid, .. } if pid != 0 => {
+            format!("unix({pid}@{}):{listen_port}", sys::host_name())
+        }
+        from => client_address(from, listen_port),
     }
 }

@@ -8,6 +8,7 @@ use crate::pool::sizing::Whereabouts;
 use crate::pool::{House, Pool, Welcome};
 use crate::session::client;
 use crate::session::farewell::Reason;
+use crate::session::relay;
 use crate::session::server::{Activity, Purpose, Server, State};
 use crate::session::server_login::{Failure, Next, ServerLogin, ServerLoginEvent};
 use crate::wire::backend::ErrorFields;
@@ -204,8 +205,15 @@ impl Engine {
         let State::LoggingIn(login) = state else {
             return None;
         };
+        if !relay::rest(inbox, None) {
+            return None;
+        }
         let header = match inbox.peek(max_packet_bytes) {
             Peek::NeedMore => return None,
+            Peek::Header(header) if login.skips(header.tag) => {
+                inbox.skip(header.bytes);
+                return Some(Next::Go(ServerLoginEvent::None));
+            }
             Peek::Header(header) if inbox.can_hold(header.bytes) => header,
             // What does not fit into a ring has no place in a login.
             Peek::Header(_) | Peek::Bad => {

@@ -120,10 +120,7 @@ impl Engine {
 
     /// Ends the servers of a pool without hurting anybody.
     fn retire_servers(&mut self, key: PoolKey, now: Instant) {
-        let Some(pool) = self.house.pools.get(key) else {
-            return;
-        };
-        for server_key in pool.servers.keys(&self.house.servers) {
+        for server_key in self.house.servers_of(key) {
             let Some(server) = self.house.servers.get_mut(server_key) else {
                 continue;
             };

@@ -67,15 +67,14 @@ impl Engine {
     }
 
     /// Moves a server on whose work is done.
+    #[inline]
     pub(super) fn server_may_be_free(&mut self, key: ServerKey, now: Instant) {
-        let Some(server) = self.house.servers.get(key) else {
+        let Some(server) = self.house.servers.get(key).filter(|server| server.is_done()) else {
             return;
         };
         match server.state {
             State::Active { .. } if self.house.may_release(key) => self.release(key, now),
-            State::Resetting | State::Idle { .. } if server.is_done() => {
-                self.settle_down(key, false, now);
-            }
+            State::Resetting | State::Idle { .. } => self.settle_down(key, false, now),
             _ => {}
         }
     }
@@ -148,7 +147,7 @@ impl Engine {
         self.close_server(key, reason, now);
     }
 
-    /// A server takes nothing more. It may have said why: that is read first.
+    /// A server takes nothing more, and says nothing about it.
     pub(super) fn server_write_closed(&mut self, key: ServerKey, now: Instant) {
         self.close_server(key, Reason::SERVER_CONNECTION_CLOSED, now);
     }

@@ -67,21 +67,18 @@ impl Pump {
         {
             connect::finish(server, socket, engine, now);
         }
-        let mut has_moved = false;
+        let mut has_more = false;
         if socket.latches.may_read() && engine.wants_read(conn) {
             if socket.take_share(self.turn, share) {
-                has_moved |= fill(conn, socket, engine, now);
+                // Only who got on is served again: a ring that stays full must not keep us here.
+                has_more |= fill(conn, socket, engine, now) && socket.latches.may_read();
             } else if socket.latches.postpone() {
                 self.postponed.push(conn);
             }
         }
         if socket.latches.may_write() && engine.wants_write(conn) {
-            has_moved |= drain(conn, socket, engine, now);
+            has_more |= drain(conn, socket, engine, now);
         }
-        // Only who got on is served again: a ring that stays full must not keep us in this loop.
-        let has_more = has_moved
-            && (socket.latches.may_read() && engine.wants_read(conn)
-                || socket.latches.may_write() && engine.wants_write(conn));
         if has_more {
             engine.make_runnable(conn);
         }
@@ -125,6 +122,9 @@ fn fill<E: Heart>(conn: Conn, socket: &mut Socket, engine: &mut E, now: Instant)
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
             socket.latches.would_block_reading();
             engine.nothing_read(conn);
+            if socket.latches.is_write_closed() {
+                engine.handle(Input::WriteClosed { conn }, now);
+            }
             false
         }
         Ok(_) | Err(_) => {
@@ -136,7 +136,7 @@ fn fill<E: Heart>(conn: Conn, socket: &mut Socket, engine: &mut E, now: Instant)
     }
 }
 
-/// One write. False if there was nothing to write, or nothing could be written.
+/// One write, if there is something to write. Whether it is worth to serve the connection again.
 fn drain<E: Heart>(conn: Conn, socket: &mut Socket, engine: &mut E, now: Instant) -> bool {
     let mut slices = [IoSlice::new(&[]); MAX_SLICES];
     let used = engine.outgoing(conn, &mut slices);
@@ -151,7 +151,7 @@ fn drain<E: Heart>(conn: Conn, socket: &mut Socket, engine: &mut E, now: Instant
                 socket.latches.short_write();
             }
             engine.handle(Input::Sent { conn, bytes }, now);
-            true
+            used == MAX_SLICES && bytes == offered
         }
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
             socket.latches.short_write();
@@ -159,7 +159,12 @@ fn drain<E: Heart>(conn: Conn, socket: &mut Socket, engine: &mut E, now: Instant
         }
         Ok(_) | Err(_) => {
             socket.latches.write_closed();
-            engine.handle(Input::WriteClosed { conn }, now);
+            if matches!(conn, Conn::Server(_)) && !socket.latches.is_read_closed() {
+                // It may have said why, as a backend that is terminated does: that is read first.
+                socket.latches.expect_data();
+            } else {
+                engine.handle(Input::WriteClosed { conn }, now);
+            }
             true
         }
     }

@@ -103,6 +103,16 @@ impl Latches {
         self.0 |= WRITE_CLOSED;
     }
 
+    /// Whether a write has failed.
+    pub fn is_write_closed(self) -> bool {
+        self.0 & WRITE_CLOSED != 0
+    }
+
+    /// Whether the peer's end was read.
+    pub fn is_read_closed(self) -> bool {
+        self.0 & READ_CLOSED != 0
+    }
+
     /// Whether our connect has neither succeeded nor failed.
     pub fn is_connecting(self) -> bool {
         self.0 & CONNECTING != 0

@@ -101,7 +101,7 @@ impl House {
             for server in keys.into_iter().filter_map(|key| Some((key, self.servers.get(key)?))) {
                 let limit = settings.server_connect_timeout;
                 if due.is_over(server.1.connected_at, limit, now) {
-                    due.servers.push((server.0, Reason::CONNECT_TIMEOUT));
+                    due.servers.push((server.0, server.1.timeout_reason()));
                 }
             }
         }

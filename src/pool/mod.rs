@@ -190,6 +190,15 @@ impl House {
         members.map(|(key, _)| key).collect()
     }
 
+    /// The servers of a pool, less those that are about to be closed.
+    pub fn servers_of(&self, pool: PoolKey) -> Vec<ServerKey> {
+        let is_member = |server: &Server| {
+            server.pool == pool && queues::server_standing(&server.state).is_some()
+        };
+        let members = self.servers.iter().filter(|(_, server)| is_member(server));
+        members.map(|(key, _)| key).collect()
+    }
+
     /// How a client is named in the log.
     pub fn client_name(&self, key: ClientKey, settings: &Settings) -> impl fmt::Display {
         let client = self.clients.get(key);

@@ -128,19 +128,26 @@ pub enum ServerStanding {
 
 const STANDINGS: usize = 6;
 
-/// The servers of one pool, by where they stand.
+/// The servers of one pool, by where they stand. Those that work are only counted: nobody asks who
+/// has worked longest, and they come and go with every query.
 #[derive(Debug, Default)]
-pub struct ServerQueues([Queue<ServerKey>; STANDINGS]);
+pub struct ServerQueues {
+    queues: [Queue<ServerKey>; STANDINGS],
+    active: usize,
+}
 
 impl ServerQueues {
-    /// Those that stand there.
+    /// Those that stand there; of those that work only [`ServerQueues::count`] tells.
     pub fn of(&self, standing: ServerStanding) -> &Queue<ServerKey> {
-        &self.0[standing as usize]
+        &self.queues[standing as usize]
     }
 
     /// How many stand there.
     pub fn count(&self, standing: ServerStanding) -> usize {
-        self.of(standing).len()
+        match standing {
+            ServerStanding::Active => self.active,
+            standing => self.of(standing).len(),
+        }
     }
 
     /// All but those that log in or carry a cancel.
@@ -151,16 +158,33 @@ impl ServerQueues {
 
     /// All.
     pub fn total(&self) -> usize {
-        self.0.iter().map(Queue::len).sum()
+        self.active + self.queues.iter().map(Queue::len).sum::<usize>()
     }
 
-    /// The keys of all.
-    pub fn keys(&self, servers: &Keyed<ServerKey, Server>) -> Vec<ServerKey> {
-        self.0.iter().flat_map(|queue| queue.keys(servers)).collect()
+    fn join(
+        &mut self,
+        servers: &mut Keyed<ServerKey, Server>,
+        key: ServerKey,
+        (standing, end): (ServerStanding, End),
+    ) {
+        let queue = &mut self.queues[standing as usize];
+        match (standing, end) {
+            (ServerStanding::Active, _) => self.active += 1,
+            (_, End::Front) => queue.push_front(servers, key),
+            (_, End::Back) => queue.push_back(servers, key),
+        }
     }
 
-    fn of_mut(&mut self, standing: ServerStanding) -> &mut Queue<ServerKey> {
-        &mut self.0[standing as usize]
+    fn leave(
+        &mut self,
+        servers: &mut Keyed<ServerKey, Server>,
+        key: ServerKey,
+        standing: ServerStanding,
+    ) {
+        match standing {
+            ServerStanding::Active => self.active -= 1,
+            standing => self.queues[standing as usize].remove(servers, key),
+        }
     }
 }
 
@@ -233,7 +257,7 @@ impl House {
         let standing = server_standing(&server.state);
         let key = self.servers.insert(server);
         if let (Some(pool), Some(standing)) = (self.pools.get_mut(pool), standing) {
-            pool.servers.of_mut(standing).push_back(&mut self.servers, key);
+            pool.servers.join(&mut self.servers, key, (standing, End::Back));
         }
         key
     }
@@ -279,12 +303,10 @@ impl House {
             return;
         }
         if let Some(from) = from {
-            pool.servers.of_mut(from).remove(&mut self.servers, key);
+            pool.servers.leave(&mut self.servers, key, from);
         }
-        match (to, end) {
-            (None, _) => {}
-            (Some(to), End::Front) => pool.servers.of_mut(to).push_front(&mut self.servers, key),
-            (Some(to), End::Back) => pool.servers.of_mut(to).push_back(&mut self.servers, key),
+        if let Some(to) = to {
+            pool.servers.join(&mut self.servers, key, (to, end));
         }
     }
 }

@@ -221,9 +221,13 @@ impl Client {
         };
         let message = frontend::classify(header.tag);
         match message {
-            Message::Unknown => return Verdict::Close(Reason::UNKNOWN_PACKET),
+            Message::Unknown => {
+                log::error!("unknown pkt from client: {0}/0x{0:x}", header.tag);
+                return Verdict::Close(Reason::UNKNOWN_PACKET);
+            }
             Message::Terminate => return Verdict::Close(Reason::CLIENT_CLOSE_REQUEST),
             Message::Request(Request::Query) if rules.disable_pqexec => {
+                log::error!("client used \"Query\" packet type");
                 return Verdict::Close(Reason::PQEXEC_DISALLOWED);
             }
             Message::Request(request) if rules.tracks_statements => {

@@ -164,7 +164,10 @@ fn replication_of(value: &[u8]) -> Replication {
 fn add_host(parameters: &mut Parameters, host: &str, values: &mut Values) {
     let name = values.text(parameters.value(APPLICATION_NAME)).unwrap_or(b"app");
     let mut with_host = [name, b" - ", host.as_bytes()].concat();
-    with_host.truncate(MAX_APPLICATION_NAME_BYTES);
+    // Half a character would be no text to the server.
+    let cut = String::from_utf8_lossy(&with_host);
+    let length = crate::session::farewell::cut(&cut, MAX_APPLICATION_NAME_BYTES).len();
+    with_host.truncate(length);
     parameters.set(APPLICATION_NAME, values.intern(&with_host));
 }
 

@@ -143,6 +143,14 @@ impl Egress {
     /// So many bytes have been written.
     pub fn sent(&mut self, bytes: usize, rings: &mut Rings) {
         let mut left = bytes as u64;
+        // Nearly always there is one run, and all of it went.
+        if let (1, Some(Piece::Run { from, to })) = (self.pieces.len(), self.pieces.front())
+            && to - from == left
+        {
+            self.pieces.pop_front();
+            self.tidy(rings);
+            return;
+        }
         while left > 0 {
             let piece = self.pieces.front_mut().expect("no more was sent than there was");
             let done = match piece {
@@ -198,18 +206,22 @@ impl Egress {
     }
 
     fn tidy(&mut self, rings: &mut Rings) {
-        if let Some(kept) = &mut self.kept {
-            match self.pieces.iter().find_map(run_start) {
-                Some(from) => kept.free_to(from),
-                None => rings.give(self.kept.take().expect("just seen")),
-            }
-        }
         if self.pieces.is_empty() {
+            if let Some(kept) = self.kept.take() {
+                rings.give(kept);
+            }
             if let Some(own) = self.own.take() {
                 rings.give(own);
             }
             if self.pieces.capacity() > IDLE_PIECES {
                 self.pieces = VecDeque::new();
+            }
+            return;
+        }
+        if let Some(kept) = &mut self.kept {
+            match self.pieces.iter().find_map(run_start) {
+                Some(from) => kept.free_to(from),
+                None => rings.give(self.kept.take().expect("just seen")),
             }
         }
     }

@@ -149,6 +149,7 @@ impl Pipeline {
             Reply::Command | Reply::Execute => Request::Execute,
         };
         if self.oldest() != Some(answered) {
+            self.drop_strays();
             return Action::Forward;
         }
         let action = self.owed.pop_front().map_or(Action::Forward, |owed| owed.action);
@@ -378,6 +379,8 @@ mod tests {
             (0, ">Q >c >f <C <Z"),
             (1, ">Q >c >Q <C <Z"),
             (0, ">P >c >S <1 <Z"),
+            // A second end, for which there is no COPY left.
+            (0, ">P >B >E >c >c >S <1 <2 <G <C <Z"),
         ] {
             assert_eq!(play(script), owed, "{script}");
         }

@@ -171,6 +171,15 @@ impl Server {
         !self.egress.is_empty() && !matches!(self.state, State::Connecting(_))
     }
 
+    /// What to say if it takes too long to be opened. As PgBouncer: only a socket that is being
+    /// connected has failed to connect.
+    pub fn timeout_reason(&self) -> Reason {
+        match self.state {
+            State::Connecting(_) if self.address.is_some() => Reason::CONNECT_FAILED,
+            _ => Reason::CONNECT_TIMEOUT,
+        }
+    }
+
     /// Whether everything asked of it has been answered, and all of that passed on. A notification
     /// may come behind the last answer: the rest of one belongs to whoever got its beginning.
     pub fn is_done(&self) -> bool {
@@ -342,7 +351,10 @@ impl Server {
                 Some(status) => Note::Ready(status),
                 None => return Verdict::Close(Reason::BAD_SERVER_HEADER),
             },
-            Message::Unknown => return Verdict::Close(Reason::UNKNOWN_PACKET),
+            Message::Unknown => {
+                log::error!("unknown pkt: '{}'", char::from(header.tag));
+                return Verdict::Close(Reason::UNKNOWN_PACKET);
+            }
         };
         Verdict::Pass { bytes, note }
     }

@@ -116,6 +116,11 @@ impl ServerLogin {
         }
     }
 
+    /// Whether a message of this kind is nobody's: a result of the connect query, of any size.
+    pub fn skips(&self, tag: u8) -> bool {
+        self.phase == Phase::ConnectQuery && !matches!(tag, b'E' | b'S' | b'Z' | b'N')
+    }
+
     fn on_authentication(&mut self, body: &[u8]) -> Next {
         match backend::authentication(body) {
             Some(Authentication::Ok) => {

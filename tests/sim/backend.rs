@@ -319,17 +319,15 @@ impl Backend {
         !self.plan.is_empty() || self.copy.is_some()
     }
 
-    /// A CancelRequest with its key has come.
-    pub fn cancel(&mut self, book: &mut Book) {
-        if !self.is_busy() || self.phase != Phase::Ready {
+    /// A CancelRequest with its key has come. What happens to a connection that the engine has
+    /// closed is nobody's concern.
+    pub fn cancel(&mut self, socket: &Socket, book: &mut Book) {
+        if !self.is_busy() || self.phase != Phase::Ready || socket.is_closed {
             return;
         }
         assert!(self.exchange != Exchange::Own, "a cancel hit a query of the pooler's own");
         let client = self.owner.expect("a query has an owner");
-        let account = &mut book.accounts[client];
-        assert!(account.cancels > 0, "a cancel hit client {client}, for whom nobody asked it");
-        account.cancels -= 1;
-        book.cancelled += 1;
+        book.hit(client);
         let text = format!("sim: cancelled c{client} q{}", self.unit);
         self.fail(book, "57014", &text);
     }

@@ -34,8 +34,6 @@ pub struct Account {
     pub expected: VecDeque<Entry>,
     /// The parameters that its session has.
     pub desired: Option<Params>,
-    /// Cancels asked for it and not carried out.
-    pub cancels: u32,
     /// It broke off, or was closed.
     pub has_left: bool,
 }
@@ -46,9 +44,17 @@ pub struct Stray {
     pub bytes: Vec<u8>,
 }
 
+/// A cancel that somebody asks for; gone when his connection is.
+pub struct Cancel {
+    /// Which socket he has.
+    pub socket: usize,
+    pub client: usize,
+}
+
 /// See the module's page.
 #[derive(Default)]
 pub struct Book {
+    pub cancels: Vec<Cancel>,
     pub accounts: Vec<Account>,
     pub strays: Vec<Stray>,
     /// Makes every unasked message different.
@@ -95,6 +101,13 @@ impl Book {
         let found =
             self.strays.iter().position(|stray| stray.pool == *pool && stray.bytes == bytes);
         found.map(|index| self.strays.remove(index)).is_some()
+    }
+
+    /// A cancel has hit a query of this client.
+    pub fn hit(&mut self, client: usize) {
+        let is_asked = self.cancels.iter().any(|cancel| cancel.client == client);
+        assert!(is_asked, "a cancel hit client {client}, for whom nobody asked it");
+        self.cancelled += 1;
     }
 
     pub fn next_serial(&mut self) -> u32 {

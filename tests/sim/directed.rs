@@ -4,6 +4,7 @@ use crate::client::{Appetite, Client, Phase, Planned};
 use crate::faults::Faults;
 use crate::laws::check_home;
 use crate::prng::Prng;
+use crate::shell::Fate;
 use crate::town::Town;
 use crate::trace;
 use crate::wire;
@@ -186,26 +187,27 @@ fn a_reply_beyond_a_ring_keeps_its_server_until_the_rest_fits() {
 /// CopyData that nobody waits for any more is half relayed when its COPY has failed.
 #[test]
 fn no_server_is_released_in_the_middle_of_copy_data() {
-    for cut in [1, 5, 6, 1000, 70_000, 199_000] {
+    for (size, cut) in
+        [(200_000, 1), (200_000, 5), (200_000, 1000), (200_000, 70_000), (50_000, 50_010)]
+    {
         let mut world = world(PoolMode::Transaction, 1);
         let (other, client) = (world.guest(), world.guest());
         let socket = world.clients[client].socket;
-        world.ask(client, "fail");
-        world.quiet();
         // Data at once, without waiting for the consent that never comes.
         world.held = Some(socket);
         world.ask(client, "fail");
         let unit = world.clients[client].next_unit - 1;
         let query = wire::query(&format!("/*c{client} q{unit}*/fail")).len();
-        let data = wire::message(b'd', &vec![b'x'; 200_000]);
+        let data = wire::message(b'd', &vec![b'x'; size]);
         plan(&mut world.clients[client], unit, data);
         plan(&mut world.clients[client], unit, wire::message(b'c', b""));
         world.quiet();
+        world.shell.sockets[world.shell.backends[0].socket].out_capacity = 300;
         world.shell.sockets[socket].deliver(query + cut);
-        world.quiet();
         world.ask(other, "rows 1 1");
         world.quiet();
         world.held = None;
+        world.quiet();
         // As PgBouncer: after such leftovers only its next query's end frees the server.
         world.ask(client, "rows 1 1");
         world.quiet();
@@ -324,5 +326,88 @@ fn a_failed_copy_without_its_end_keeps_no_server() {
     world.ask(other, "rows 1 1");
     world.quiet();
     assert!(world.is_answered(client) && world.is_answered(other));
+    world.close();
+}
+
+/// A Sync right behind the Execute of a COPY is ignored by a server that has begun the COPY, and
+/// answered by one that has failed it before.
+#[test]
+fn a_sync_that_may_or_may_not_be_ignored_frees_no_server_too_early() {
+    let mut world = world(PoolMode::Transaction, 1);
+    let (other, client) = (world.guest(), world.guest());
+    world.ask(client, "");
+    world.clients[client].planned.clear();
+    let unit = world.clients[client].next_unit - 1;
+    let text = format!("/*c{client} q{unit}*/copyin 0");
+    let begin = [
+        wire::parse("", &text),
+        wire::bind("", "", &format!("c{client} q{unit}")),
+        wire::execute("", 0),
+        wire::message(b'H', b""),
+    ];
+    begin.into_iter().for_each(|bytes| plan(&mut world.clients[client], unit, bytes));
+    world.quiet();
+    world.shell.backends[0].hangs = true;
+    plan(&mut world.clients[client], unit, wire::message(b'S', b""));
+    plan(&mut world.clients[client], unit, wire::message(b'd', b"row"));
+    plan(&mut world.clients[client], unit, wire::message(b'c', b""));
+    world.ask(client, "");
+    world.clients[client].planned.pop_back();
+    plan(&mut world.clients[client], unit + 1, wire::message(b'S', b""));
+    world.quiet();
+    world.cancel(client);
+    world.quiet();
+    assert_eq!(world.book.cancelled, 1);
+    world.ask(other, "slow 90");
+    world.shell.sockets[world.shell.backends[0].socket].in_capacity = 6;
+    world.shell.backends[0].hangs = false;
+    world.quiet();
+    assert!(world.is_answered(other), "by a new server: the old one may owe more than is known");
+    world.close();
+}
+
+/// The carrier of a cancel takes so long to connect that the server works for somebody else.
+#[test]
+fn a_late_cancel_hits_nobody_else() {
+    let mut world = world(PoolMode::Transaction, 1);
+    let (other, client) = (world.guest(), world.guest());
+    world.shell.dial_faults.hangs_per_mille = 1000;
+    world.shell.backends[0].hangs = true;
+    world.ask(client, "rows 1 1");
+    world.quiet();
+    world.ask(other, "slow 5000");
+    world.quiet();
+    world.cancel(client);
+    world.quiet();
+    assert_eq!(world.servers(ServerStanding::Carrier), 1);
+    world.shell.backends[0].hangs = false;
+    while !world.is_answered(client) {
+        world.round();
+    }
+    (0..10).for_each(|_| _ = world.round());
+    assert!(world.shell.backends[0].is_busy());
+    world.shell.dials.iter_mut().for_each(|dial| dial.fate = Fate::Good);
+    world.quiet();
+    assert!(world.is_answered(other));
+    assert_eq!(world.book.cancelled, 0);
+    world.close();
+}
+
+/// The server is lost in the middle of an answer that the client never sees: it is told.
+#[test]
+fn a_client_is_told_that_its_server_was_lost_in_catching_up() {
+    let mut world = world(PoolMode::Transaction, 1);
+    world.faults.resets = true;
+    let client = world.guest_with(vec![(4, "psql".to_string())]);
+    let socket = world.shell.backends[0].socket;
+    world.held = Some(socket);
+    world.ask(client, "rows 1 1");
+    world.quiet();
+    world.shell.sockets[socket].deliver(7);
+    world.quiet();
+    world.shell.backends[0].end(&mut world.shell.sockets[socket], crate::socket::End::Reset);
+    world.held = None;
+    world.quiet();
+    assert_eq!(world.clients[client].farewell.as_deref(), Some("server conn crashed?"));
     world.close();
 }

@@ -61,7 +61,8 @@ impl Faults {
     /// Whether a client that did nothing wrong, waiting for so many milliseconds at most, may be
     /// told this.
     pub fn excuse(self, text: &str, waited: u64, limits: Limits) -> bool {
-        let unreachable = self.dials || self.rejects || self.resets || self.shutdowns || self.hangs;
+        let is_down = self.dials || self.rejects || self.resets || self.shutdowns;
+        let unreachable = is_down || self.hangs || self.leaps;
         match text {
             "query_wait_timeout" => waited >= limits.query_wait,
             "client_login_timeout" | "client_login_timeout (server down)" => waited >= limits.login,

@@ -89,11 +89,11 @@ pub fn check_home(engine: &Engine) {
     let house = engine.house();
     assert_eq!(house.rings.in_use(), 0, "all rings came back");
     assert_eq!(house.logging_in.len(), 0);
-    for (_, pool) in house.pools.iter() {
+    for (pool_key, pool) in house.pools.iter() {
         let name = &pool.database.name;
         assert!(pool.waiting.is_empty(), "{name}: nobody waits");
         assert!(pool.cancels.is_empty(), "{name}: no cancel waits");
-        for key in pool.servers.keys(&house.servers) {
+        for key in house.servers_of(pool_key) {
             let server = house.servers.get(key).expect("who is queued is there");
             let state = &server.state;
             assert!(matches!(state, server::State::Idle { .. }), "{name}: {key:?} is {state:?}");
