@@ -334,3 +334,79 @@ fn quiet_is_quiet() {
     let (status, log) = stage.run(&["-q"]);
     assert_eq!((status.code(), log.as_str()), (Some(1), ""));
 }
+
+#[test]
+fn the_log_file_is_opened_again_on_hangup() {
+    let mut stage = Stage::new();
+    stage.configure("logfile = log");
+    let mut command = stage.command(&[]);
+    stage.start(&mut command);
+    wait_for("it to be up", || stage.text("log").contains("process up"));
+    let on_stderr = stage.stderr();
+    assert_eq!(stage.text("log"), on_stderr, "one does not replace the other");
+    fs::rename(stage.path("log"), stage.path("log.1")).expect("rename the log");
+    stage.signal(libc::SIGHUP);
+    wait_for("the new file", || stage.path("log").exists());
+    stage.signal(libc::SIGUSR2);
+    wait_for("a line", || stage.text("log").contains("got SIGUSR2"));
+    assert!(stage.text("log.1").ends_with("LOG got SIGHUP, re-reading config\n"));
+    // A file that cannot be opened costs nobody his connection: the old one stays.
+    stage.configure("logfile = /nonexist/log");
+    stage.signal(libc::SIGHUP);
+    let line = "ERROR Cannot open logfile: '/nonexist/log': No such file or directory; \
+                keeping the old one\n";
+    wait_for("the complaint", || stage.text("log").ends_with(line));
+    stage.configure("");
+    stage.signal(libc::SIGHUP);
+    wait_for("the line on stderr", || stage.stderr().matches("got SIGHUP").count() == 3);
+    stage.signal(libc::SIGUSR2);
+    wait_for("a line", || stage.stderr().matches("got SIGUSR2").count() == 2);
+    assert_eq!(stage.text("log").matches("got SIGUSR2").count(), 1, "it is no longer written");
+}
+
+#[test]
+fn json_lines_are_objects_with_the_parts_of_a_connection() {
+    let mut stage = Stage::new();
+    stage.configure("log_format = json");
+    let mut command = stage.command(&[]);
+    stage.start(&mut command);
+    wait_for("it to serve", || stage.serves());
+    wait_for("the end of a client", || stage.stderr().contains("client close request"));
+    let mut judge = Postgres::shared().client("postgres");
+    let mut events = Vec::new();
+    for line in stage.stderr().lines() {
+        let sql = "SELECT v->>'level', v->>'event', v->>'user', v->>'message', v->>'pid' \
+                   FROM (SELECT $1::text::jsonb) AS t(v)";
+        let row = judge.query_one(sql, &[&line]).expect("a JSON object");
+        assert_eq!(row.get::<_, &str>(0), "LOG");
+        assert_eq!(row.get::<_, &str>(4), stage.pid().expect("a pid").to_string());
+        if let Some(event) = row.get::<_, Option<String>>(1) {
+            let user: Option<String> = row.get(2);
+            assert_eq!(user.is_some(), event != "started", "{line}");
+            events.push(event);
+        }
+    }
+    assert_eq!(events, ["started", "login_attempt", "server_connected", "closed"]);
+}
+
+#[test]
+fn verbosity_comes_from_the_command_line_or_the_file() {
+    for (options, line, is_verbose) in [
+        (&["-v"][..], "", true),
+        (&["-v"], "verbose = 0", false),
+        (&[], "verbose = 1", true),
+        (&[], "", false),
+    ] {
+        let mut stage = Stage::new();
+        stage.configure(line);
+        let mut command = stage.command(options);
+        stage.start(&mut command);
+        stage.signal(libc::SIGHUP);
+        wait_for("the reload", || stage.stderr().contains("got SIGHUP"));
+        stage.signal(libc::SIGUSR2);
+        wait_for("a line behind it", || stage.stderr().contains("got SIGUSR2"));
+        let log = stage.stderr();
+        let later = log.split_once("process up").expect("it is up").1;
+        assert_eq!(later.contains("DEBUG parse_ini_file: "), is_verbose, "{options:?} {line}");
+    }
+}

@@ -46,7 +46,7 @@ fn start_and_run(options: &Options) -> Result<(), Fatal> {
         logging::fatal("cannot load config file");
         Fatal
     })?;
-    apply_log_settings(&config, options);
+    logging::configure(&config.settings, options.verbosity);
     logging::name_logfile(&config.settings.logfile);
     let userlist = load_userlist(&config);
     take_privileges(&config, options)?;
@@ -148,12 +148,6 @@ fn load_userlist(config: &Config) -> Userlist {
     userlist
 }
 
-fn apply_log_settings(config: &Config, options: &Options) {
-    let settings = &config.settings;
-    logging::set_verbosity(settings.verbose.unwrap_or(options.verbosity));
-    logging::set_format(settings.log_format);
-}
-
 fn on_signal(event_loop: &mut EventLoop, signal: Signal, options: &Options) -> ControlFlow<()> {
     let mode = event_loop.engine.house().mode;
     let now = Instant::now();
@@ -228,7 +222,7 @@ fn reload(event_loop: &mut EventLoop, options: &Options) {
     match load(Path::new(&path)) {
         Ok(config) => {
             let userlist = load_userlist(&config);
-            apply_log_settings(&config, options);
+            logging::configure(&config.settings, options.verbosity);
             event_loop.engine.reload(config, userlist, Instant::now());
         }
         Err(NotLoaded) => log::warn!("config file loading failed"),
