@@ -5,6 +5,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 BINDIR = $(DESTDIR)$(PREFIX)/bin
 CONFDIR = $(DESTDIR)$(PREFIX)/etc/ringbouncer
+UNITDIR = $(DESTDIR)$(PREFIX)/lib/systemd/system
 
 .PHONY: all build run test bench install clean
 
@@ -34,10 +35,12 @@ bench:
 	$(CARGO) bench --bench compare
 
 install: build
-	install -d "$(BINDIR)" "$(CONFDIR)"
+	install -d "$(BINDIR)" "$(CONFDIR)" "$(UNITDIR)"
 	install -m 755 target/release/ringbouncer "$(BINDIR)/ringbouncer"
 	ln -sf ringbouncer "$(BINDIR)/pgbouncer"
 	install -m 644 etc/ringbouncer.ini etc/all-settings.ini etc/userlist.txt "$(CONFDIR)"
+	sed 's|/usr/local|$(PREFIX)|g' etc/ringbouncer.service > "$(UNITDIR)/ringbouncer.service"
+	install -m 644 etc/ringbouncer.socket "$(UNITDIR)"
 
 clean:
 	$(CARGO) clean

@@ -7,6 +7,7 @@ pub mod journal;
 pub mod limits;
 pub mod line;
 pub mod logging;
+pub mod manager;
 pub mod pidfile;
 pub mod privileges;
 pub mod service;
