@@ -9,6 +9,9 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Once;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+/// Room for what the system knows of a user or group.
+const NAME_BUFFER_BYTES: usize = 64 * 1024;
+
 /// The system's words for an error, without the number that Rust adds.
 pub fn error_text(error: &io::Error) -> String {
     let text = error.to_string();
@@ -97,6 +100,110 @@ pub fn is_root() -> bool {
     unsafe { libc::getuid() == 0 }
 }
 
+/// A user of this system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Account {
+    /// The user's number.
+    pub uid: u32,
+    /// The number of the user's own group.
+    pub gid: u32,
+}
+
+/// The user of this name; `None` if there is no such user.
+pub fn account(name: &str) -> Option<Account> {
+    let name = CString::new(name).ok()?;
+    let mut buffer: Vec<libc::c_char> = vec![0; NAME_BUFFER_BYTES];
+    let mut entry = std::mem::MaybeUninit::<libc::passwd>::uninit();
+    let mut found = std::ptr::null_mut();
+    // SAFETY: all pointers are to locals that live through the call, and the length is the
+    // buffer's. The library fills `entry` before it sets `found`.
+    let result = unsafe {
+        libc::getpwnam_r(
+            name.as_ptr(),
+            entry.as_mut_ptr(),
+            buffer.as_mut_ptr(),
+            buffer.len(),
+            &raw mut found,
+        )
+    };
+    if result != 0 || found.is_null() {
+        return None;
+    }
+    // SAFETY: `found` is not null, hence `entry` has been filled; the numbers need no pointer.
+    let entry = unsafe { entry.assume_init_ref() };
+    Some(Account { uid: entry.pw_uid, gid: entry.pw_gid })
+}
+
+/// As whom we act.
+pub fn effective_user() -> u32 {
+    // SAFETY: geteuid has no arguments and cannot fail.
+    unsafe { libc::geteuid() }
+}
+
+/// Leaves all supplementary groups but this one.
+pub fn set_groups(gid: u32) -> io::Result<()> {
+    // SAFETY: the pointer is to one number that lives through the call.
+    checked(unsafe { libc::setgroups(1, &raw const gid) })
+}
+
+/// Takes this group for good.
+pub fn set_group(gid: u32) -> io::Result<()> {
+    // SAFETY: setgid takes a number.
+    checked(unsafe { libc::setgid(gid) })
+}
+
+/// Becomes this user for good.
+pub fn set_user(uid: u32) -> io::Result<()> {
+    // SAFETY: setuid takes a number.
+    checked(unsafe { libc::setuid(uid) })
+}
+
+/// Which of the two processes that a fork leaves this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The one that was there before.
+    Parent,
+    /// The new one.
+    Child,
+}
+
+/// Makes two processes of this one. For start-up, as long as there is one thread: of several, the
+/// child would have but one, and the locks that the others held.
+pub fn fork() -> io::Result<Side> {
+    // SAFETY: fork has no arguments; with a single thread the child may do whatever we may.
+    match unsafe { libc::fork() } {
+        0 => Ok(Side::Child),
+        pid => checked(pid).map(|()| Side::Parent),
+    }
+}
+
+/// Leaves the session, and with it the terminal.
+pub fn leave_session() -> io::Result<()> {
+    // SAFETY: setsid has no arguments.
+    checked(unsafe { libc::setsid() })
+}
+
+/// Makes stdin, stdout and stderr this file.
+pub fn redirect_standard_streams(file: BorrowedFd<'_>) -> io::Result<()> {
+    for stream in [libc::STDIN_FILENO, libc::STDOUT_FILENO, libc::STDERR_FILENO] {
+        // SAFETY: dup2 takes two numbers; nobody owns the standard streams but the process.
+        checked(unsafe { libc::dup2(file.as_raw_fd(), stream) })?;
+    }
+    Ok(())
+}
+
+/// How many files we may hold open now, and at most after asking for more.
+pub fn open_files_limit() -> io::Result<(u64, u64)> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the pointer is to a local that lives through the call.
+    checked(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) })?;
+    Ok((limit.rlim_cur, limit.rlim_max))
+}
+
+fn checked(result: libc::c_int) -> io::Result<()> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Whether a process of this id runs; one that we may not signal does.
 pub fn process_exists(pid: i32) -> bool {
     // SAFETY: kill takes two numbers, and signal 0 only asks.
@@ -164,7 +271,7 @@ pub fn set_defer_accept(listener: BorrowedFd<'_>, seconds: i32) -> io::Result<()
 /// The number of a group of this name; `None` if there is no such group.
 pub fn group_id(name: &str) -> Option<u32> {
     let name = CString::new(name).ok()?;
-    let mut buffer: Vec<libc::c_char> = vec![0; 64 * 1024];
+    let mut buffer: Vec<libc::c_char> = vec![0; NAME_BUFFER_BYTES];
     let mut group = std::mem::MaybeUninit::<libc::group>::uninit();
     let mut found = std::ptr::null_mut();
     // SAFETY: all pointers are to locals that live through the call, and the length is the
@@ -308,6 +415,19 @@ mod tests {
         let error = addresses_to_bind("127.0.0.1 ::1", 6432).unwrap_err();
         assert_eq!(error.code, libc::EAI_NONAME);
         assert_eq!(error.words, "Name or service not known");
+    }
+
+    #[test]
+    fn the_user_root_is_number_zero() {
+        assert_eq!(account("root"), Some(Account { uid: 0, gid: 0 }));
+        assert_eq!(account("no such user"), None);
+        assert_eq!(account("nul\0"), None);
+    }
+
+    #[test]
+    fn some_files_may_be_open() {
+        let (soft, hard) = open_files_limit().unwrap();
+        assert!(0 < soft && soft <= hard);
     }
 
     #[test]

@@ -79,3 +79,194 @@ fn the_immediate_signal_waits_for_nobody() {
     assert_eq!(status.code(), Some(0), "{status}");
     assert!(client.try_message().is_none_or(|message| message.tag == b'E'));
 }
+
+/// Waits for a line with this at its end.
+fn wait_for_line(pooler: &Pooler, line: &str) {
+    wait_for(line, || pooler.log().lines().any(|known| known.ends_with(line)));
+}
+
+/// A pooler with a Unix socket, too.
+fn with_unix_socket(settings: &[(&str, &str)]) -> Pooler {
+    Pooler::start(|ini| {
+        ini.set("unix_socket_dir", &Postgres::shared().socket_dir.to_string_lossy());
+        for (name, value) in settings {
+            ini.set(name, value);
+        }
+    })
+}
+
+/// What a login over the Unix socket comes to.
+fn unix_login(pooler: &Pooler) -> Result<postgres::Client, postgres::Error> {
+    let mut config = postgres::Config::new();
+    config.host_path(&Postgres::shared().socket_dir).port(pooler.port);
+    config.user("alice").dbname("app").connect(postgres::NoTls)
+}
+
+fn refuses_tcp(pooler: &Pooler) -> bool {
+    std::net::TcpStream::connect(("127.0.0.1", pooler.port)).is_err()
+}
+
+fn expect_end_of(mut pooler: Pooler, line: &str) {
+    let status = pooler.wait_for_exit();
+    assert_eq!(status.code(), Some(0), "{status}\n{}", pooler.log());
+    let log = pooler.log();
+    assert!(log.trim_end().ends_with(line), "not at the end: {line:?}\n{log}");
+}
+
+const WAITS_FOR_CLIENTS: &str =
+    "LOG got SIGTERM, shutting down, waiting for all clients disconnect";
+const WAITS_FOR_SERVERS: &str =
+    "LOG got SIGINT, shutting down, waiting for all servers connections to be released";
+
+#[test]
+fn terminate_waits_until_all_clients_have_gone() {
+    let pooler = with_unix_socket(&[("default_pool_size", "1")]);
+    let (mut one, mut two) = (pooler.raw("alice"), pooler.raw("alice"));
+    one.query("BEGIN");
+    pooler.signal(libc::SIGTERM);
+    wait_for_line(&pooler, WAITS_FOR_CLIENTS);
+    wait_for("the TCP listener to close", || refuses_tcp(&pooler));
+    // They work on, and even wait for each other.
+    two.send(&common::raw::query("SELECT 1"));
+    one.query("COMMIT");
+    assert_eq!(two.until_ready().len(), 4);
+    let error = unix_login(&pooler).err().expect("a refusal");
+    let error = error.as_db_error().expect("from the pooler").clone();
+    assert_eq!((error.code().code(), error.message()), ("08P01", "pooler is shutting down"));
+    assert!(pooler.log().contains("login attempt: db=app user=alice"), "it is refused afterwards");
+    drop(one);
+    assert_eq!(two.value("SELECT 42"), "42");
+    drop(two);
+    expect_end_of(pooler, "LOG client connections dropped, exiting");
+}
+
+#[test]
+fn interrupt_waits_until_all_servers_are_free() {
+    let pooler = with_unix_socket(&[("default_pool_size", "2")]);
+    let (mut busy, mut idle) = (pooler.raw("alice"), pooler.raw("alice"));
+    let mut free = pooler.raw_with(Startup::v3().param("user", "bob").param("database", "app"));
+    busy.query("BEGIN");
+    // Bob's pool has an idle server; alice's second one is used and then idle.
+    assert_eq!(free.value("SELECT 42"), "42");
+    assert_eq!(idle.value("SELECT 42"), "42");
+    pooler.signal(libc::SIGINT);
+    wait_for_line(&pooler, WAITS_FOR_SERVERS);
+    wait_for("the idle servers to be closed", || {
+        pooler.log().matches("closing because: pause mode").count() == 2
+    });
+    wait_for("the TCP listener to close", || refuses_tcp(&pooler));
+    let error = unix_login(&pooler).err().expect("a refusal");
+    let error = error.as_db_error().expect("from the pooler").clone();
+    assert_eq!(error.message(), "pooler is shutting down");
+    // Who needs a server now is too late; who has one may finish.
+    idle.send(&common::raw::query("SELECT 1"));
+    idle.expect_fatal("server shutting down");
+    assert_eq!(busy.value("SELECT 42"), "42");
+    assert_eq!(busy.query("COMMIT").len(), 2);
+    busy.expect_end();
+    free.expect_end();
+    expect_end_of(pooler, "LOG server connections dropped, exiting");
+}
+
+#[test]
+fn interrupt_sends_waiting_clients_away() {
+    let pooler = with_unix_socket(&[("default_pool_size", "1")]);
+    let (mut busy, mut waiting) = (pooler.raw("alice"), pooler.raw("alice"));
+    busy.query("BEGIN");
+    waiting.send(&common::raw::query("SELECT 1"));
+    assert!(waiting.is_quiet_for(std::time::Duration::from_millis(50)));
+    pooler.signal(libc::SIGINT);
+    waiting.expect_fatal("server shutting down");
+    busy.query("COMMIT");
+    expect_end_of(pooler, "LOG server connections dropped, exiting");
+}
+
+#[test]
+fn interrupt_leaves_nobody_without_the_end_of_a_reply() {
+    let pooler = Pooler::start(|_| ());
+    let mut client = pooler.raw("alice");
+    let sql = "SELECT repeat('x', 1000) FROM generate_series(1, 20000)";
+    client.send(&common::raw::query(sql));
+    pooler.signal(libc::SIGINT);
+    wait_for_line(&pooler, WAITS_FOR_SERVERS);
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert_eq!(client.until_ready().len(), 20_003);
+    expect_end_of(pooler, "LOG server connections dropped, exiting");
+}
+
+#[test]
+fn the_second_ending_signal_does_not_wait() {
+    for (first, second, line) in [
+        (libc::SIGTERM, libc::SIGTERM, "LOG got SIGTERM while shutting down, fast exit"),
+        (libc::SIGTERM, libc::SIGINT, "LOG got SIGINT while shutting down, fast exit"),
+        (libc::SIGINT, libc::SIGTERM, "LOG got SIGTERM while shutting down, fast exit"),
+        (libc::SIGINT, libc::SIGINT, "LOG got SIGINT while shutting down, fast exit"),
+        (libc::SIGTERM, libc::SIGQUIT, "LOG got SIGQUIT, fast exit"),
+    ] {
+        let pooler = Pooler::start(|_| ());
+        let mut client = pooler.raw("alice");
+        client.query("BEGIN");
+        pooler.signal(first);
+        wait_for("the first signal", || pooler.log().contains(", shutting down, "));
+        pooler.signal(second);
+        expect_end_of(pooler, line);
+        client.expect_end();
+    }
+}
+
+#[test]
+fn user_signals_pause_and_resume() {
+    let pooler = Pooler::start(|_| ());
+    let (mut busy, mut client) = (pooler.raw("alice"), pooler.raw("alice"));
+    busy.query("BEGIN");
+    assert_eq!(client.value("SELECT 42"), "42");
+    pooler.signal(libc::SIGUSR2);
+    wait_for_line(&pooler, "LOG got SIGUSR2, but not paused/suspended");
+    pooler.signal(libc::SIGUSR1);
+    wait_for_line(&pooler, "LOG got SIGUSR1, pausing all activity");
+    wait_for("the idle server to be closed", || {
+        pooler.log().contains("closing because: pause mode")
+    });
+    assert_eq!(busy.value("SELECT 42"), "42", "what has begun may go on");
+    client.send(&common::raw::query("SELECT 42"));
+    // A login needs no server where the welcome is known already, else it waits.
+    let mut late = pooler.raw("alice");
+    late.send(&common::raw::query("SELECT 43"));
+    let mut unwelcomed = pooler.unnamed();
+    unwelcomed.send(&Startup::v3().param("user", "bob").param("database", "app").bytes());
+    assert!(client.is_quiet_for(std::time::Duration::from_millis(100)));
+    assert!(late.is_quiet_for(std::time::Duration::from_millis(10)));
+    assert!(unwelcomed.is_quiet_for(std::time::Duration::from_millis(10)));
+    busy.query("COMMIT");
+    wait_for("the last server to be closed", || {
+        pooler.log().matches("closing because: pause mode").count() == 2
+    });
+    pooler.signal(libc::SIGUSR1);
+    wait_for_line(&pooler, "LOG got SIGUSR1, but already paused/suspended");
+    pooler.signal(libc::SIGUSR2);
+    wait_for_line(&pooler, "LOG got SIGUSR2, continuing from PAUSE");
+    assert_eq!(client.until_ready().len(), 4);
+    assert_eq!(late.until_ready().len(), 4);
+    unwelcomed.welcome = unwelcomed.until_ready();
+    assert_eq!(unwelcomed.value("SELECT current_user"), "bob");
+    pooler.assert_serves();
+    assert!(!pooler.log().contains("server_login_retry"));
+}
+
+#[test]
+fn a_pause_is_kept_through_a_shutdown() {
+    let pooler = Pooler::start(|ini| {
+        ini.set("query_wait_timeout", "1");
+    });
+    let mut client = pooler.raw("alice");
+    assert_eq!(client.value("SELECT 42"), "42");
+    pooler.signal(libc::SIGUSR1);
+    wait_for_line(&pooler, "LOG got SIGUSR1, pausing all activity");
+    pooler.signal(libc::SIGTERM);
+    wait_for_line(&pooler, WAITS_FOR_CLIENTS);
+    pooler.signal(libc::SIGUSR2);
+    wait_for_line(&pooler, "LOG got SIGUSR2 while shutting down, ignoring");
+    client.send(&common::raw::query("SELECT 42"));
+    client.expect_fatal("query_wait_timeout");
+    expect_end_of(pooler, "LOG client connections dropped, exiting");
+}

@@ -41,14 +41,6 @@ pub struct Options {
     pub config_file: String,
 }
 
-impl Options {
-    /// The first option given that nobody has built yet.
-    pub fn unbuilt(&self) -> Option<&'static str> {
-        let asked = [("-d", self.daemon), ("-R", self.reboot), ("-u", self.user.is_some())];
-        asked.into_iter().find_map(|(option, asked)| asked.then_some(option))
-    }
-}
-
 /// What the command line asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
@@ -380,11 +372,5 @@ Options:
 
 ";
         assert!(help.starts_with(expected), "{help}");
-    }
-
-    #[test]
-    fn what_is_not_built_says_so() {
-        assert_eq!(run("-R -u x c.ini").unbuilt(), Some("-R"));
-        assert_eq!(run("-v -q c.ini").unbuilt(), None);
     }
 }

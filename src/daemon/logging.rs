@@ -14,7 +14,7 @@
 //! and file are one sink, so that a line is made once and reads the same in both.
 
 use crate::config::LogFormat;
-use crate::sys::{self, LocalTime};
+use crate::sys::{self, Account, LocalTime};
 use log::{Level, LevelFilter, Metadata, Record};
 use simplelog::{CombinedLogger, Config, SharedLogger};
 use std::fmt::{self, Write as _};
@@ -39,7 +39,17 @@ static LOGFILE: Mutex<Option<Logfile>> = Mutex::new(None);
 
 struct Logfile {
     path: PathBuf,
-    file: File,
+    /// `None`: no line has needed it yet.
+    file: Option<File>,
+}
+
+impl Logfile {
+    fn open(&mut self) -> Result<&mut File, LogfileError> {
+        match &mut self.file {
+            Some(file) => Ok(file),
+            empty => Ok(empty.insert(open(&self.path)?)),
+        }
+    }
 }
 
 /// Starts to log to stderr, unless quiet. Call it once, before anything is logged.
@@ -86,22 +96,34 @@ impl LogfileError {
     }
 }
 
-/// Logs to this file from now on; to none if the name is empty.
+/// Names the log file; none if the name is empty. As with PgBouncer the first line opens it: not
+/// before we are the user whom the file is to belong to, if all goes well.
+pub fn name_logfile(path: &str) {
+    let named = |path| Logfile { path: PathBuf::from(path), file: None };
+    *logfile() = Some(path).filter(|path| !path.is_empty()).map(named);
+}
+
+/// Opens the log file, if there is one and no line has done so.
+pub fn open_logfile() -> Result<(), LogfileError> {
+    logfile().as_mut().map_or(Ok(()), |logfile| logfile.open().map(|_| ()))
+}
+
+/// Gives the log file to the user that we are about to become, who will have to open it again.
+pub fn give_logfile_to(account: Account) {
+    if let Some(file) = logfile().as_ref().and_then(|logfile| logfile.file.as_ref()) {
+        // It may be on a disk that knows no users; then there is no need to.
+        let _ = std::os::unix::fs::fchown(file, Some(account.uid), Some(account.gid));
+    }
+}
+
+/// Logs to this file from now on; to none if the name is empty. If it cannot be opened all stays
+/// as it is.
 pub fn set_logfile(path: &str) -> Result<(), LogfileError> {
     let opened = match path {
         "" => None,
-        path => Some(open(Path::new(path))?),
+        path => Some(Logfile { path: PathBuf::from(path), file: Some(open(Path::new(path))?) }),
     };
     *logfile() = opened;
-    Ok(())
-}
-
-/// Opens the log file again, after somebody has moved it. If that fails the old one stays.
-pub fn reopen() -> Result<(), LogfileError> {
-    let mut logfile = logfile();
-    if let Some(old) = logfile.as_mut() {
-        *old = open(&old.path)?;
-    }
     Ok(())
 }
 
@@ -110,11 +132,9 @@ pub fn fatal(message: impl fmt::Display) {
     log::error!(target: FATAL, "{message}");
 }
 
-fn open(path: &Path) -> Result<Logfile, LogfileError> {
-    match OpenOptions::new().append(true).create(true).open(path) {
-        Ok(file) => Ok(Logfile { path: path.to_owned(), file }),
-        Err(error) => Err(LogfileError { path: path.to_owned(), error }),
-    }
+fn open(path: &Path) -> Result<File, LogfileError> {
+    let opened = OpenOptions::new().append(true).create(true).open(path);
+    opened.map_err(|error| LogfileError { path: path.to_owned(), error })
 }
 
 fn logfile() -> MutexGuard<'static, Option<Logfile>> {
@@ -141,9 +161,9 @@ impl log::Log for LineSink {
             return;
         }
         let line = line(record.level(), record.target(), &record.args().to_string());
-        if let Some(logfile) = logfile.as_mut() {
+        if let Some(Ok(file)) = logfile.as_mut().map(Logfile::open) {
             // A full disk must not stop the pooler, and there is nobody left to tell.
-            let _ = logfile.file.write_all(line.as_bytes());
+            let _ = file.write_all(line.as_bytes());
         }
         if !self.quiet {
             write_to_stderr(&line);
@@ -323,11 +343,12 @@ mod tests {
         };
         let content = |path: &Path| std::fs::read_to_string(path).unwrap();
         set_verbosity(0);
-        set_logfile(log.to_str().unwrap()).unwrap();
+        name_logfile(log.to_str().unwrap());
+        assert!(!log.exists(), "nothing has been said yet");
         write("one");
         std::fs::rename(&log, &moved).unwrap();
         write("two");
-        reopen().unwrap();
+        set_logfile(log.to_str().unwrap()).unwrap();
         write("three");
         assert_eq!(content(&moved).lines().count(), 2);
         assert!(content(&log).ends_with(" LOG three\n"));

@@ -2,12 +2,15 @@
 
 use crate::auth::userlist::Userlist;
 use crate::config::Config;
+use crate::config::settings::Settings;
 use crate::config::values::AuthType;
 use crate::daemon::cli::{self, Options, Request};
-use crate::daemon::{logging, pidfile};
+use crate::daemon::pidfile::{self, Pidfile};
+use crate::daemon::{background, limits, logging, privileges};
 use crate::engine::Engine;
 use crate::net::{EventLoop, Signal, bind};
-use crate::sys;
+use crate::pool::mode::{Awaited, Mode};
+use crate::sys::{self, Side};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -21,7 +24,7 @@ pub fn run(program: &str, words: &[String]) -> ExitCode {
     match cli::parse(words) {
         Ok(Request::Version) => print!("{}", cli::version_text()),
         Ok(Request::Help) => print!("{}", cli::help_text(program)),
-        Ok(Request::Run(options)) => return serve(&options),
+        Ok(Request::Run(options)) => return start(&options),
         Err(error) => {
             eprint!("{}", error.report(program));
             return ExitCode::FAILURE;
@@ -30,7 +33,7 @@ pub fn run(program: &str, words: &[String]) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-fn serve(options: &Options) -> ExitCode {
+fn start(options: &Options) -> ExitCode {
     logging::start(options.quiet, options.verbosity);
     match start_and_run(options) {
         Ok(()) => ExitCode::SUCCESS,
@@ -39,37 +42,75 @@ fn serve(options: &Options) -> ExitCode {
 }
 
 fn start_and_run(options: &Options) -> Result<(), Fatal> {
-    if let Some(option) = options.unbuilt() {
-        return fatal(format!("option {option} is not built yet"));
-    }
     let config = load(Path::new(&options.config_file)).map_err(|NotLoaded| {
         logging::fatal("cannot load config file");
         Fatal
     })?;
-    apply_log_settings(&config, options)?;
-    if sys::is_root() {
-        return fatal("PgBouncer should not run as root");
-    }
+    apply_log_settings(&config, options);
+    logging::name_logfile(&config.settings.logfile);
     let userlist = load_userlist(&config);
-    if bind::unix_socket_in_use(&config.settings) {
-        return fatal("unix socket is in use, cannot continue");
+    take_privileges(&config, options)?;
+    logging::open_logfile().map_err(|error| {
+        error.report();
+        Fatal
+    })?;
+    look_for_another(&config.settings, options)?;
+    if options.daemon {
+        let has_pidfile = !config.settings.pidfile.is_empty();
+        if background::go(has_pidfile).or_else(fatal)? == Side::Parent {
+            return Ok(());
+        }
     }
-    let pid_path = PathBuf::from(&config.settings.pidfile);
-    let has_pidfile = !config.settings.pidfile.is_empty();
-    if has_pidfile {
-        pidfile::check(&pid_path).or_else(fatal)?;
+    limits::report(&config, &userlist);
+    serve(config, userlist, options)
+}
+
+/// Steps from the rights that we were started with down to those that we shall have.
+fn take_privileges(config: &Config, options: &Options) -> Result<(), Fatal> {
+    let user = options.user.as_deref().or(config.settings.user.as_deref());
+    if let Some(user) = user.filter(|user| !user.is_empty()) {
+        let account = privileges::find(user).or_else(fatal)?;
+        logging::give_logfile_to(account);
+        privileges::assume(user, account).or_else(fatal)?;
     }
+    privileges::refuse_root().or_else(fatal)
+}
+
+/// There must be no other process with our socket or our pid file.
+fn look_for_another(settings: &Settings, options: &Options) -> Result<(), Fatal> {
+    if options.reboot {
+        log::warn!("Online restart is deprecated, use so_reuseport instead");
+    }
+    match (bind::unix_socket_in_use(settings), options.reboot) {
+        (true, true) => return fatal("taking over from a running process is not built yet"),
+        (true, false) => return fatal("unix socket is in use, cannot continue"),
+        (false, true) => log::info!("old process not found, try to continue normally"),
+        (false, false) => {}
+    }
+    match pid_path(settings) {
+        Some(path) => pidfile::check(&path).or_else(fatal),
+        None => Ok(()),
+    }
+}
+
+fn pid_path(settings: &Settings) -> Option<PathBuf> {
+    Some(&settings.pidfile).filter(|path| !path.is_empty()).map(PathBuf::from)
+}
+
+fn serve(config: Config, userlist: Userlist, options: &Options) -> Result<(), Fatal> {
+    let pid_path = pid_path(&config.settings);
     let engine = Engine::new(config, userlist, Instant::now());
     sys::return_large_blocks(engine.house().rings.ring_bytes());
     let mut event_loop = EventLoop::new(engine).or_else(|error| fatal(sys::error_text(&error)))?;
     event_loop.listen().or_else(fatal)?;
-    let _pidfile = match has_pidfile {
-        true => Some(pidfile::Pidfile::write(&pid_path).or_else(fatal)?),
-        false => None,
-    };
+    let _pidfile = pid_path.map(|path| Pidfile::write(&path)).transpose().or_else(fatal)?;
     log::info!("process up: {}", cli::process_up_text());
     let ended = event_loop.run(|event_loop, signal| on_signal(event_loop, signal, options));
-    ended.or_else(|error| fatal(sys::error_text(&error)))
+    ended.or_else(|error| fatal(sys::error_text(&error)))?;
+    if event_loop.engine.is_over() {
+        log_end(event_loop.engine.house().mode);
+    }
+    Ok(())
 }
 
 fn fatal<T>(message: impl std::fmt::Display) -> Result<T, Fatal> {
@@ -107,36 +148,77 @@ fn load_userlist(config: &Config) -> Userlist {
     userlist
 }
 
-fn apply_log_settings(config: &Config, options: &Options) -> Result<(), Fatal> {
+fn apply_log_settings(config: &Config, options: &Options) {
     let settings = &config.settings;
     logging::set_verbosity(settings.verbose.unwrap_or(options.verbosity));
     logging::set_format(settings.log_format);
-    logging::set_logfile(&settings.logfile).map_err(|error| {
-        error.report();
-        Fatal
-    })
 }
 
 fn on_signal(event_loop: &mut EventLoop, signal: Signal, options: &Options) -> ControlFlow<()> {
+    let mode = event_loop.engine.house().mode;
+    let now = Instant::now();
     match signal {
         Signal::Hangup => {
             log::info!("got SIGHUP, re-reading config");
             reload(event_loop, options);
-            ControlFlow::Continue(())
         }
-        Signal::Interrupt => end("got SIGINT, fast exit"),
-        Signal::Terminate => end("got SIGTERM, fast exit"),
-        Signal::Quit => end("got SIGQUIT, fast exit"),
-        Signal::User1 | Signal::User2 => {
-            log::warn!("pausing by signal is not built yet");
-            ControlFlow::Continue(())
+        Signal::Interrupt if mode.is_shutting_down() => {
+            return end("got SIGINT while shutting down, fast exit");
         }
+        Signal::Interrupt => {
+            log::info!(
+                "got SIGINT, shutting down, waiting for all servers connections to be released"
+            );
+            shut_down(event_loop, Awaited::Servers, now);
+        }
+        Signal::Terminate if mode.is_shutting_down() => {
+            return end("got SIGTERM while shutting down, fast exit");
+        }
+        Signal::Terminate => {
+            log::info!("got SIGTERM, shutting down, waiting for all clients disconnect");
+            shut_down(event_loop, Awaited::Clients, now);
+        }
+        Signal::Quit => return end("got SIGQUIT, fast exit"),
+        Signal::User1 if mode.is_paused() => {
+            log::info!("got SIGUSR1, but already paused/suspended");
+        }
+        Signal::User1 => {
+            log::info!("got SIGUSR1, pausing all activity");
+            event_loop.engine.pause(now);
+        }
+        Signal::User2 => match mode {
+            Mode::Running => log::info!("got SIGUSR2, but not paused/suspended"),
+            Mode::ShuttingDown { .. } => log::info!("got SIGUSR2 while shutting down, ignoring"),
+            Mode::Paused => {
+                log::info!("got SIGUSR2, continuing from PAUSE");
+                event_loop.engine.resume(now);
+            }
+        },
     }
+    ControlFlow::Continue(())
 }
 
 fn end(line: &str) -> ControlFlow<()> {
     log::info!("{line}");
     ControlFlow::Break(())
+}
+
+/// The Unix socket stays: it leads to the console, and tells the next process that we are here.
+fn shut_down(event_loop: &mut EventLoop, awaited: Awaited, now: Instant) {
+    event_loop.listeners().close_tcp();
+    event_loop.engine.shut_down(awaited, now);
+}
+
+fn log_end(mode: Mode) {
+    match mode {
+        Mode::ShuttingDown { awaited: Awaited::Clients, .. } => {
+            log::info!("client connections dropped, exiting");
+        }
+        Mode::ShuttingDown { awaited: Awaited::Servers, .. } => {
+            log::info!("server connections dropped, exiting");
+        }
+        Mode::Running | Mode::Paused => {}
+    }
 }
 
 /// All or nothing: a configuration that cannot be read whole changes nothing.
@@ -146,14 +228,13 @@ fn reload(event_loop: &mut EventLoop, options: &Options) {
     match load(Path::new(&path)) {
         Ok(config) => {
             let userlist = load_userlist(&config);
-            if apply_log_settings(&config, options).is_err() {
-                log::error!("keeping the old log file");
-            }
+            apply_log_settings(&config, options);
             event_loop.engine.reload(config, userlist, Instant::now());
         }
         Err(NotLoaded) => log::warn!("config file loading failed"),
     }
-    if let Err(error) = logging::reopen() {
-        error.report();
+    // Somebody may have moved the file, whatever has become of the configuration.
+    if let Err(error) = logging::set_logfile(&event_loop.engine.settings().logfile) {
+        log::error!("{error}; keeping the old one");
     }
 }

@@ -66,6 +66,13 @@ impl Engine {
         assert_eq!(waiting.len(), self.count(Some(key), ClientStanding::Waiting));
         assert_eq!(pool.active_clients, self.count(Some(key), ClientStanding::Active));
         assert_eq!(pool.cancels.len(), self.count(Some(key), ClientStanding::AwaitingCancel));
+        let mode = self.house.mode;
+        if mode.is_paused() {
+            let free = [ServerStanding::Idle, ServerStanding::Login];
+            let free: usize = free.map(|standing| pool.servers.count(standing)).iter().sum();
+            assert_eq!(free, 0, "in a pause no server is free, nor about to be");
+        }
+        assert!(!mode.refuses_work() || waiting.is_empty(), "who cannot be served does not wait");
         let members = self.house.servers_of(key);
         assert_eq!(members.len(), pool.servers.total(), "every server is counted once");
         for standing in [

@@ -167,8 +167,9 @@ impl Engine {
             server::State::Connecting(Purpose::Serve) | server::State::LoggingIn(_)
         );
         let pool = server.pool;
-        // These two are our own doing, and say nothing about the server.
-        let is_ours = [Reason::CONNECT_STRING_CHANGED, Reason::DATABASE_REMOVED].contains(reason);
+        // These are our own doing, and say nothing about the server.
+        let ours = [Reason::CONNECT_STRING_CHANGED, Reason::DATABASE_REMOVED, Reason::PAUSE_MODE];
+        let is_ours = ours.contains(reason);
         if was_to_serve
             && !is_ours
             && let Some(pool) = self.house.pools.get_mut(pool)

@@ -233,6 +233,9 @@ impl Engine {
 
     /// Somebody has proven who he is: he is welcomed, as soon as we know with which words.
     fn let_in(&mut self, key: ClientKey, pool: PoolKey, now: Instant) -> Result<(), Reason> {
+        if self.house.mode.is_shutting_down() {
+            return Err(Reason::POOLER_SHUTTING_DOWN);
+        }
         if self.house.pools.get(pool).is_some_and(|pool| pool.welcome.is_some()) {
             return self.welcome(key, pool);
         }

@@ -33,7 +33,7 @@ impl Engine {
             self.dial(carrier, now);
         }
         let settings = &self.config.settings;
-        if self.house.pools.get(key).is_some_and(|pool| pool.wants_server(settings, now)) {
+        if self.house.wants_server(key, settings, now) {
             let server = self.open(key, Purpose::Serve, now);
             self.dial(server, now);
         }
@@ -42,7 +42,7 @@ impl Engine {
     /// Somebody was turned away because the last login failed: that is the time to try again.
     pub(super) fn try_again(&mut self, key: PoolKey, now: Instant) {
         let settings = &self.config.settings;
-        if self.house.pools.get(key).is_some_and(|pool| pool.may_open(settings, now)) {
+        if self.house.may_open(key, settings, now) {
             let server = self.open(key, Purpose::Serve, now);
             self.dial(server, now);
         }

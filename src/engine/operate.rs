@@ -4,11 +4,77 @@ use crate::auth::userlist::Userlist;
 use crate::config::Config;
 use crate::engine::Engine;
 use crate::keys::PoolKey;
+use crate::pool::House;
+use crate::pool::mode::{Awaited, Mode};
+use crate::pool::queues::ServerStanding;
 use crate::session::farewell::Reason;
 use crate::session::server::State;
 use std::time::Instant;
 
 impl Engine {
+    /// Has everybody who needs a server wait, until [`Engine::resume`].
+    pub fn pause(&mut self, now: Instant) {
+        self.house.mode = self.house.mode.paused();
+        self.clear_out(now);
+    }
+
+    /// Ends a pause. `false`: there is none, or we are shutting down.
+    pub fn resume(&mut self, now: Instant) -> bool {
+        if self.house.mode != Mode::Paused {
+            return false;
+        }
+        self.house.mode = Mode::Running;
+        for pool in self.house.pools.keys() {
+            self.staff(pool, now);
+        }
+        // What is queued now is performed by the next turn, which must not be slept through.
+        self.next_sweep = Some(now);
+        true
+    }
+
+    /// Works towards the end: see [`Engine::is_over`].
+    pub fn shut_down(&mut self, awaited: Awaited, now: Instant) {
+        self.house.mode = self.house.mode.shutting_down(awaited);
+        self.clear_out(now);
+    }
+
+    /// Whether whom we waited for has gone, and with them everything that was still to be done.
+    pub fn is_over(&self) -> bool {
+        let Mode::ShuttingDown { awaited, .. } = self.house.mode else {
+            return false;
+        };
+        let House { clients, servers, .. } = &self.house;
+        let all_gone = match awaited {
+            Awaited::Clients => clients.is_empty(),
+            // Who has not taken the end of its last reply yet is not left without it.
+            Awaited::Servers => {
+                servers.is_empty() && !clients.iter().any(|(_, client)| client.wants_write())
+            }
+        };
+        all_gone && self.effects.is_empty()
+    }
+
+    /// Ends what the mode does not allow any more: servers that work for nobody, and those who
+    /// would wait for one in vain.
+    fn clear_out(&mut self, now: Instant) {
+        let mode = self.house.mode;
+        for key in self.house.pools.keys().into_iter().filter(|_| mode.is_paused()) {
+            let Some(pool) = self.house.pools.get(key) else {
+                continue;
+            };
+            let waiting = pool.waiting.keys(&self.house.clients);
+            let servers = [ServerStanding::Idle, ServerStanding::Login]
+                .map(|standing| pool.servers.of(standing).keys(&self.house.servers));
+            for client in waiting.into_iter().filter(|_| mode.refuses_work()) {
+                self.close_client(client, Reason::SERVER_SHUTTING_DOWN, now);
+            }
+            for server in servers.into_iter().flatten() {
+                self.close_server(server, Reason::PAUSE_MODE, now);
+            }
+        }
+        self.next_sweep = Some(now);
+    }
+
     /// Takes a configuration that has been read without an error. What cannot change at run time
     /// stays. Servers that would now be opened differently end: the free ones at once, the others
     /// when they are free.

@@ -86,19 +86,20 @@ impl<E: Heart> EventLoop<E> {
         &self.sockets.get_mut(conn).expect("it has a socket").stream
     }
 
-    /// Turns until `on_signal` breaks, or the poller fails.
+    /// Turns until the engine has come to its end, `on_signal` breaks, or the poller fails.
     pub fn run(
         &mut self,
         mut on_signal: impl FnMut(&mut Self, Signal) -> ControlFlow<()>,
     ) -> io::Result<()> {
         self.now = Instant::now();
-        loop {
+        while !self.engine.is_over() {
             if let Flow::Signal(signal) = self.turn()?
                 && on_signal(self, signal).is_break()
             {
-                return Ok(());
+                break;
             }
         }
+        Ok(())
     }
 
     /// One turn: waits for something to happen and deals with it.

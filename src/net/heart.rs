@@ -39,6 +39,8 @@ pub trait Heart {
     fn forget(&mut self, conn: Conn);
     /// The settings as they are now.
     fn settings(&self) -> &Settings;
+    /// Whether there is nothing left to turn for.
+    fn is_over(&self) -> bool;
 }
 
 impl Heart for Engine {
@@ -83,5 +85,8 @@ impl Heart for Engine {
     }
     fn settings(&self) -> &Settings {
         Engine::settings(self)
+    }
+    fn is_over(&self) -> bool {
+        Engine::is_over(self)
     }
 }

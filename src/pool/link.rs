@@ -47,6 +47,13 @@ impl House {
         let Some(pool) = pool.and_then(|pool| self.pools.get(pool)) else {
             return Acquired::Failing(Reason::CONFIG_ERROR);
         };
+        if self.mode.is_paused() {
+            if self.mode.refuses_work() {
+                return Acquired::Failing(Reason::SERVER_SHUTTING_DOWN);
+            }
+            self.set_client_state(client, client::State::Waiting { since: now });
+            return Acquired::Queued;
+        }
         let Some(server) = pool.servers.of(ServerStanding::Idle).first() else {
             if let Some(cached) = pool.fails_fast() {
                 return Acquired::Failing(Reason::login_failing(cached));
@@ -139,6 +146,8 @@ impl House {
             Released::Close(Reason::IDLE_GOT_DIRTY)
         } else if server.close_needed || server.pipeline.is_uncertain() {
             Released::Close(Reason::CLOSE_NEEDED)
+        } else if self.mode.is_paused() {
+            Released::Close(Reason::PAUSE_MODE)
         } else if server.cancels_in_flight > 0 {
             Released::Held
         } else if reset_due && resets && !settings.server_reset_query.is_empty() {

@@ -3,11 +3,13 @@
 //! The [`House`] holds all clients, servers and pools. [`queues`] is the one place that moves a
 //! connection from one state to another, [`link`] brings a client and a server together and takes
 //! them apart, [`sizing`] decides when to open another server, [`cancel`] pairs CancelRequests
-//! with their targets, [`janitor`] finds whose time is up.
+//! with their targets, [`janitor`] finds whose time is up. [`mode`] is what the operator has
+//! ordered for all of it.
 
 pub mod cancel;
 pub mod janitor;
 pub mod link;
+pub mod mode;
 pub mod queues;
 pub mod sizing;
 
@@ -20,6 +22,7 @@ use crate::session::client::{Client, ClientAddress};
 use crate::session::params::{Parameters, Tracked, Values};
 use crate::session::prepared::Statements;
 use crate::session::server::{Server, ServerAddress};
+use mode::Mode;
 use queues::{Queue, ServerQueues};
 use std::collections::HashMap;
 use std::fmt;
@@ -27,6 +30,8 @@ use std::time::{Duration, Instant};
 
 /// All connections, and the pools that they belong to.
 pub struct House {
+    /// Whether we serve, pause or come to an end.
+    pub mode: Mode,
     /// Everybody who connected to us.
     pub clients: Keyed<ClientKey, Client>,
     /// Every connection that we opened.
@@ -99,6 +104,7 @@ impl House {
     /// An empty house.
     pub fn new(ring_bytes: usize, tracked: Tracked) -> Self {
         Self {
+            mode: Mode::default(),
             clients: Keyed::default(),
             servers: Keyed::default(),
             pools: Keyed::default(),
@@ -154,6 +160,18 @@ impl House {
             let defaults = welcomes.map(|welcome| &welcome.defaults);
             self.values.collect(clients.chain(servers).chain(defaults));
         }
+    }
+
+    /// Whether waiting clients are a reason to open another server for this pool now.
+    pub fn wants_server(&self, pool: PoolKey, settings: &Settings, now: Instant) -> bool {
+        let waits = |pool: &Pool| !pool.waiting.is_empty();
+        self.may_open(pool, settings, now) && self.pools.get(pool).is_some_and(waits)
+    }
+
+    /// Whether another server may be opened for this pool now.
+    pub fn may_open(&self, pool: PoolKey, settings: &Settings, now: Instant) -> bool {
+        let may = |pool: &Pool| pool.may_open(settings, now);
+        !self.mode.is_paused() && self.pools.get(pool).is_some_and(may)
     }
 
     /// Whether somebody has asked for this database before.

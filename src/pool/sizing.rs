@@ -25,11 +25,6 @@ pub enum Whereabouts {
 }
 
 impl Pool {
-    /// Whether waiting clients are a reason to open another server now.
-    pub fn wants_server(&self, settings: &Settings, now: Instant) -> bool {
-        !self.waiting.is_empty() && self.may_open(settings, now)
-    }
-
     /// Whether another server may be opened now: one attempt at a time, and after a failure not
     /// before `server_login_retry` has passed.
     pub fn may_open(&self, settings: &Settings, now: Instant) -> bool {

@@ -114,6 +114,10 @@ reasons! {
     STATEMENT_NAME_IN_USE = Told("prepared statement name is already in use");
     /// A name that means nothing.
     NO_SUCH_STATEMENT = Told("prepared statement did not exist");
+    /// A server is needed, and we wait for the last server to end.
+    SERVER_SHUTTING_DOWN = Told("server shutting down");
+    /// Who logs in now comes too late.
+    POOLER_SHUTTING_DOWN = Told("pooler is shutting down");
     /// A type byte that the protocol does not know.
     UNKNOWN_PACKET = Told("unknown pkt");
 
@@ -130,6 +134,8 @@ reasons! {
     DATABASE_CHANGED = Told("database configuration changed");
     /// The database's entry has gone.
     DATABASE_REMOVED = Told("database removed");
+    /// It is free, and nobody may get it.
+    PAUSE_MODE = Told("pause mode");
     /// A header that cannot be.
     BAD_SERVER_HEADER = Told("bad pkt header");
     /// A ParameterStatus that is none.

@@ -25,6 +25,8 @@ pub struct Faults {
     pub strays: bool,
     /// The configuration changes.
     pub reloads: bool,
+    /// The operator pauses and resumes.
+    pub pauses: bool,
     /// Time passes in leaps.
     pub leaps: bool,
     /// Clients ask for what they cannot have.
@@ -52,6 +54,7 @@ impl Faults {
             leaps: is_on(),
             naughty: is_on(),
             hangs: is_on(),
+            pauses: is_on(),
         }
     }
 

@@ -93,7 +93,8 @@ impl World {
             113..115 if self.faults.leaps => self.leap(),
             115..125 if self.faults.hangs => self.server_hangs(),
             125..140 if self.faults.slow_readers => self.someone_tires(),
-            140..450 => {
+            140..145 if self.faults.pauses => self.pause_or_resume(),
+            145..450 => {
                 for _ in 0..3 {
                     if let Some(id) = self.some_client() {
                         self.client_acts(id, false);
@@ -263,6 +264,17 @@ impl World {
             trace::note(|| "time leaps".to_string());
             self.shell.now = self.shell.now.max(at);
         }
+    }
+
+    fn pause_or_resume(&mut self) {
+        let now = self.shell.now;
+        let engine = &mut self.shell.engine;
+        match engine.house().mode.is_paused() {
+            true => assert!(engine.resume(now)),
+            false => engine.pause(now),
+        }
+        trace::note(|| format!("{:?}", engine.house().mode));
+        engine.check();
     }
 
     fn reload(&mut self) {

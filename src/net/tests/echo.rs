@@ -260,4 +260,8 @@ impl Heart for Echo {
     fn settings(&self) -> &Settings {
         &self.settings
     }
+
+    fn is_over(&self) -> bool {
+        false
+    }
 }

@@ -1,0 +1,336 @@
+//! The process: how it starts, what it refuses, where it runs, what it leaves behind.
+
+mod common;
+
+use common::{Lease, PATIENCE, Postgres, account, sys, temp_dir, wait_for, wait_for_some};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Instant;
+
+/// A directory with a configuration, and the processes started with it.
+struct Stage {
+    dir: PathBuf,
+    lease: Lease,
+    started: Vec<Child>,
+}
+
+impl Stage {
+    fn new() -> Stage {
+        let dir = temp_dir(&Postgres::shared().socket_dir, "daemon");
+        let stage = Stage { dir, lease: Lease::take(), started: Vec::new() };
+        stage.configure("");
+        stage
+    }
+
+    fn port(&self) -> u16 {
+        self.lease.port
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.path(&format!(".s.PGSQL.{}", self.port()))
+    }
+
+    /// Writes the configuration: pid file and Unix socket in our directory, and these lines.
+    fn configure(&self, lines: &str) {
+        let dir = self.dir.display();
+        let (port, server) = (self.port(), Postgres::shared().port);
+        let text = format!(
+            "[databases]\napp = host=127.0.0.1 port={server}\n[pgbouncer]\nauth_type = trust\n\
+             auth_file = {dir}/users\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
+             unix_socket_dir = {dir}\npidfile = {dir}/pid\n{lines}\n"
+        );
+        fs::write(self.path("ini"), text).expect("write the configuration");
+        fs::write(self.path("users"), "\"alice\" \"\"\n").expect("write the user list");
+    }
+
+    /// A command with these options and our configuration, as the account of the servers.
+    fn command(&self, options: &[&str]) -> Command {
+        let mut command = self.command_as_we_are(options);
+        if let Some(account) = account() {
+            command.uid(account.uid).gid(account.gid);
+        }
+        sys::die_with_parent(&mut command);
+        command
+    }
+
+    fn command_as_we_are(&self, options: &[&str]) -> Command {
+        let mut command = Command::new(common::pooler::binary());
+        command.args(options).arg(self.path("ini")).current_dir(&self.dir);
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        command.env_remove("NOTIFY_SOCKET").env_remove("LISTEN_FDS").env_remove("JOURNAL_STREAM");
+        command.stderr(fs::File::create(self.path("stderr")).expect("create a file"));
+        command
+    }
+
+    /// Starts it, and returns when it is up.
+    fn start(&mut self, command: &mut Command) {
+        let child = command.spawn().expect("start the pooler");
+        self.started.push(child);
+        let mut child = self.started.pop().expect("just pushed");
+        wait_for("the pooler to come up", || {
+            if let Some(status) = child.try_wait().expect("try_wait") {
+                panic!("it ended: {status}\n{}", self.stderr());
+            }
+            self.pid().is_some()
+        });
+        self.started.push(child);
+    }
+
+    /// Runs it to its end; its status and its log.
+    fn run(&self, options: &[&str]) -> (ExitStatus, String) {
+        self.run_command(&mut self.command(options))
+    }
+
+    fn run_command(&self, command: &mut Command) -> (ExitStatus, String) {
+        let mut child = command.spawn().expect("start the pooler");
+        let start = Instant::now();
+        loop {
+            if let Some(status) = child.try_wait().expect("try_wait") {
+                return (status, self.stderr());
+            }
+            if start.elapsed() > PATIENCE {
+                let _ = child.kill();
+                panic!("it does not end:\n{}", self.stderr());
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+    }
+
+    /// It refuses to start, with this as its last line.
+    fn refuses(&self, options: &[&str], line: &str) {
+        let (status, log) = self.run(options);
+        assert_eq!(status.code(), Some(1), "{log}");
+        assert!(log.trim_end().ends_with(line), "{line:?} is not at the end of:\n{log}");
+    }
+
+    fn stderr(&self) -> String {
+        self.text("stderr")
+    }
+
+    fn text(&self, name: &str) -> String {
+        fs::read_to_string(self.path(name)).unwrap_or_default()
+    }
+
+    fn pid(&self) -> Option<u32> {
+        self.text("pid").trim().parse().ok()
+    }
+
+    fn wait_for_exit(&mut self) -> ExitStatus {
+        let child = self.started.last_mut().expect("one was started");
+        wait_for_some("the pooler to end", || child.try_wait().expect("try_wait"))
+    }
+
+    fn signal(&self, signal: i32) {
+        sys::kill(self.pid().expect("a pid"), signal);
+    }
+
+    fn end_in_background(&self) {
+        let pid = self.pid().expect("it has a pid file");
+        sys::kill(pid, libc::SIGQUIT);
+        wait_for("the end", || !Path::new(&format!("/proc/{pid}")).exists());
+    }
+
+    fn serves(&self) -> bool {
+        let mut config = postgres::Config::new();
+        config.host("127.0.0.1").port(self.port()).user("alice").dbname("app");
+        let Ok(mut client) = config.connect(postgres::NoTls) else { return false };
+        client.query_one("SELECT 42", &[]).is_ok_and(|row| row.get::<_, i32>(0) == 42)
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- stderr ---\n{}", self.stderr());
+            eprintln!("--- log ---\n{}", self.text("log"));
+        }
+        for child in &mut self.started {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// The messages of a log, with their levels, without what varies.
+fn messages(log: &str) -> Vec<String> {
+    log.lines().filter_map(|line| Some(line.split_once("] ")?.1.to_owned())).collect()
+}
+
+#[test]
+fn it_starts_in_the_known_order_and_leaves_nothing_behind() {
+    let mut stage = Stage::new();
+    let mut command = stage.command(&[]);
+    stage.start(&mut command);
+    assert!(stage.serves());
+    let lines = messages(&stage.stderr());
+    assert!(lines[0].starts_with("LOG kernel file descriptor limit: "), "{lines:?}");
+    let files = "; max_client_conn: 100, max expected fd use: 152";
+    assert!(lines[0].ends_with(files), "{lines:?}");
+    assert_eq!(lines[1], format!("LOG listening on 127.0.0.1:{}", stage.port()));
+    assert_eq!(lines[2], format!("LOG listening on unix:{}", stage.socket().display()));
+    assert!(lines[3].starts_with("LOG process up: PgBouncer 1."), "{lines:?}");
+    assert_eq!(fs::metadata(stage.path("pid")).expect("a pid file").mode() & 0o777, 0o644);
+    stage.signal(libc::SIGQUIT);
+    assert_eq!(stage.wait_for_exit().code(), Some(0));
+    assert!(!stage.path("pid").exists());
+    assert!(!stage.socket().exists());
+}
+
+#[test]
+fn what_a_killed_process_left_does_not_stop_the_next() {
+    let mut stage = Stage::new();
+    let mut command = stage.command(&[]);
+    stage.start(&mut command);
+    stage.signal(libc::SIGKILL);
+    stage.wait_for_exit();
+    assert!(stage.path("pid").exists() && stage.socket().exists());
+    let mut command = stage.command(&[]);
+    stage.start(&mut command);
+    wait_for("the new process to serve", || stage.serves());
+    assert!(messages(&stage.stderr())[0].ends_with("stale pidfile, removing"));
+}
+
+#[test]
+fn a_second_process_is_refused() {
+    let mut stage = Stage::new();
+    let mut command = stage.command(&[]);
+    stage.start(&mut command);
+    let pid = stage.text("pid");
+    stage.refuses(&[], "FATAL unix socket is in use, cannot continue");
+    stage.refuses(&["-R"], "FATAL taking over from a running process is not built yet");
+    let warning = "WARNING Online restart is deprecated, use so_reuseport instead";
+    assert_eq!(messages(&stage.stderr())[0], warning);
+    stage.configure("unix_socket_dir =");
+    let path = stage.path("pid");
+    let exists = format!("FATAL pidfile '{}' exists, another instance running?", path.display());
+    stage.refuses(&[], &exists);
+    assert_eq!(stage.text("pid"), pid, "the first one's file stays");
+    assert!(stage.socket().exists());
+    assert!(stage.serves());
+}
+
+#[test]
+fn a_restart_without_an_old_process_is_a_start() {
+    let mut stage = Stage::new();
+    let mut command = stage.command(&["-R"]);
+    stage.start(&mut command);
+    wait_for("it to serve", || stage.serves());
+    let lines = messages(&stage.stderr());
+    assert_eq!(lines[0], "WARNING Online restart is deprecated, use so_reuseport instead");
+    assert_eq!(lines[1], "LOG old process not found, try to continue normally");
+}
+
+#[test]
+fn faults_of_the_configuration_are_fatal() {
+    let stage = Stage::new();
+    stage.configure("nonsense = 1");
+    stage.refuses(&[], "FATAL cannot load config file");
+    stage.configure("logfile = /nonexist/x.log");
+    let logfile = "FATAL Cannot open logfile: '/nonexist/x.log': No such file or directory";
+    stage.refuses(&[], logfile);
+    stage.refuses(&["-q"], logfile);
+    stage.configure("listen_addr =\nunix_socket_dir =");
+    stage.refuses(&[], "FATAL nowhere to listen on");
+    stage.configure("pidfile =");
+    stage.refuses(&["-d"], "FATAL daemon needs pidfile configured");
+    stage.refuses(&["-u", "nobody.is.called.this"], "to switch to");
+    stage.configure("user = nobody.is.called.this");
+    stage.refuses(&[], "FATAL could not find user 'nobody.is.called.this' to switch to");
+    stage.refuses(
+        &["-u", "root"],
+        "FATAL failed to assume identity of user 'root': Operation not permitted",
+    );
+    assert!(!stage.path("pid").exists());
+}
+
+#[test]
+fn a_user_that_we_are_already_needs_no_rights() {
+    let Some(_) = account() else { return };
+    let mut stage = Stage::new();
+    stage.configure("user = postgres");
+    let mut command = stage.command(&[]);
+    stage.start(&mut command);
+    wait_for("it to serve", || stage.serves());
+}
+
+#[test]
+fn root_is_refused_and_can_step_down() {
+    let Some(account) = account() else { return };
+    let mut stage = Stage::new();
+    for options in [&[][..], &["-u", "root"], &["--user="]] {
+        let (status, log) = stage.run_command(&mut stage.command_as_we_are(options));
+        assert_eq!(status.code(), Some(1), "{log}");
+        assert!(log.ends_with("FATAL PgBouncer should not run as root\n"), "{log}");
+    }
+    // What is wrong before the step down goes to a log file that must be the user's afterwards.
+    let log = stage.path("log");
+    stage.configure(&format!("user = nobody.here\nlogfile = {}\nauth_file = /no", log.display()));
+    let mut command = stage.command_as_we_are(&["-u", "postgres"]);
+    stage.start(&mut command);
+    wait_for("it to serve", || stage.stderr().contains("process up"));
+    let status = fs::read_to_string(format!("/proc/{}/status", stage.pid().expect("a pid")));
+    let status = status.expect("a status");
+    let ids = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("a line");
+        line.split_whitespace().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let (uid, gid) = (account.uid.to_string(), account.gid.to_string());
+    assert_eq!(ids("Uid:"), [uid.as_str(); 4]);
+    assert_eq!(ids("Gid:"), [gid.as_str(); 4]);
+    assert_eq!(ids("Groups:"), [gid.as_str()], "no group of root is left");
+    assert_eq!(fs::metadata(log).expect("a log file").uid(), account.uid);
+    assert!(stage.text("log").contains("ERROR could not open auth_file /no: "));
+}
+
+#[test]
+fn in_the_background_it_has_no_parent_no_terminal_and_no_session_of_ours() {
+    let stage = Stage::new();
+    stage.configure("logfile = log");
+    let (status, log) = stage.run(&["-d"]);
+    assert_eq!((status.code(), log.as_str()), (Some(0), ""));
+    wait_for("it to come up", || stage.pid().is_some() && stage.text("log").contains("process up"));
+    assert!(stage.serves(), "{}", stage.text("log"));
+    let pid = stage.pid().expect("a pid");
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("a stat");
+    let fields: Vec<&str> = stat.rsplit_once(") ").expect("a name").1.split(' ').collect();
+    assert_ne!(fields[1], std::process::id().to_string(), "its parent");
+    assert_ne!(fields[3], pid.to_string(), "it does not lead its session, so it gets no terminal");
+    assert_eq!(fields[4], "0", "its terminal");
+    for stream in 0..3 {
+        let link = fs::read_link(format!("/proc/{pid}/fd/{stream}")).expect("a stream");
+        assert_eq!(link, Path::new("/dev/null"));
+    }
+    stage.end_in_background();
+    assert!(!stage.path("pid").exists() && !stage.socket().exists());
+}
+
+#[test]
+fn in_the_background_faults_are_told_to_the_log() {
+    let stage = Stage::new();
+    stage.configure("logfile = log\nunix_socket_dir = /nonexist");
+    let (status, _) = stage.run(&["-d"]);
+    assert_eq!(status.code(), Some(0), "the parent does not wait for the child");
+    wait_for("the line", || stage.text("log").ends_with("FATAL failed to create unix socket\n"));
+    assert!(!stage.path("pid").exists());
+}
+
+#[test]
+fn quiet_is_quiet() {
+    let mut stage = Stage::new();
+    stage.configure("logfile = log");
+    let mut command = stage.command(&["-q"]);
+    stage.start(&mut command);
+    wait_for("the log", || stage.text("log").contains("process up"));
+    assert_eq!(stage.stderr(), "");
+    stage.configure("nonsense = 1");
+    let (status, log) = stage.run(&["-q"]);
+    assert_eq!((status.code(), log.as_str()), (Some(1), ""));
+}
