@@ -5,6 +5,8 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 BINDIR = $(DESTDIR)$(PREFIX)/bin
 CONFDIR = $(DESTDIR)$(PREFIX)/etc/ringbouncer
+MANDIR = $(DESTDIR)$(PREFIX)/share/man
+SHAREDIR = $(DESTDIR)$(PREFIX)/share/ringbouncer
 
 .PHONY: all build run test bench install clean
 
@@ -38,6 +40,10 @@ install: build
 	install -m 755 target/release/ringbouncer "$(BINDIR)/ringbouncer"
 	ln -sf ringbouncer "$(BINDIR)/pgbouncer"
 	install -m 644 etc/ringbouncer.ini etc/all-settings.ini etc/userlist.txt "$(CONFDIR)"
+	install -d "$(MANDIR)/man1" "$(MANDIR)/man5" "$(SHAREDIR)"
+	install -m 644 etc/man/ringbouncer.1 "$(MANDIR)/man1"
+	install -m 644 etc/man/ringbouncer.5 "$(MANDIR)/man5"
+	install -m 755 etc/mkauth "$(SHAREDIR)"
 
 clean:
 	$(CARGO) clean
