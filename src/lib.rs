@@ -42,10 +42,10 @@
 //!    owed, [`session::relay::message`] appends to the server's [`session::egress::Egress`] where
 //!    the bytes lie. Nothing is copied. The pump *drains* it: one write, straight from the client's
 //!    ring.
-//! 7. The answer comes the same way: fill, `Engine::server_received` in [`engine::servers`],
-//!    [`session::server::Server::judge`]. Rows need no look ([`wire::frame::relay_run`] steps over
-//!    them as one run), replies are settled in the pipeline, and the client's egress learns of the
-//!    bytes.
+//! 7. The answer comes the same way: fill, `Engine::server_received` in [`engine::servers`]. Rows
+//!    need no look ([`wire::frame::relay_run`]) and most replies only settle what is owed, so
+//!    [`session::server::Server::take_plain_run`] makes one run of them all; what is left is for
+//!    [`session::server::Server::judge`]. The client's egress learns of the bytes.
 //! 8. ReadyForQuery, outside of a transaction, nothing owed ([`pool::House::may_release`]): the
 //!    server is unlinked ([`pool::House::unlink`]), and what the client has not been sent yet moves
 //!    over to it with the whole ring, so that a slow reader never keeps a server.

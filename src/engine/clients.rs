@@ -148,8 +148,9 @@ impl Engine {
         let was_held_back = client.egress.is_full() || client.egress.has_kept();
         client.egress.sent(bytes, rings);
         let Some(server_key) = client.server() else {
-            // What a former server left is gone: the next message may be looked at.
-            if was_held_back && client.may_go_on() {
+            // What a former server left is gone: if there is a next message, its time has come.
+            let has_more = client.inbox.unjudged() > 0 || statements::has_collected(client);
+            if was_held_back && has_more && client.may_go_on() {
                 self.client_goes_on(key, now);
                 self.make_runnable(Conn::Client(key));
             }

@@ -77,7 +77,10 @@ impl Pump {
             }
         }
         if socket.latches.may_write() && engine.wants_write(conn) {
-            has_more |= drain(conn, socket, engine, now);
+            let (moved, unsent) = drain(conn, socket, engine, now);
+            // What left may have made room to read.
+            let has_room = moved && socket.latches.may_read() && engine.wants_read(conn);
+            has_more |= unsent || has_room;
         }
         if has_more {
             engine.make_runnable(conn);
@@ -136,14 +139,15 @@ fn fill<E: Heart>(conn: Conn, socket: &mut Socket, engine: &mut E, now: Instant)
     }
 }
 
-/// One write, if there is something to write. Whether it is worth to serve the connection again.
-fn drain<E: Heart>(conn: Conn, socket: &mut Socket, engine: &mut E, now: Instant) -> bool {
+/// One write, if there is something to write. Whether something left, and whether there is more than
+/// one write can take.
+fn drain<E: Heart>(conn: Conn, socket: &mut Socket, engine: &mut E, now: Instant) -> (bool, bool) {
     let mut slices = [IoSlice::new(&[]); MAX_SLICES];
     let used = engine.outgoing(conn, &mut slices);
     let slices = &slices[..used];
     let offered: usize = slices.iter().map(|slice| slice.len()).sum();
     if offered == 0 {
-        return false;
+        return (false, false);
     }
     match write(&mut socket.stream, slices) {
         Ok(bytes) if bytes > 0 => {
@@ -151,11 +155,11 @@ fn drain<E: Heart>(conn: Conn, socket: &mut Socket, engine: &mut E, now: Instant
                 socket.latches.short_write();
             }
             engine.handle(Input::Sent { conn, bytes }, now);
-            used == MAX_SLICES && bytes == offered
+            (true, used == MAX_SLICES && bytes == offered)
         }
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
             socket.latches.short_write();
-            false
+            (false, false)
         }
         Ok(_) | Err(_) => {
             socket.latches.write_closed();
@@ -165,7 +169,7 @@ fn drain<E: Heart>(conn: Conn, socket: &mut Socket, engine: &mut E, now: Instant
             } else {
                 engine.handle(Input::WriteClosed { conn }, now);
             }
-            true
+            (true, false)
         }
     }
 }

@@ -115,6 +115,14 @@ impl Egress {
     /// of the linked connection's inbox.
     pub fn gather<'a>(&'a self, linked: Option<&'a Ring>, slices: &mut [IoSlice<'a>]) -> usize {
         let runs = self.kept.as_ref().or(linked);
+        // Nearly always there is one run, and it does not wrap around.
+        if let (1, Some(Piece::Run { from, to })) = (self.pieces.len(), self.pieces.front())
+            && let (Some([all, []]), Some(place)) =
+                (runs.map(|ring| ring.slices(*from, *to)), slices.first_mut())
+        {
+            *place = IoSlice::new(all);
+            return 1;
+        }
         let mut own_at = self.own.as_ref().map_or(0, Ring::freed);
         let mut used = 0;
         for piece in &self.pieces {
