@@ -1,90 +1,98 @@
-//! The ident file (`auth_ident_file`): which system users, or names in certificates, may log in as
-//! which users of ours.
+//! The file of maps (`auth_ident_file`): which users of the system, or names in certificates, may
+//! be which users of PostgreSQL.
 //!
 //! ```text
-//! # map     system user    user
-//! office    anna           alice
-//! office    "bob smith"    all
+//! # map    system user    PostgreSQL user
+//! admins   root           postgres
+//! admins   "Ann Other"    all
 //! ```
 
-use super::rules::{Remark, Token, Tokens, lines};
+use super::Notes;
+use super::tokens::{Kind, Tokens};
 use std::collections::BTreeMap;
 
 /// All maps, by name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct IdentMaps {
-    maps: BTreeMap<String, Vec<Line>>,
+pub struct Ident {
+    maps: BTreeMap<String, Vec<Entry>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Line {
+struct Entry {
     system_user: String,
-    /// `None`: all of them.
+    /// `None`: any.
     user: Option<String>,
 }
 
-impl IdentMaps {
-    /// Reads the file; without it there are no maps.
-    pub fn load(path: &str) -> (Self, Vec<Remark>) {
+impl Ident {
+    /// Reads a file; one that cannot be read has no maps.
+    pub fn load(path: &str) -> (Self, Notes) {
         match std::fs::read(path) {
-            Ok(text) => Self::parse(&text),
-            Err(error) => (Self::default(), vec![Remark::unreadable("ident", path, &error)]),
+            Ok(bytes) => Self::parse(&String::from_utf8_lossy(&bytes)),
+            Err(error) => {
+                let why = crate::sys::error_text(&error);
+                let error = Some(format!("could not open ident config file {path}: {why}"));
+                (Self::default(), Notes { error, ..Notes::default() })
+            }
         }
     }
 
-    /// Reads a text in the same way. Bad lines are left out.
-    pub fn parse(text: &[u8]) -> (Self, Vec<Remark>) {
-        let mut maps = Self::default();
-        let mut remarks = Vec::new();
-        for (number, line) in lines(text) {
-            match parse_line(&mut Tokens::new(line)) {
+    /// Reads a text. A line that makes no sense is left out.
+    pub fn parse(text: &str) -> (Self, Notes) {
+        let (mut ident, mut notes) = (Self::default(), Notes::default());
+        for (line, number) in text.lines().zip(1..) {
+            match entry(line) {
+                Ok(Some((map, entry))) => ident.maps.entry(map).or_default().push(entry),
                 Ok(None) => {}
-                Ok(Some((name, line))) => maps.maps.entry(name).or_default().push(line),
-                Err(why) => {
-                    let why = why.map(|why| Remark::warning(format!("ident line {number}: {why}")));
-                    remarks.extend(why);
-                    let text = format!("could not parse ident config line {number}");
-                    remarks.push(Remark::warning(text));
+                Err(warning) => {
+                    notes
+                        .warnings
+                        .extend(warning.map(|what| format!("ident line {number}: {what}")));
+                    notes.warnings.push(format!("could not parse ident config line {number}"));
                 }
             }
         }
-        (maps, remarks)
+        (ident, notes)
     }
 
-    /// Whether there is a map of this name.
+    /// Whether there is such a map.
     pub fn contains(&self, map: &str) -> bool {
         self.maps.contains_key(map)
     }
 
-    /// Whether this map lets the system user log in under this name.
+    /// Whether by this map the system's user may be that user.
     pub fn allows(&self, map: &str, system_user: &str, user: &str) -> bool {
-        let fits = |line: &Line| {
-            line.system_user == system_user
-                && line.user.as_deref().is_none_or(|known| known == user)
-        };
-        self.maps.get(map).is_some_and(|lines| lines.iter().any(fits))
+        let entries = self.maps.get(map).into_iter().flatten();
+        entries.into_iter().any(|entry| {
+            entry.system_user == system_user && entry.user.as_ref().is_none_or(|name| name == user)
+        })
     }
 }
 
-/// `Ok(None)`: there is nothing in it. A refusal may have no words of its own.
-fn parse_line(tokens: &mut Tokens<'_>) -> Result<Option<(String, Line)>, Option<&'static str>> {
-    let name = match tokens.take() {
-        Token::End => return Ok(None),
-        Token::Word(name) => name,
-        Token::Quoted(_) | Token::Comma | Token::Bad => return Err(None),
+/// `None`: nothing stands on that line. An error is what to say of it, if anything.
+fn entry(line: &str) -> Result<Option<(String, Entry)>, Option<&'static str>> {
+    let mut tokens = Tokens::new(line);
+    let map = match tokens.take() {
+        Kind::End => return Ok(None),
+        Kind::Word => tokens.text().to_owned(),
+        Kind::Quoted | Kind::Comma | Kind::Bad => return Err(None),
     };
-    let system_user = tokens.take().into_name().ok_or(None)?;
-    let user = match tokens.take() {
-        Token::Word(all) if all == "all" => {
-            tokens.take(); // As PgBouncer: one word more is not minded here.
-            None
-        }
-        other => Some(other.into_name().ok_or(None)?),
+    let mut name = || match tokens.take() {
+        kind @ (Kind::Word | Kind::Quoted) => Ok((kind, tokens.text().to_owned())),
+        Kind::Comma | Kind::Bad | Kind::End => Err(None),
     };
-    match tokens.take() {
-        Token::End => Ok(Some((name, Line { system_user, user }))),
-        _ => Err(Some("unsupported parameters")),
+    let (_, system_user) = name()?;
+    let (kind, user) = name()?;
+    let is_any = kind == Kind::Word && user == "all";
+    let mut last = tokens.take();
+    if is_any && last != Kind::End {
+        // As PgBouncer: behind `all` one token more does no harm.
+        last = tokens.take();
     }
+    if last != Kind::End {
+        return Err(Some("unsupported parameters"));
+    }
+    Ok(Some((map, Entry { system_user, user: (!is_any).then_some(user) })))
 }
 
 #[cfg(test)]
@@ -92,66 +100,59 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn parse(text: &str) -> (IdentMaps, Vec<String>) {
-        let (maps, remarks) = IdentMaps::parse(text.as_bytes());
-        (maps, remarks.into_iter().map(|remark| remark.text).collect())
-    }
-
     #[test]
-    fn maps_say_who_may_be_whom() {
-        let (maps, remarks) =
-            parse("# c\n\nm s u\nm \"s s\" \"all\" # c\nm t all\n n s all extra\nm s v\r\n");
-        assert_eq!(remarks, [""; 0]);
-        assert!(maps.contains("m") && maps.contains("n") && !maps.contains("s"));
+    fn maps_are_read() {
+        let text = "# map\n\nm root postgres\nm \"a b\" \"x\"\nn root all\nn odd \"all\"\n";
+        let (ident, notes) = Ident::parse(text);
+        assert_eq!(notes, Notes::default());
+        assert!(ident.contains("m") && !ident.contains("o"));
         let cases = [
-            ("m", "s", "u", true),
-            ("m", "s", "v", true),
-            ("m", "s", "w", false),
-            ("m", "s s", "all", true),
-            ("m", "s s", "u", false),
-            ("m", "t", "whoever", true),
-            ("m", "u", "u", false),
-            ("n", "s", "x", true),
-            ("o", "s", "u", false),
+            ("m", "root", "postgres", true),
+            ("m", "root", "x", false),
+            ("m", "a b", "x", true),
+            ("n", "root", "whoever", true),
+            ("n", "odd", "all", true),
+            ("n", "odd", "whoever", false),
+            ("o", "root", "postgres", false),
         ];
         for (map, system_user, user, allowed) in cases {
-            assert_eq!(maps.allows(map, system_user, user), allowed, "{map} {system_user} {user}");
+            assert_eq!(ident.allows(map, system_user, user), allowed, "{map} {system_user} {user}");
         }
     }
 
     #[test]
-    fn bad_lines_are_left_out() {
-        let more = "ident line 1: unsupported parameters";
-        let bad = "could not parse ident config line 1";
-        let cases: [(&str, &[&str]); 8] = [
-            ("m s u v", &[more, bad]),
-            ("m s all u v", &[more, bad]),
-            ("m s u,", &[more, bad]),
-            ("\"m\" s u", &[bad]),
-            ("m s", &[bad]),
-            ("m", &[bad]),
-            ("m s \"u", &[bad]),
-            ("m , u", &[bad]),
+    fn lines_that_make_no_sense_are_left_out() {
+        let text = "m a b c\n\"m\" a b\nm\nm a\nm , b\nm a \"b\nm a all x\nm a all x y\nm a b";
+        let (ident, notes) = Ident::parse(text);
+        assert_eq!(ident.maps["m"].len(), 2);
+        let could_not = |number: u32| format!("could not parse ident config line {number}");
+        let unsupported = |number: u32| format!("ident line {number}: unsupported parameters");
+        let expected = [
+            unsupported(1),
+            could_not(1),
+            could_not(2),
+            could_not(3),
+            could_not(4),
+            could_not(5),
+            could_not(6),
+            unsupported(8),
+            could_not(8),
         ];
-        for (line, expected) in cases {
-            let (maps, remarks) = parse(&format!("{line}\nn s u"));
-            assert_eq!(remarks, expected, "{line}");
-            assert!(!maps.contains("m") && maps.contains("n"), "{line}");
-        }
+        assert_eq!(notes.warnings, expected);
     }
 
     #[test]
     fn a_missing_file_has_no_maps() {
-        let (maps, remarks) = IdentMaps::load("no/such");
-        assert_eq!(maps, IdentMaps::default());
-        let words = "could not open ident config file no/such: No such file or directory";
-        assert_eq!(remarks, [Remark { level: log::Level::Error, text: words.to_owned() }]);
+        let (ident, notes) = Ident::load("no/such");
+        assert_eq!(ident, Ident::default());
+        let expected = "could not open ident config file no/such: No such file or directory";
+        assert_eq!(notes.error.as_deref(), Some(expected));
     }
 
     proptest! {
         #[test]
-        fn noise_never_panics(text in "[a\" ,#\nl]{0,80}") {
-            let _ = IdentMaps::parse(text.as_bytes());
+        fn noise_never_panics(text in "([a-c \",#\té\n]|all){0,60}") {
+            let _ = Ident::parse(&text);
         }
     }
 }
