@@ -5,7 +5,7 @@
 use std::ffi::{CStr, CString};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Once;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -198,6 +198,23 @@ pub fn open_files_limit() -> io::Result<(u64, u64)> {
     // SAFETY: the pointer is to a local that lives through the call.
     checked(unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) })?;
     Ok((limit.rlim_cur, limit.rlim_max))
+}
+
+/// Takes a descriptor that was open when this process began. For start-up, once for each.
+pub fn adopt(descriptor: i32) -> io::Result<OwnedFd> {
+    // SAFETY: fcntl takes numbers, and only asks here.
+    checked(unsafe { libc::fcntl(descriptor, libc::F_GETFD) })?;
+    // SAFETY: it is open, and since we did not open it, nobody in this process owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// The clock that never jumps.
+pub fn monotonic_microseconds() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a local that lives through the call.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    let whole = |number: i64| u64::try_from(number).unwrap_or(0);
+    whole(time.tv_sec) * 1_000_000 + whole(time.tv_nsec) / 1000
 }
 
 fn checked(result: libc::c_int) -> io::Result<()> {

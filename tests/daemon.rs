@@ -4,7 +4,11 @@ mod common;
 
 use common::{Lease, PATIENCE, Postgres, account, sys, temp_dir, wait_for, wait_for_some};
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -333,4 +337,185 @@ fn quiet_is_quiet() {
     stage.configure("nonsense = 1");
     let (status, log) = stage.run(&["-q"]);
     assert_eq!((status.code(), log.as_str()), (Some(1), ""));
+}
+
+#[test]
+fn the_log_file_is_opened_again_on_hangup() {
+    let mut stage = Stage::new();
+    stage.configure("logfile = log");
+    let mut command = stage.command(&[]);
+    stage.start(&mut command);
+    wait_for("it to be up", || stage.text("log").contains("process up"));
+    let on_stderr = stage.stderr();
+    assert_eq!(stage.text("log"), on_stderr, "one does not replace the other");
+    fs::rename(stage.path("log"), stage.path("log.1")).expect("rename the log");
+    stage.signal(libc::SIGHUP);
+    wait_for("the new file", || stage.path("log").exists());
+    stage.signal(libc::SIGUSR2);
+    wait_for("a line", || stage.text("log").contains("got SIGUSR2"));
+    assert!(stage.text("log.1").ends_with("LOG got SIGHUP, re-reading config\n"));
+    // A file that cannot be opened costs nobody his connection: the old one stays.
+    stage.configure("logfile = /nonexist/log");
+    stage.signal(libc::SIGHUP);
+    let line = "ERROR Cannot open logfile: '/nonexist/log': No such file or directory; \
+                keeping the old one\n";
+    wait_for("the complaint", || stage.text("log").ends_with(line));
+    stage.configure("");
+    stage.signal(libc::SIGHUP);
+    wait_for("the line on stderr", || stage.stderr().matches("got SIGHUP").count() == 3);
+    stage.signal(libc::SIGUSR2);
+    wait_for("a line", || stage.stderr().matches("got SIGUSR2").count() == 2);
+    assert_eq!(stage.text("log").matches("got SIGUSR2").count(), 1, "it is no longer written");
+}
+
+#[test]
+fn json_lines_are_objects_with_the_parts_of_a_connection() {
+    let mut stage = Stage::new();
+    stage.configure("log_format = json");
+    let mut command = stage.command(&[]);
+    stage.start(&mut command);
+    wait_for("it to serve", || stage.serves());
+    wait_for("the end of a client", || stage.stderr().contains("client close request"));
+    let mut judge = Postgres::shared().client("postgres");
+    let mut events = Vec::new();
+    for line in stage.stderr().lines() {
+        let sql = "SELECT v->>'level', v->>'event', v->>'user', v->>'message', v->>'pid' \
+                   FROM (SELECT $1::text::jsonb) AS t(v)";
+        let row = judge.query_one(sql, &[&line]).expect("a JSON object");
+        assert_eq!(row.get::<_, &str>(0), "LOG");
+        assert_eq!(row.get::<_, &str>(4), stage.pid().expect("a pid").to_string());
+        if let Some(event) = row.get::<_, Option<String>>(1) {
+            let user: Option<String> = row.get(2);
+            assert_eq!(user.is_some(), event != "started", "{line}");
+            events.push(event);
+        }
+    }
+    assert_eq!(events, ["started", "login_attempt", "server_connected", "closed"]);
+}
+
+#[test]
+fn verbosity_comes_from_the_command_line_or_the_file() {
+    for (options, line, is_verbose) in [
+        (&["-v"][..], "", true),
+        (&["-v"], "verbose = 0", false),
+        (&[], "verbose = 1", true),
+        (&[], "", false),
+    ] {
+        let mut stage = Stage::new();
+        stage.configure(line);
+        let mut command = stage.command(options);
+        stage.start(&mut command);
+        stage.signal(libc::SIGHUP);
+        wait_for("the reload", || stage.stderr().contains("got SIGHUP"));
+        stage.signal(libc::SIGUSR2);
+        wait_for("a line behind it", || stage.stderr().contains("got SIGUSR2"));
+        let log = stage.stderr();
+        let later = log.split_once("process up").expect("it is up").1;
+        assert_eq!(later.contains("DEBUG parse_ini_file: "), is_verbose, "{options:?} {line}");
+    }
+}
+
+#[test]
+fn the_service_manager_is_told() {
+    let mut stage = Stage::new();
+    let manager = UnixDatagram::bind(stage.path("notify")).expect("bind a socket");
+    fs::set_permissions(stage.path("notify"), fs::Permissions::from_mode(0o777)).expect("chmod");
+    manager.set_read_timeout(Some(PATIENCE)).expect("set a timeout");
+    let hear = || {
+        let mut buffer = [0; 200];
+        let len = manager.recv(&mut buffer).expect("a word");
+        String::from_utf8_lossy(&buffer[..len]).into_owned()
+    };
+    let mut command = stage.command(&[]);
+    command.env("NOTIFY_SOCKET", stage.path("notify"));
+    stage.start(&mut command);
+    assert_eq!(hear(), "READY=1");
+    assert!(stage.stderr().contains("process up"));
+    for lines in ["", "nonsense = 1"] {
+        stage.configure(lines);
+        stage.signal(libc::SIGHUP);
+        let reloading = hear();
+        let time = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").expect("a reload");
+        assert!(time.parse::<u64>().expect("a number") > 0);
+        assert_eq!(hear(), "READY=1", "even if it failed");
+    }
+    stage.signal(libc::SIGTERM);
+    assert_eq!(hear(), "STOPPING=1");
+    assert_eq!(stage.wait_for_exit().code(), Some(0));
+}
+
+/// Runs the pooler as a service manager does: with a listener, and its own process id.
+fn with_listener(stage: &Stage, listener: RawFd) -> Command {
+    let mut command = Command::new("sh");
+    let script = "LISTEN_PID=$$ LISTEN_FDS=1 exec \"$0\" \"$1\"";
+    command.arg("-c").arg(script).arg(common::pooler::binary()).arg(stage.path("ini"));
+    command.stdin(Stdio::null()).stdout(Stdio::null()).current_dir(&stage.dir);
+    command.stderr(fs::File::create(stage.path("stderr")).expect("create a file"));
+    if let Some(account) = account() {
+        command.uid(account.uid).gid(account.gid);
+    }
+    sys::pass_as_third(&mut command, listener);
+    sys::die_with_parent(&mut command);
+    command
+}
+
+/// Something at descriptor 3, so that what is opened later has a higher number.
+fn occupy_third() -> Vec<fs::File> {
+    (0..4).map(|_| fs::File::open("/dev/null").expect("open /dev/null")).collect()
+}
+
+#[test]
+fn sockets_from_the_service_manager_are_used() {
+    let _third = occupy_third();
+    let mut stage = Stage::new();
+    let path = stage.path("handed");
+    let listener = UnixListener::bind(&path).expect("bind a socket");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).expect("chmod");
+    let mut command = with_listener(&stage, listener.as_raw_fd());
+    stage.start(&mut command);
+    drop(listener);
+    let log = messages(&stage.stderr());
+    assert_eq!(
+        log[1..4],
+        [
+            "WARNING sockets passed from service manager, cf_listen_addr ignored",
+            "WARNING sockets passed from service manager, cf_unix_socket_dir ignored",
+            "LOG socket passed from service manager (fd 3)",
+        ]
+    );
+    assert!(log[4].starts_with("LOG process up"), "{log:?}");
+    let mut client = UnixStream::connect(&path).expect("connect");
+    client.write_all(&[0, 0, 0, 8, 4, 210, 22, 47]).expect("ask for TLS");
+    let mut answer = [0];
+    client.read_exact(&mut answer).expect("an answer");
+    assert_eq!(&answer, b"N");
+    drop(client);
+    stage.signal(libc::SIGTERM);
+    assert_eq!(stage.wait_for_exit().code(), Some(0));
+    assert!(path.exists(), "its file is the service manager's");
+}
+
+#[test]
+fn a_tcp_socket_from_the_service_manager_serves() {
+    let _third = occupy_third();
+    let mut stage = Stage::new();
+    stage.configure("listen_addr =\nunix_socket_dir =");
+    let listener = TcpListener::bind(("127.0.0.1", stage.port())).expect("bind");
+    let mut command = with_listener(&stage, listener.as_raw_fd());
+    stage.start(&mut command);
+    drop(listener);
+    assert!(stage.serves());
+    assert!(!stage.stderr().contains("ignored"));
+}
+
+#[test]
+fn a_descriptor_that_is_no_listener_is_fatal() {
+    let _third = occupy_third();
+    let stage = Stage::new();
+    let file = fs::File::open("/dev/null").expect("open /dev/null");
+    let mut command = with_listener(&stage, file.as_raw_fd());
+    let (status, log) = stage.run_command(&mut command);
+    assert_eq!(status.code(), Some(1));
+    let line = "FATAL failed to set up socket passed from service manager (fd 3)\n";
+    assert!(log.ends_with(line), "{log}");
 }

@@ -2,8 +2,13 @@
 
 pub mod background;
 pub mod cli;
+pub mod datagrams;
+pub mod journal;
 pub mod limits;
+pub mod line;
 pub mod logging;
+pub mod manager;
 pub mod pidfile;
 pub mod privileges;
 pub mod service;
+pub mod syslog;

@@ -5,10 +5,11 @@ use crate::config::Config;
 use crate::config::settings::Settings;
 use crate::config::values::AuthType;
 use crate::daemon::cli::{self, Options, Request};
+use crate::daemon::manager::Manager;
 use crate::daemon::pidfile::{self, Pidfile};
 use crate::daemon::{background, limits, logging, privileges};
 use crate::engine::Engine;
-use crate::net::{EventLoop, Signal, bind};
+use crate::net::{EventLoop, Signal, bind, inherit};
 use crate::pool::mode::{Awaited, Mode};
 use crate::sys::{self, Side};
 use std::ops::ControlFlow;
@@ -46,7 +47,7 @@ fn start_and_run(options: &Options) -> Result<(), Fatal> {
         logging::fatal("cannot load config file");
         Fatal
     })?;
-    apply_log_settings(&config, options);
+    logging::configure(&config.settings, options.verbosity);
     logging::name_logfile(&config.settings.logfile);
     let userlist = load_userlist(&config);
     take_privileges(&config, options)?;
@@ -81,7 +82,9 @@ fn look_for_another(settings: &Settings, options: &Options) -> Result<(), Fatal>
     if options.reboot {
         log::warn!("Online restart is deprecated, use so_reuseport instead");
     }
-    match (bind::unix_socket_in_use(settings), options.reboot) {
+    // Sockets that were handed to us are ours, whoever answers at ours of old.
+    let is_in_use = inherit::descriptors().is_empty() && bind::unix_socket_in_use(settings);
+    match (is_in_use, options.reboot) {
         (true, true) => return fatal("taking over from a running process is not built yet"),
         (true, false) => return fatal("unix socket is in use, cannot continue"),
         (false, true) => log::info!("old process not found, try to continue normally"),
@@ -105,7 +108,10 @@ fn serve(config: Config, userlist: Userlist, options: &Options) -> Result<(), Fa
     event_loop.listen().or_else(fatal)?;
     let _pidfile = pid_path.map(|path| Pidfile::write(&path)).transpose().or_else(fatal)?;
     log::info!("process up: {}", cli::process_up_text());
-    let ended = event_loop.run(|event_loop, signal| on_signal(event_loop, signal, options));
+    let manager = Manager::from_environment();
+    manager.ready();
+    let ended =
+        event_loop.run(|event_loop, signal| on_signal(event_loop, signal, (options, &manager)));
     ended.or_else(|error| fatal(sys::error_text(&error)))?;
     if event_loop.engine.is_over() {
         log_end(event_loop.engine.house().mode);
@@ -148,19 +154,19 @@ fn load_userlist(config: &Config) -> Userlist {
     userlist
 }
 
-fn apply_log_settings(config: &Config, options: &Options) {
-    let settings = &config.settings;
-    logging::set_verbosity(settings.verbose.unwrap_or(options.verbosity));
-    logging::set_format(settings.log_format);
-}
-
-fn on_signal(event_loop: &mut EventLoop, signal: Signal, options: &Options) -> ControlFlow<()> {
+fn on_signal(
+    event_loop: &mut EventLoop,
+    signal: Signal,
+    (options, manager): (&Options, &Manager),
+) -> ControlFlow<()> {
     let mode = event_loop.engine.house().mode;
     let now = Instant::now();
     match signal {
         Signal::Hangup => {
             log::info!("got SIGHUP, re-reading config");
+            manager.reloading();
             reload(event_loop, options);
+            manager.ready();
         }
         Signal::Interrupt if mode.is_shutting_down() => {
             return end("got SIGINT while shutting down, fast exit");
@@ -169,6 +175,7 @@ fn on_signal(event_loop: &mut EventLoop, signal: Signal, options: &Options) -> C
             log::info!(
                 "got SIGINT, shutting down, waiting for all servers connections to be released"
             );
+            manager.stopping();
             shut_down(event_loop, Awaited::Servers, now);
         }
         Signal::Terminate if mode.is_shutting_down() => {
@@ -176,6 +183,7 @@ fn on_signal(event_loop: &mut EventLoop, signal: Signal, options: &Options) -> C
         }
         Signal::Terminate => {
             log::info!("got SIGTERM, shutting down, waiting for all clients disconnect");
+            manager.stopping();
             shut_down(event_loop, Awaited::Clients, now);
         }
         Signal::Quit => return end("got SIGQUIT, fast exit"),
@@ -228,7 +236,7 @@ fn reload(event_loop: &mut EventLoop, options: &Options) {
     match load(Path::new(&path)) {
         Ok(config) => {
             let userlist = load_userlist(&config);
-            apply_log_settings(&config, options);
+            logging::configure(&config.settings, options.verbosity);
             event_loop.engine.reload(config, userlist, Instant::now());
         }
         Err(NotLoaded) => log::warn!("config file loading failed"),

@@ -41,6 +41,8 @@ pub enum ListenError {
     Chown(PathBuf, u32, io::Error),
     /// The socket file could not get its mode.
     Chmod(PathBuf, u32, io::Error),
+    /// A descriptor from the service manager is no listener.
+    Inherited(i32),
     /// The poller did not take a listener.
     Register(io::Error),
 }
@@ -65,6 +67,9 @@ impl fmt::Display for ListenError {
             }
             Self::Chmod(path, mode, error) => {
                 write!(f, "failure to chmod({}, 0{mode:o}): {}", path.display(), error_text(error))
+            }
+            Self::Inherited(descriptor) => {
+                write!(f, "failed to set up socket passed from service manager (fd {descriptor})")
             }
             Self::Register(error) => write!(f, "epoll_ctl() failed: {}", error_text(error)),
         }

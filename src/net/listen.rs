@@ -1,6 +1,7 @@
 //! Listeners, and who knocks at them.
 
 use super::bind::{self, ListenError};
+use super::inherit::{self, Inherited};
 use super::options::TcpOptions;
 use super::sockets::Stream;
 use super::token::Token;
@@ -63,10 +64,21 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Opens everything that is configured: TCP first, then the Unix socket.
+    /// Takes what the service manager has opened. If that is nothing, opens everything that is
+    /// configured: TCP first, then the Unix socket.
     pub fn open(&mut self, settings: &Settings, registry: &Registry) -> Result<(), ListenError> {
         let options = TcpOptions::from(settings);
         let is_deferred = settings.tcp_defer_accept.is_on();
+        for inherited in inherit::listeners(settings)? {
+            let door = match inherited {
+                Inherited::Tcp(listener) => Door::Tcp { listener, options, is_deferred },
+                Inherited::Unix(listener) => Door::Unix { listener, file: None },
+            };
+            self.add(door, registry)?;
+        }
+        if !self.row.is_empty() {
+            return Ok(());
+        }
         for listener in bind::tcp(settings)? {
             self.add(Door::Tcp { listener, options, is_deferred }, registry)?;
         }

@@ -6,7 +6,7 @@
 //!         fill   ▼ │  drain               options    what users may set on one
 //!               pump ◀──▶ heart (engine)  helper     what may block, elsewhere
 //!                ▲                        signals    the operator's wishes
-//!           event_loop: one turn after the other
+//!           event_loop: one turn after the other; inherit: sockets handed to us
 //! ```
 
 pub mod bind;
@@ -14,6 +14,7 @@ pub mod connect;
 pub mod event_loop;
 pub mod heart;
 pub mod helper;
+pub mod inherit;
 pub mod listen;
 pub mod options;
 pub mod pump;

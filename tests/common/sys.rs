@@ -3,7 +3,7 @@
 #![allow(unsafe_code)]
 
 use std::fs::File;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -39,6 +39,19 @@ pub fn die_with_parent(command: &mut Command) {
                 return Err(std::io::Error::last_os_error());
             }
             Ok(())
+        });
+    }
+}
+
+/// The child gets this descriptor as number 3, as from a service manager. Number 3 must be in use
+/// here until the child has been started, so that nothing else of the child's gets it.
+pub fn pass_as_third(command: &mut Command, descriptor: RawFd) {
+    assert!(descriptor > 3, "the child's own copy of it must not be closed on exec");
+    // SAFETY: dup2 is async-signal-safe and takes two numbers.
+    unsafe {
+        command.pre_exec(move || match libc::dup2(descriptor, 3) {
+            3 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
         });
     }
 }

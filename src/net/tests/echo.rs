@@ -166,6 +166,8 @@ impl Heart for Echo {
                 assert!(bytes > 0 && bytes <= peer.len);
                 peer.start = (peer.start + bytes) % RING_BYTES;
                 peer.len -= bytes;
+                // There is room again: as the engine, we say so.
+                self.make_runnable(conn);
                 self.close_if_done(conn);
             }
             Input::ReadClosed { conn } => {
