@@ -519,3 +519,27 @@ fn a_descriptor_that_is_no_listener_is_fatal() {
     let line = "FATAL failed to set up socket passed from service manager (fd 3)\n";
     assert!(log.ends_with(line), "{log}");
 }
+
+#[test]
+fn check_shows_the_configuration_and_starts_nothing() {
+    let stage = Stage::new();
+    stage.configure("logfile = log\nmax_client_conn = 0x10");
+    let check = || {
+        let output = stage.command(&["--check"]).stdout(Stdio::piped()).output().expect("run");
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let (status, shown) = check();
+    assert_eq!(status, Some(0), "{}", stage.stderr());
+    assert!(shown.starts_with("[pgbouncer]\n"), "{shown}");
+    assert!(shown.contains("\nmax_client_conn = 16\n"), "{shown}");
+    assert!(shown.contains("\napp = dbname=app host=127.0.0.1 "), "{shown}");
+    assert!(shown.ends_with("users: 1 users\n"), "{shown}");
+    assert!(!stage.path("log").exists() && !stage.path("pid").exists());
+    assert_eq!(stage.stderr(), "");
+    fs::write(stage.path("users"), "\"alice\" \"\"\nnonsense\n").expect("write the user list");
+    assert_eq!(check().0, Some(1));
+    assert!(stage.stderr().ends_with("ERROR broken auth file\n"));
+    stage.configure("nonsense = 1");
+    assert_eq!(check(), (Some(1), String::new()));
+    assert!(stage.stderr().contains("ERROR unknown parameter: pgbouncer/nonsense\n"));
+}

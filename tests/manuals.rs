@@ -47,6 +47,9 @@ fn commands() -> String {
         page.push_str(&format!(".TP\n.B {}\n{}.\n", roff(option), roff(does.trim())));
     }
     page.push_str(
+        ".TP\n.B \\-\\-check\nshow the configuration that a start would have, then exit.\n",
+    );
+    page.push_str(
         ".SH SIGNALS\n\
          .TP\n.B SIGHUP\nReads the configuration anew, all of it or nothing.\n\
          .TP\n.B SIGTERM\nEnds when all clients have left; new ones are not let in.\n\

@@ -2,13 +2,14 @@
 //!
 //! ```text
 //! file ──ini──▶ sections, keys ──┬─ settings ──▶ Settings
-//!                                └─ entries ───▶ Database, User, Peer
+//!                                └─ entries ───▶ Database, User, Peer      describe ──▶ text
 //! ```
 //!
 //! Start and reload both build a new [`Config`]. Unlike PgBouncer, a file with an error changes
 //! nothing at all: what runs goes on with the old value.
 
 pub mod complaint;
+pub mod describe;
 pub mod entries;
 pub mod ini;
 pub mod pairs;

@@ -21,6 +21,9 @@ const OPTIONS: [(&str, &str, Option<&str>, &str); 7] = [
     ("u", "user", Some("USERNAME"), "assume identity of USERNAME"),
 ];
 
+/// Ours alone, and for that reason without a letter: it must not change what abbreviations mean.
+const CHECK: &str = "check";
+
 /// The order of the options in the help.
 const HELP_ORDER: [&str; 7] = ["d", "q", "R", "u", "v", "V", "h"];
 
@@ -46,6 +49,8 @@ pub struct Options {
 pub enum Request {
     /// To run.
     Run(Options),
+    /// To show what a run would read, and leave.
+    Check(Options),
     /// To print [`version_text`] and leave.
     Version,
     /// To print [`help_text`] and leave.
@@ -135,13 +140,17 @@ pub fn parse(words: &[String]) -> Result<Request, UsageError> {
     }
     match awaited {
         Some(error) => Err(error),
-        None => options(&matches).map(Request::Run),
+        None => {
+            let request = if matches.opt_present(CHECK) { Request::Check } else { Request::Run };
+            options(&matches).map(request)
+        }
     }
 }
 
 fn known_options() -> getopts::Options {
     let mut known = getopts::Options::new();
     known.parsing_style(ParsingStyle::FloatingFrees);
+    known.optflagmulti("", CHECK, "");
     for (letter, name, argument, doc) in OPTIONS {
         match argument {
             Some(argument) => known.optmulti(letter, name, doc, argument),
@@ -191,6 +200,9 @@ fn spell_out_name(word: &str, long: &str) -> Result<String, UsageError> {
         Some((name, argument)) => (name, Some(argument)),
         None => (long, None),
     };
+    if long == CHECK {
+        return Ok(word.to_owned());
+    }
     let names = OPTIONS.iter().map(|(_, option, argument, _)| (*option, argument.is_some()));
     let exact = names.clone().find(|(option, _)| *option == name);
     let candidates: Vec<_> = match exact {
@@ -259,6 +271,9 @@ pub fn help_text(program: &str) -> String {
         text.push_str(&format!("  -{letter}, --{option:<14} {doc}\n"));
     }
     text.push_str(&format!(
+        "\n{program} --{CHECK} CONFIG_FILE shows the configuration that a start would have.\n"
+    ));
+    text.push_str(&format!(
         "\nThis is ringbouncer {}, which takes PgBouncer's place and is not made by its authors.\n",
         env!("CARGO_PKG_VERSION"),
     ));
@@ -318,6 +333,15 @@ mod tests {
         for line in ["-h", "--he -V", "-hV", "-qh"] {
             assert_eq!(read(line), Ok(Request::Help), "{line:?}");
         }
+    }
+
+    #[test]
+    fn checking_has_to_be_asked_for_in_full() {
+        let options = Options { config_file: "c.ini".to_owned(), ..Options::default() };
+        assert_eq!(read("--check c.ini"), Ok(Request::Check(options.clone())));
+        assert_eq!(read("c.ini --check"), Ok(Request::Check(options)));
+        assert_eq!(read("--chec c.ini"), Err("unrecognized option '--chec'".to_owned()));
+        assert_eq!(read("--check"), Err("no configuration file specified".to_owned()));
     }
 
     #[test]

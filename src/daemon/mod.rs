@@ -1,6 +1,7 @@
 //! What makes a service of the pooler: flags, log, pid file, signals.
 
 pub mod background;
+pub mod check;
 pub mod cli;
 pub mod datagrams;
 pub mod journal;

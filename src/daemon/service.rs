@@ -7,7 +7,7 @@ use crate::config::values::AuthType;
 use crate::daemon::cli::{self, Options, Request};
 use crate::daemon::manager::Manager;
 use crate::daemon::pidfile::{self, Pidfile};
-use crate::daemon::{background, limits, logging, privileges};
+use crate::daemon::{background, check, limits, logging, privileges};
 use crate::engine::Engine;
 use crate::net::{EventLoop, Signal, bind, inherit};
 use crate::pool::mode::{Awaited, Mode};
@@ -26,6 +26,10 @@ pub fn run(program: &str, words: &[String]) -> ExitCode {
         Ok(Request::Version) => print!("{}", cli::version_text()),
         Ok(Request::Help) => print!("{}", cli::help_text(program)),
         Ok(Request::Run(options)) => return start(&options),
+        Ok(Request::Check(options)) => {
+            logging::start(options.quiet, options.verbosity);
+            return check::run(Path::new(&options.config_file));
+        }
         Err(error) => {
             eprint!("{}", error.report(program));
             return ExitCode::FAILURE;
@@ -49,7 +53,7 @@ fn start_and_run(options: &Options) -> Result<(), Fatal> {
     })?;
     logging::configure(&config.settings, options.verbosity);
     logging::name_logfile(&config.settings.logfile);
-    let userlist = load_userlist(&config);
+    let (userlist, _) = load_userlist(&config);
     take_privileges(&config, options)?;
     logging::open_logfile().map_err(|error| {
         error.report();
@@ -125,9 +129,9 @@ fn fatal<T>(message: impl std::fmt::Display) -> Result<T, Fatal> {
 }
 
 /// What is wrong with the configuration is in the log.
-struct NotLoaded;
+pub(super) struct NotLoaded;
 
-fn load(path: &Path) -> Result<Config, NotLoaded> {
+pub(super) fn load(path: &Path) -> Result<Config, NotLoaded> {
     let config = Config::load(path).map_err(|error| {
         error.log();
         NotLoaded
@@ -140,18 +144,19 @@ fn load(path: &Path) -> Result<Config, NotLoaded> {
     Ok(config)
 }
 
-/// As PgBouncer: a user list that cannot be read is no reason not to start.
-fn load_userlist(config: &Config) -> Userlist {
+/// The users, and whether those are all. As PgBouncer: a list that cannot be read is no reason not
+/// to start.
+pub(super) fn load_userlist(config: &Config) -> (Userlist, bool) {
     let settings = &config.settings;
     let Some(path) = settings.auth_file.as_deref().filter(|_| settings.auth_type != AuthType::Any)
     else {
-        return Userlist::default();
+        return (Userlist::default(), true);
     };
     let (userlist, error) = Userlist::load(path);
-    if let Some(error) = error {
+    if let Some(error) = &error {
         log::error!("{error}");
     }
-    userlist
+    (userlist, error.is_none())
 }
 
 fn on_signal(
@@ -235,7 +240,7 @@ fn reload(event_loop: &mut EventLoop, options: &Options) {
     let path = running.settings.conffile.clone().unwrap_or(options.config_file.clone());
     match load(Path::new(&path)) {
         Ok(config) => {
-            let userlist = load_userlist(&config);
+            let (userlist, _) = load_userlist(&config);
             logging::configure(&config.settings, options.verbosity);
             event_loop.engine.reload(config, userlist, Instant::now());
         }

@@ -1,0 +1,25 @@
+//! `--check`: reads everything that a start would read, shows what comes of it, and starts nothing.
+
+use super::service;
+use crate::config::Config;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::process::ExitCode;
+
+/// Prints the configuration as a start would have it. What is wrong with it is in the log, which
+/// goes to stderr.
+pub fn run(path: &Path) -> ExitCode {
+    let Ok(config) = service::load(path) else {
+        return ExitCode::FAILURE;
+    };
+    let (users, is_whole) = service::load_userlist(&config);
+    print!("{}", report(&config, users.len()));
+    if is_whole { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn report(config: &Config, users: usize) -> String {
+    let mut text = config.to_string();
+    let file = config.settings.auth_file.as_deref().unwrap_or("");
+    writeln!(text, "\n; auth_file {file}: {users} users").expect("a String takes all");
+    text
+}
