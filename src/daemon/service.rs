@@ -3,7 +3,6 @@
 use crate::auth::userlist::Userlist;
 use crate::config::Config;
 use crate::config::settings::Settings;
-use crate::config::settings::Settings;
 use crate::config::values::{AuthType, SslMode};
 use crate::daemon::cli::{self, Options, Request};
 use crate::daemon::manager::Manager;
