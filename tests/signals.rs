@@ -3,6 +3,8 @@
 mod common;
 
 use common::{Pooler, Postgres, Startup, wait_for};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 fn knows(pooler: &Pooler, database: &str) -> bool {
     pooler.config("alice", database).connect(postgres::NoTls).is_ok()
@@ -56,6 +58,122 @@ fn a_faulty_file_at_reload_changes_nothing() {
     });
     pooler.signal(libc::SIGHUP);
     wait_for("the new database", || knows(&pooler, "added"));
+}
+
+#[test]
+fn users_stay_known_if_their_file_cannot_be_read() {
+    let mut pooler = Pooler::start(|_| ());
+    let mut kept = String::new();
+    pooler.rewrite(|ini| {
+        kept = ini.value("auth_file").to_owned();
+        ini.set("auth_file", "/nonexist/users").database("added", &connect_string("app"));
+    });
+    pooler.signal(libc::SIGHUP);
+    // The rest of the file counts.
+    wait_for("the new database", || knows(&pooler, "added"));
+    let log = pooler.log();
+    let file = "ERROR could not open auth_file /nonexist/users: No such file or directory\n";
+    assert!(log.contains(file), "{log}");
+    assert!(log.contains("WARNING keeping the users known so far\n"), "{log}");
+    pooler.rewrite(|ini| {
+        ini.set("auth_file", &kept).known("erin");
+    });
+    pooler.signal(libc::SIGHUP);
+    let refusal = || {
+        let error = pooler.config("erin", "app").connect(postgres::NoTls).err().expect("a refusal");
+        error.as_db_error().map(|error| error.message().to_owned())
+    };
+    let unknown_to_the_server = Some("role \"erin\" does not exist".to_owned());
+    wait_for("the new user", || refusal() == unknown_to_the_server);
+}
+
+#[test]
+fn a_way_to_log_in_that_is_not_built_is_refused_at_reload() {
+    let mut pooler = Pooler::start(|_| ());
+    pooler.rewrite(|ini| {
+        ini.set("auth_type", "pam").database("added", &connect_string("app"));
+    });
+    pooler.signal(libc::SIGHUP);
+    wait_for_line(&pooler, "WARNING config file loading failed");
+    assert!(!knows(&pooler, "added"), "nothing of it counts");
+    pooler.assert_serves();
+}
+
+#[test]
+fn a_database_that_is_no_longer_listed_is_dropped_with_its_clients() {
+    let mut pooler = Pooler::start(|ini| {
+        ini.database("doomed", &connect_string("app")).database("unused", "host=127.0.0.1");
+    });
+    let startup = |user: &str| Startup::v3().param("user", user).param("database", "doomed");
+    let mut clients = ["alice", "bob"].map(|user| pooler.raw_with(startup(user)));
+    clients[0].query("BEGIN");
+    let mut other = pooler.raw("alice");
+    pooler.rewrite(|ini| {
+        ini.forget_database("doomed").forget_database("unused");
+    });
+    pooler.signal(libc::SIGHUP);
+    for client in &mut clients {
+        client.expect_fatal("database removed");
+    }
+    assert!(!knows(&pooler, "doomed"));
+    assert_eq!(other.value("SELECT 42"), "42");
+    let log = pooler.log();
+    for name in ["doomed", "unused"] {
+        let line = format!("WARNING dropping database '{name}' as it does not exist anymore");
+        assert_eq!(log.matches(&line).count(), 1, "{log}");
+    }
+}
+
+/// Runs queries until told to stop; how many.
+fn query_until(is_over: &AtomicBool, config: &postgres::Config) -> usize {
+    let connect = || config.connect(postgres::NoTls).expect("a connection");
+    let (mut client, mut rounds) = (connect(), 0);
+    while !is_over.load(Ordering::Relaxed) {
+        let row = client.query_one("SELECT $1::int + 1", &[&41]).expect("a query");
+        assert_eq!(row.get::<_, i32>(0), 42);
+        let mut transaction = client.transaction().expect("a transaction");
+        transaction.batch_execute("SELECT 1").expect("a query");
+        transaction.commit().expect("a commit");
+        rounds += 1;
+        if rounds % 50 == 0 {
+            client = connect();
+        }
+    }
+    rounds
+}
+
+#[test]
+fn reloads_under_load_cost_no_query() {
+    let mut pooler = Pooler::start(|ini| {
+        ini.set("default_pool_size", "3");
+    });
+    // What may change: limits, what names the server, and what cannot be loaded at all.
+    let changes = [
+        (" connect_query=select", "5", "transaction"),
+        (" pool_size=2", "3", "transaction"),
+        (" application_name=x", "1", "nonsense"),
+        ("", "4", "transaction"),
+    ];
+    let (is_over, config) = (AtomicBool::new(false), pooler.config("alice", "app"));
+    let rounds: Vec<usize> = std::thread::scope(|scope| {
+        let work = || query_until(&is_over, &config);
+        let workers: Vec<_> = (0..8).map(|_| scope.spawn(work)).collect();
+        for (entry, size, mode) in changes.into_iter().cycle().take(60) {
+            pooler.rewrite(|ini| {
+                ini.database("app", &(connect_string("app") + entry));
+                ini.set("default_pool_size", size).set("pool_mode", mode);
+            });
+            pooler.signal(libc::SIGHUP);
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        is_over.store(true, Ordering::Relaxed);
+        workers.into_iter().map(|worker| worker.join().expect("no error")).collect()
+    });
+    assert!(rounds.iter().all(|rounds| *rounds > 0), "{rounds:?}");
+    let log = pooler.log();
+    assert!(log.matches("got SIGHUP").count() > 30, "{log}");
+    assert!(log.contains("closing because: database configuration changed"), "servers were moved");
+    assert!(log.contains("WARNING config file loading failed"));
 }
 
 #[test]
@@ -174,7 +292,7 @@ fn interrupt_sends_waiting_clients_away() {
     let (mut busy, mut waiting) = (pooler.raw("alice"), pooler.raw("alice"));
     busy.query("BEGIN");
     waiting.send(&common::raw::query("SELECT 1"));
-    assert!(waiting.is_quiet_for(std::time::Duration::from_millis(50)));
+    assert!(waiting.is_quiet_for(Duration::from_millis(50)));
     pooler.signal(libc::SIGINT);
     waiting.expect_fatal("server shutting down");
     busy.query("COMMIT");
@@ -189,7 +307,7 @@ fn interrupt_leaves_nobody_without_the_end_of_a_reply() {
     client.send(&common::raw::query(sql));
     pooler.signal(libc::SIGINT);
     wait_for_line(&pooler, WAITS_FOR_SERVERS);
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    std::thread::sleep(Duration::from_millis(300));
     assert_eq!(client.until_ready().len(), 20_003);
     expect_end_of(pooler, "LOG server connections dropped, exiting");
 }
@@ -234,9 +352,9 @@ fn user_signals_pause_and_resume() {
     late.send(&common::raw::query("SELECT 43"));
     let mut unwelcomed = pooler.unnamed();
     unwelcomed.send(&Startup::v3().param("user", "bob").param("database", "app").bytes());
-    assert!(client.is_quiet_for(std::time::Duration::from_millis(100)));
-    assert!(late.is_quiet_for(std::time::Duration::from_millis(10)));
-    assert!(unwelcomed.is_quiet_for(std::time::Duration::from_millis(10)));
+    assert!(client.is_quiet_for(Duration::from_millis(100)));
+    assert!(late.is_quiet_for(Duration::from_millis(10)));
+    assert!(unwelcomed.is_quiet_for(Duration::from_millis(10)));
     busy.query("COMMIT");
     wait_for("the last server to be closed", || {
         pooler.log().matches("closing because: pause mode").count() == 2

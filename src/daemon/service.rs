@@ -259,7 +259,12 @@ fn reload(event_loop: &mut EventLoop, options: &Options) {
     let path = running.settings.conffile.clone().unwrap_or(options.config_file.clone());
     match load(Path::new(&path)) {
         Ok(config) => {
-            let (userlist, _) = load_userlist(&config);
+            let (userlist, is_whole) = load_userlist(&config);
+            // Half a list would lock out the others.
+            let userlist = is_whole.then_some(userlist);
+            if userlist.is_none() {
+                log::warn!("keeping the users known so far");
+            }
             logging::configure(&config.settings, options.verbosity);
             event_loop.engine.reload(config, userlist, Instant::now());
         }

@@ -1,7 +1,7 @@
 //! What the operator does to the house.
 
 use crate::auth::userlist::Userlist;
-use crate::config::Config;
+use crate::config::{Config, Database};
 use crate::engine::Engine;
 use crate::keys::PoolKey;
 use crate::pool::House;
@@ -9,6 +9,7 @@ use crate::pool::mode::{Awaited, Mode};
 use crate::pool::queues::ServerStanding;
 use crate::session::farewell::Reason;
 use crate::session::server::State;
+use std::collections::BTreeSet;
 use std::time::Instant;
 
 impl Engine {
@@ -78,10 +79,16 @@ impl Engine {
     /// Takes a configuration that has been read without an error. What cannot change at run time
     /// stays. Servers that would now be opened differently end: the free ones at once, the others
     /// when they are free.
-    pub fn reload(&mut self, mut config: Config, userlist: Userlist, now: Instant) {
-        config.keep_boot_only(&self.config.settings);
+    /// `None` for the users: they could not be read, and those of before stay.
+    pub fn reload(&mut self, mut config: Config, userlist: Option<Userlist>, now: Instant) {
+        for name in config.keep_boot_only(&self.config.settings) {
+            log::debug!("{name} cannot change before the next start");
+        }
         let old = std::mem::replace(&mut self.config, config);
-        self.userlist = userlist;
+        if let Some(userlist) = userlist {
+            self.userlist = userlist;
+        }
+        self.log_dropped(&old);
         for key in self.house.pools.keys() {
             self.reload_pool(key, &old, now);
         }
@@ -89,20 +96,39 @@ impl Engine {
         self.next_sweep = Some(now);
     }
 
-    fn reload_pool(&mut self, key: PoolKey, old: &Config, now: Instant) {
-        let Some(pool) = self.house.pools.get_mut(key) else {
-            return;
-        };
-        let name = pool.database.name.clone();
-        let listed = self.config.databases.get(&name).cloned();
-        let was_auto = !old.databases.contains_key(&name);
-        let entry = listed.or_else(|| self.config.auto(&name)?.ok());
-        let Some(entry) = entry else {
+    /// The entry of this name as it is now, or one made from `*`.
+    fn entry(&self, name: &str) -> Option<Database> {
+        let listed = self.config.databases.get(name).cloned();
+        listed.or_else(|| self.config.auto(name)?.ok())
+    }
+
+    /// Says which databases and peers there are no longer: each of them once, however many pools
+    /// it has.
+    fn log_dropped(&self, old: &Config) {
+        let changes = old.changes(&self.config);
+        let used = self.house.pools.iter().map(|(_, pool)| pool.database.name.as_str());
+        let names: BTreeSet<&str> = changes.dropped.into_iter().chain(used).collect();
+        for name in names.into_iter().filter(|name| self.entry(name).is_none()) {
             log::warn!(
                 "dropping database '{name}' as it does not exist anymore or inactive auto-database"
             );
+        }
+        for id in changes.dropped_peers {
+            log::warn!("dropping peer {id} as it does not exist anymore");
+        }
+    }
+
+    fn reload_pool(&mut self, key: PoolKey, old: &Config, now: Instant) {
+        let Some(name) = self.house.pools.get(key).map(|pool| pool.database.name.clone()) else {
+            return;
+        };
+        let was_auto = !old.databases.contains_key(&name);
+        let Some(entry) = self.entry(&name) else {
             self.close_pool(key, &Reason::DATABASE_REMOVED, now);
             self.house.remove_pool(key);
+            return;
+        };
+        let Some(pool) = self.house.pools.get_mut(key) else {
             return;
         };
         let auto_changed = was_auto && old.auto_database != self.config.auto_database;

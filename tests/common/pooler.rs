@@ -59,6 +59,18 @@ impl Ini {
         self
     }
 
+    /// No such database any more.
+    pub fn forget_database(&mut self, name: &str) -> &mut Ini {
+        self.databases.retain(|(known, _)| known != name);
+        self
+    }
+
+    /// What a setting says.
+    pub fn value(&self, name: &str) -> &str {
+        let row = self.settings.iter().find(|(known, _)| known == name);
+        row.map_or("", |(_, value)| value)
+    }
+
     fn text(&self) -> String {
         let section = |name: &str, rows: &[(String, String)]| {
             let mut text = format!("[{name}]\n");
@@ -241,9 +253,11 @@ impl Drop for Pooler {
 fn write_files(dir: &Path, ini: &Ini) {
     let list: String = ini.names.iter().map(|name| format!("\"{name}\" \"secret\"\n")).collect();
     for (name, text) in [("userlist.txt", list), ("pooler.ini", ini.text())] {
-        let path = dir.join(name);
-        fs::write(&path, text).expect("write a configuration file");
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("chmod");
+        // As a whole: it may be read at any moment.
+        let (path, new) = (dir.join(name), dir.join("new"));
+        fs::write(&new, text).expect("write a configuration file");
+        fs::set_permissions(&new, fs::Permissions::from_mode(0o644)).expect("chmod");
+        fs::rename(&new, &path).expect("rename a configuration file");
     }
 }
 
