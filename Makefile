@@ -5,9 +5,9 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 BINDIR = $(DESTDIR)$(PREFIX)/bin
 CONFDIR = $(DESTDIR)$(PREFIX)/etc/ringbouncer
-UNITDIR = $(DESTDIR)$(PREFIX)/lib/systemd/system
 MANDIR = $(DESTDIR)$(PREFIX)/share/man
 SHAREDIR = $(DESTDIR)$(PREFIX)/share/ringbouncer
+UNITDIR = $(DESTDIR)$(PREFIX)/lib/systemd/system
 
 .PHONY: all build run test bench install clean
 
@@ -41,12 +41,12 @@ install: build
 	install -m 755 target/release/ringbouncer "$(BINDIR)/ringbouncer"
 	ln -sf ringbouncer "$(BINDIR)/pgbouncer"
 	install -m 644 etc/ringbouncer.ini etc/all-settings.ini etc/userlist.txt "$(CONFDIR)"
-	sed 's|/usr/local|$(PREFIX)|g' etc/ringbouncer.service > "$(UNITDIR)/ringbouncer.service"
-	install -m 644 etc/ringbouncer.socket "$(UNITDIR)"
 	install -d "$(MANDIR)/man1" "$(MANDIR)/man5" "$(SHAREDIR)"
 	install -m 644 etc/man/ringbouncer.1 "$(MANDIR)/man1"
 	install -m 644 etc/man/ringbouncer.5 "$(MANDIR)/man5"
 	install -m 755 etc/mkauth "$(SHAREDIR)"
+	sed 's|/usr/local|$(PREFIX)|g' etc/ringbouncer.service > "$(UNITDIR)/ringbouncer.service"
+	install -m 644 etc/ringbouncer.socket "$(UNITDIR)"
 
 clean:
 	$(CARGO) clean

@@ -3,7 +3,7 @@
 use crate::auth::userlist::Userlist;
 use crate::config::Config;
 use crate::config::settings::Settings;
-use crate::config::values::AuthType;
+use crate::config::values::{AuthType, SslMode};
 use crate::daemon::cli::{self, Options, Request};
 use crate::daemon::manager::Manager;
 use crate::daemon::pidfile::{self, Pidfile};
@@ -136,12 +136,31 @@ pub(super) fn load(path: &Path) -> Result<Config, NotLoaded> {
         error.log();
         NotLoaded
     })?;
-    let auth_type = config.settings.auth_type;
-    if !matches!(auth_type, AuthType::Trust | AuthType::Any) {
-        log::error!("auth_type {} is not built yet; use trust or any", auth_type.word());
-        return Err(NotLoaded);
+    match unbuilt(&config.settings) {
+        None => Ok(config),
+        Some(what) => {
+            log::error!("{what} is not built yet");
+            Err(NotLoaded)
+        }
     }
-    Ok(config)
+}
+
+/// What the file asks for and we cannot keep: to go on without it would let in, or listen in,
+/// somebody who should not.
+fn unbuilt(settings: &Settings) -> Option<String> {
+    let needs_tls =
+        |mode: SslMode| matches!(mode, SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull);
+    let (auth_type, clients, servers) =
+        (settings.auth_type, settings.client_tls_sslmode, settings.server_tls_sslmode);
+    if !matches!(auth_type, AuthType::Trust | AuthType::Any) {
+        Some(format!("auth_type {}", auth_type.word()))
+    } else if needs_tls(clients) {
+        Some(format!("client_tls_sslmode {}", clients.word()))
+    } else if needs_tls(servers) {
+        Some(format!("server_tls_sslmode {}", servers.word()))
+    } else {
+        None
+    }
 }
 
 /// The users, and whether those are all. As PgBouncer: a list that cannot be read is no reason not
@@ -254,5 +273,27 @@ fn reload(event_loop: &mut EventLoop, options: &Options) {
     // Somebody may have moved the file, whatever has become of the configuration.
     if let Err(error) = logging::set_logfile(&event_loop.engine.settings().logfile) {
         log::error!("{error}; keeping the old one");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_kept_is_refused() {
+        let refused = |lines: &str| {
+            let text = format!("[pgbouncer]\n{lines}\n");
+            unbuilt(&Config::parse_text("test.ini", &text).unwrap().settings)
+        };
+        assert_eq!(refused("auth_type = trust\nclient_tls_sslmode = prefer"), None);
+        assert_eq!(refused("").as_deref(), Some("auth_type md5"));
+        for (line, what) in [
+            ("client_tls_sslmode = require", "client_tls_sslmode require"),
+            ("server_tls_sslmode = verify-full", "server_tls_sslmode verify-full"),
+        ] {
+            let lines = format!("auth_type = any\n{line}");
+            assert_eq!(refused(&lines).as_deref(), Some(what));
+        }
     }
 }
