@@ -12,7 +12,7 @@ use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A directory with a configuration, and the processes started with it.
 struct Stage {
@@ -82,7 +82,7 @@ impl Stage {
             if let Some(status) = child.try_wait().expect("try_wait") {
                 panic!("it ended: {status}\n{}", self.stderr());
             }
-            self.pid().is_some()
+            self.pid() == Some(child.id())
         });
         self.started.push(child);
     }
@@ -103,7 +103,7 @@ impl Stage {
                 let _ = child.kill();
                 panic!("it does not end:\n{}", self.stderr());
             }
-            std::thread::sleep(std::time::Duration::from_millis(5));
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 
@@ -542,4 +542,29 @@ fn check_shows_the_configuration_and_starts_nothing() {
     stage.configure("nonsense = 1");
     assert_eq!(check(), (Some(1), String::new()));
     assert!(stage.stderr().contains("ERROR unknown parameter: pgbouncer/nonsense\n"));
+}
+
+#[test]
+fn killed_at_any_moment_it_leaves_nothing_that_stops_the_next_start() {
+    let mut stage = Stage::new();
+    let mut random = common::Random::new(u64::from(std::process::id()));
+    let mut pause = |most: usize| {
+        let time = u64::try_from(random.below(most)).expect("a small number");
+        std::thread::sleep(Duration::from_micros(time));
+    };
+    for round in 0..60 {
+        let mut child = stage.command(&[]).spawn().expect("start the pooler");
+        // It needs a few milliseconds to come up, and less to end.
+        pause(12_000);
+        if round % 2 == 1 && stage.pid() == Some(child.id()) {
+            sys::kill(child.id(), libc::SIGINT);
+            pause(1_000);
+        }
+        child.kill().expect("kill the pooler");
+        child.wait().expect("wait");
+        assert!(!stage.stderr().contains("FATAL"), "round {round}");
+    }
+    let mut command = stage.command(&[]);
+    stage.start(&mut command);
+    assert!(stage.serves());
 }

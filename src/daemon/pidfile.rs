@@ -82,16 +82,56 @@ pub struct Pidfile {
 }
 
 impl Pidfile {
-    /// Makes the file, which must not exist yet.
+    /// Makes the file, which must not exist yet. It comes with its content or not at all: an
+    /// empty one, left by a process that was killed just then, would stop every later start.
     pub fn write(path: &Path) -> Result<Self, PidfileError> {
-        let mut options = OpenOptions::new();
-        let opened = options.write(true).create_new(true).mode(0o644).open(path);
-        let mut file = opened.map_err(|error| PidfileError::Open(path.to_owned(), error))?;
-        let pidfile = Self { path: path.to_owned() };
-        let written = file.write_all(format!("{}\n", std::process::id()).as_bytes());
-        written.map_err(|error| PidfileError::Write(path.to_owned(), error))?;
-        Ok(pidfile)
+        let mut draft = path.as_os_str().to_owned();
+        draft.push(format!(".{}", std::process::id()));
+        let draft = PathBuf::from(draft);
+        // One of ours that was killed may have had the same number.
+        let _ = fs::remove_file(&draft);
+        let failed_open = |error| PidfileError::Open(path.to_owned(), error);
+        let written = write_new(&draft).map_err(|step| step.at(path));
+        // Not `rename`, which would replace the file of somebody else.
+        let linked = written.and_then(|()| fs::hard_link(&draft, path).map_err(failed_open));
+        let _ = fs::remove_file(&draft);
+        match linked {
+            // A disk that knows no links.
+            Err(PidfileError::Open(_, error)) if has_no_links(&error) => {
+                write_new(path).map_err(|step| step.at(path))?;
+            }
+            other => other?,
+        }
+        Ok(Self { path: path.to_owned() })
     }
+}
+
+/// What failed in making a file.
+enum Step {
+    Open(io::Error),
+    Write(io::Error),
+}
+
+impl Step {
+    fn at(self, path: &Path) -> PidfileError {
+        match self {
+            Self::Open(error) => PidfileError::Open(path.to_owned(), error),
+            Self::Write(error) => PidfileError::Write(path.to_owned(), error),
+        }
+    }
+}
+
+/// Writes our process id into a file that must not exist yet.
+fn write_new(path: &Path) -> Result<(), Step> {
+    let mut options = OpenOptions::new();
+    let opened = options.write(true).create_new(true).mode(0o644).open(path);
+    let mut file = opened.map_err(Step::Open)?;
+    file.write_all(format!("{}\n", std::process::id()).as_bytes()).map_err(Step::Write)
+}
+
+fn has_no_links(error: &io::Error) -> bool {
+    let errors = [libc::EPERM, libc::EOPNOTSUPP, libc::ENOSYS];
+    error.raw_os_error().is_some_and(|code| errors.contains(&code))
 }
 
 impl Drop for Pidfile {
@@ -120,6 +160,20 @@ mod tests {
         assert_eq!(Pidfile::write(&path).unwrap_err().to_string(), exists);
         drop(pidfile);
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_pidfile_that_cannot_be_made_leaves_no_draft() {
+        let directory = scratch("directory");
+        fs::create_dir(&directory).unwrap();
+        let path = directory.join("pid");
+        fs::write(&path, "1\n").unwrap();
+        assert!(matches!(Pidfile::write(&path), Err(PidfileError::Open(..))));
+        assert_eq!(fs::read_dir(&directory).unwrap().count(), 1);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "1\n");
+        let error = Pidfile::write(&directory.join("no/pid")).unwrap_err().to_string();
+        assert!(error.ends_with("/no/pid': No such file or directory"), "{error}");
+        fs::remove_dir_all(directory).unwrap();
     }
 
     #[test]
