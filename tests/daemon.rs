@@ -539,6 +539,13 @@ fn check_shows_the_configuration_and_starts_nothing() {
     fs::write(stage.path("users"), "\"alice\" \"\"\nnonsense\n").expect("write the user list");
     assert_eq!(check().0, Some(1));
     assert!(stage.stderr().ends_with("ERROR broken auth file\n"));
+    stage.configure("auth_hba_file = hba\nauth_ident_file = ident");
+    fs::write(stage.path("hba"), "local all all peer map=m\n").expect("write the rules");
+    fs::write(stage.path("ident"), "m root alice\n").expect("write the maps");
+    assert_eq!(check().0, Some(0), "{}", stage.stderr());
+    fs::write(stage.path("hba"), "local all all peer map=n\n").expect("write the rules");
+    assert_eq!(check().0, Some(1));
+    assert!(stage.stderr().ends_with("WARNING could not parse hba config line 1\n"));
     stage.configure("nonsense = 1");
     assert_eq!(check(), (Some(1), String::new()));
     assert!(stage.stderr().contains("ERROR unknown parameter: pgbouncer/nonsense\n"));
