@@ -171,8 +171,12 @@ fn reloads_under_load_cost_no_query() {
     });
     assert!(rounds.iter().all(|rounds| *rounds > 0), "{rounds:?}");
     let log = pooler.log();
-    assert!(log.matches("got SIGHUP").count() > 30, "{log}");
-    assert!(log.contains("closing because: database configuration changed"), "servers were moved");
+    // Signals that come while one is being dealt with are one.
+    assert!(log.matches("got SIGHUP").count() > 10, "{log}");
+    // A free server ends at once, one that works when it is done.
+    let endings =
+        ["closing because: database configuration changed", "closing because: close_needed"];
+    assert!(endings.iter().any(|ending| log.contains(ending)), "servers were moved: {log}");
     assert!(log.contains("WARNING config file loading failed"));
 }
 
