@@ -10,6 +10,7 @@ use ringbouncer::config::Config;
 use ringbouncer::engine::Engine;
 use ringbouncer::engine::io::{ClientAddress, Effect, Input};
 use ringbouncer::keys::{Conn, ServerKey};
+use ringbouncer::pool::mode::Awaited;
 use std::io::IoSlice;
 use std::time::{Duration, Instant};
 
@@ -506,4 +507,105 @@ fn a_server_that_awaits_the_rest_of_a_message_stays_with_its_client() {
         world.feed(first, tail);
         assert_eq!(world.take(server), [tail, &query("SELECT 'secret'")].concat());
     }
+}
+
+/// A pause closes the server that was to serve, in whatever state, and that is not its host's fault:
+/// the next one is opened as soon as the pause is over.
+#[test]
+fn a_pause_is_no_failure_of_the_server_that_it_ends() {
+    for steps in 0..3 {
+        let mut world = World::narrow();
+        let client = world.client();
+        let server = world.dialled.pop().expect("a server was dialled");
+        if steps > 0 {
+            world.handle(Input::Connected { server, local: None });
+        }
+        if steps > 1 {
+            world.take(Conn::Server(server));
+            world.feed(Conn::Server(server), &welcome()[..12]);
+        }
+        world.engine.pause(world.now);
+        world.perform();
+        assert!(world.is_closed(Conn::Server(server)));
+        assert!(!world.is_closed(client), "it waits");
+        world.after(Duration::from_secs(30));
+        assert!(world.dialled.is_empty(), "nothing is opened in a pause");
+        assert!(world.engine.resume(world.now));
+        world.perform();
+        let server = world.server();
+        world.take(client);
+        world.feed(client, &query("SELECT 1"));
+        assert_eq!(world.take(server), query("SELECT 1"));
+        assert!(!world.engine.resume(world.now), "there is no pause");
+    }
+}
+
+/// A server that comes free in a pause goes, even if somebody waits for it; what it had to do is done.
+#[test]
+fn a_server_that_comes_free_in_a_pause_is_closed() {
+    let mut world = World::narrow();
+    let (first, server) = world.client_and_server();
+    let second = world.client();
+    world.take(second);
+    world.feed(first, &query("SELECT 1"));
+    world.take(server);
+    world.engine.pause(world.now);
+    world.feed(second, &query("SELECT 2"));
+    world.feed(server, &[one_row("1"), ready()].concat());
+    let answer = world.take(first);
+    world.perform();
+    assert_eq!(answer, [one_row("1"), ready()].concat());
+    assert!(world.is_closed(server));
+    assert_eq!(world.last_bytes(server), raw::terminate());
+    assert!(!world.is_closed(second));
+    world.engine.resume(world.now);
+    world.perform();
+    let server = world.server();
+    assert_eq!(world.take(server), query("SELECT 2"));
+}
+
+#[test]
+fn waiting_for_servers_ends_when_the_last_reply_has_been_taken() {
+    let mut world = World::narrow();
+    let (first, server) = world.client_and_server();
+    let (second, unwelcomed) = (world.client(), world.accept());
+    world.take(second);
+    let reply = [one_row("1"), ready()].concat();
+    world.feed(first, &query("SELECT 1"));
+    world.take(server);
+    world.feed(second, &query("SELECT 2"));
+    world.engine.shut_down(Awaited::Servers, world.now);
+    world.perform();
+    assert!(world.is_closed(second), "it cannot be served any more");
+    assert!(String::from_utf8_lossy(world.last_bytes(second)).contains("server shutting down"));
+    world.feed(unwelcomed, &startup().bytes());
+    world.perform();
+    let last = String::from_utf8_lossy(world.last_bytes(unwelcomed)).into_owned();
+    assert!(last.contains("pooler is shutting down"));
+    assert!(!world.engine.is_over(), "a server works");
+    world.feed(server, &reply);
+    let taken = world.take_some(first, 10);
+    world.perform();
+    assert!(!world.engine.is_over(), "a reply is under way");
+    assert_eq!([taken, world.take(first)].concat(), reply);
+    world.perform();
+    assert!(world.is_closed(server) && !world.is_closed(first));
+    assert!(world.engine.is_over(), "who has no work is not waited for");
+}
+
+#[test]
+fn waiting_for_clients_ends_with_the_last_of_them() {
+    let mut world = World::narrow();
+    let (first, server) = world.client_and_server();
+    let hesitant = world.accept();
+    world.engine.shut_down(Awaited::Clients, world.now);
+    world.feed(first, &query("SELECT 1"));
+    assert_eq!(world.take(server), query("SELECT 1"), "they work on");
+    world.handle(Input::ReadClosed { conn: first });
+    assert!(!world.engine.is_over(), "its socket is still open");
+    world.perform();
+    assert!(!world.engine.is_over(), "somebody is about to log in");
+    world.handle(Input::ReadClosed { conn: hesitant });
+    world.perform();
+    assert!(world.engine.is_over());
 }
