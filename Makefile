@@ -26,6 +26,7 @@ test:
 	@bash etc/need.sh postgresql
 	@$(CARGO) fmt --check
 	@$(CARGO) clippy --all-targets -- -D warnings
+	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --quiet --no-deps --lib
 	@if $(CARGO) nextest --version >/dev/null 2>&1; \
 	then $(CARGO) test --quiet --doc && $(CARGO) nextest run; \
 	else $(CARGO) test --no-fail-fast; \

@@ -1,4 +1,4 @@
-//! The log: where its lines go. What they look like is [`line`]'s business.
+//! The log: where its lines go. What they look like is [`mod@super::line`]'s business.
 //!
 //! ```text
 //! log::info!(…) ──▶ Sink ──┬─▶ stderr, or the journal if that reads it   (unless quiet)

@@ -3,6 +3,7 @@
 use crate::config::values::PoolMode;
 use crate::engine::Engine;
 use crate::engine::statements::{self, Tools, Trouble};
+use crate::engine::step::{Step, last_step};
 use crate::keys::{ClientKey, Conn, ServerKey};
 use crate::pool::House;
 use crate::pool::link::Acquired;
@@ -16,18 +17,6 @@ use crate::wire::emit::Full;
 use crate::wire::frame;
 use crate::wire::frontend::{self, Request};
 use std::time::Instant;
-
-/// What the client's messages led to.
-enum Step {
-    /// On to the next message.
-    Next,
-    /// Nothing more to do before something else happens.
-    Wait,
-    /// A server is needed.
-    NeedServer,
-    /// It ends.
-    Close(Reason),
-}
 
 impl Engine {
     /// Bytes came from a client.
@@ -187,28 +176,10 @@ impl Engine {
     ) -> Result<(), Full> {
         let House { clients, rings, .. } = &mut self.house;
         if let Some(client) = clients.get_mut(key) {
-            tell(client, rings, write)?;
+            client.egress.push_own(rings, write)?;
             self.make_runnable(Conn::Client(key));
         }
         Ok(())
-    }
-}
-
-fn tell(
-    client: &mut Client,
-    rings: &mut Rings,
-    write: impl FnOnce(&mut Ring) -> Result<(), Full>,
-) -> Result<(), Full> {
-    client.egress.push_own(rings, write)
-}
-
-/// Goes from message to message until there is nothing more to do.
-fn last_step(mut step: impl FnMut() -> Step) -> Step {
-    loop {
-        match step() {
-            Step::Next => {}
-            last => return last,
-        }
     }
 }
 

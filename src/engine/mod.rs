@@ -16,6 +16,7 @@ pub mod openings;
 pub mod operate;
 pub mod servers;
 pub mod statements;
+mod step;
 
 use crate::auth::userlist::Userlist;
 use crate::config::Config;

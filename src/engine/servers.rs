@@ -1,6 +1,7 @@
 //! What can happen to a server that has logged in, one function each.
 
 use crate::config::values::PoolMode;
+use crate::engine::step::{Step, last_step};
 use crate::engine::{Engine, statements};
 use crate::keys::{ClientKey, Conn, ServerKey};
 use crate::pool::House;
@@ -16,16 +17,6 @@ use crate::wire::backend::{self, ErrorFields, Reply, TxStatus};
 use crate::wire::emit;
 use crate::wire::frame;
 use std::time::Instant;
-
-/// What the server's messages led to.
-enum Step {
-    /// On to the next message.
-    Next,
-    /// Nothing more to do before something else happens.
-    Wait,
-    /// It ends.
-    Close(Reason),
-}
 
 impl Engine {
     /// Bytes came from a server.
@@ -110,7 +101,7 @@ impl Engine {
         };
         match last {
             Step::Close(reason) => Some(reason),
-            Step::Next | Step::Wait => None,
+            Step::Next | Step::Wait | Step::NeedServer => None,
         }
     }
 
@@ -226,16 +217,6 @@ impl Engine {
         let waiting = pools.get(server.pool)?.waiting.first()?;
         let state = clients.get(waiting).map(|client| &client.state);
         matches!(state, Some(client::State::Waiting { .. })).then_some(waiting)
-    }
-}
-
-/// Goes from message to message until there is nothing more to do.
-fn last_step(mut step: impl FnMut() -> Step) -> Step {
-    loop {
-        match step() {
-            Step::Next => {}
-            last => return last,
-        }
     }
 }
 

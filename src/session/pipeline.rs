@@ -87,11 +87,6 @@ impl Pipeline {
         self.owed.len()
     }
 
-    /// Whether the server awaits CopyData.
-    pub fn is_copying_in(&self) -> bool {
-        self.copying_in
-    }
-
     /// Whether a reply might still come although nothing is owed. Such a server serves nobody else.
     pub fn is_uncertain(&self) -> bool {
         self.uncertain
