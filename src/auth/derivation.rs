@@ -12,7 +12,7 @@ use std::num::NonZeroUsize;
 /// half a second, login after login (reliability 2).
 pub const MAX_ITERATIONS: u32 = 1_000_000;
 /// So many results are kept.
-const MAX_KEPT: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
+const MAX_KEPT: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
 
 /// What a key is made of.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
