@@ -11,7 +11,7 @@
 //! tells what else happened by an [`Input`], and afterwards performs each [`Effect`].
 
 use crate::auth::derivation::{Derivation, SaltedPassword};
-use crate::keys::{Conn, ServerKey};
+use crate::keys::{ClientKey, Conn, ServerKey};
 use std::net::{IpAddr, SocketAddr};
 
 pub use crate::session::client::ClientAddress;
@@ -103,6 +103,17 @@ pub enum Effect {
         conn: Conn,
         /// Of what.
         derivation: Derivation,
+    },
+    /// A client of the admin console has something for the console: a message, room for the rest
+    /// of a reply. The console stands above the engine, so the shell brings them together.
+    Attend {
+        /// Who.
+        client: ClientKey,
+    },
+    /// Somebody asked to cancel what this client of the admin console waits for.
+    CancelAttendance {
+        /// Who waits.
+        client: ClientKey,
     },
     /// Try once to write what [`super::Engine::outgoing`] still holds, close the socket (if there
     /// is one yet), then call [`super::Engine::forget`]. The only way a connection ends.

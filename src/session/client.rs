@@ -52,8 +52,23 @@ pub enum State {
         /// The connection that carries it.
         carrier: ServerKey,
     },
+    /// On the admin console. Its messages are the console's business: see
+    /// `Effect::Attend`. Leaves to `Closing`.
+    Console {
+        /// What it may do there.
+        rights: Rights,
+    },
     /// Gone at the end of the turn.
     Closing,
+}
+
+/// What somebody may do on the admin console; see `console::rights` for the verbs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Rights {
+    /// Look at most of it.
+    Stats,
+    /// Everything.
+    Admin,
 }
 
 /// Where a connection stands in the queue it is in.
@@ -88,6 +103,8 @@ pub struct Client {
     pub statements: Option<Box<ClientStatements>>,
     /// Its pool, once its database and user are known.
     pub pool: Option<PoolKey>,
+    /// Whether it asked for the admin console, which is no pool.
+    pub on_console: bool,
     /// Its login name, once known.
     pub user: Option<Box<str>>,
     /// Where it came from.
@@ -113,6 +130,7 @@ impl Client {
             parameters_proven: false,
             statements: None,
             pool: None,
+            on_console: false,
             user: None,
             from,
             secret,
@@ -133,7 +151,7 @@ impl Client {
     /// Whether its socket is to be read. Who waits is not read, so that TCP holds it back.
     pub fn wants_read(&self) -> bool {
         let may_speak = match self.state {
-            State::LoggingIn | State::Idle | State::Active { .. } => true,
+            State::LoggingIn | State::Idle | State::Active { .. } | State::Console { .. } => true,
             State::AwaitingWelcome { .. }
             | State::Waiting { .. }
             | State::AwaitingCancel { .. }
