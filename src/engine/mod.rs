@@ -25,6 +25,7 @@ use crate::keys::{ClientKey, Conn, PoolKey, ServerKey};
 use crate::pool::House;
 use crate::session::client::Client;
 use crate::session::params::Tracked;
+use crate::session::server::Activity;
 use io::{ClientAddress, Effect, Input};
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -209,6 +210,22 @@ impl Engine {
                 let linked = server.client().and_then(|client| clients.get(client));
                 server.egress.gather(linked.and_then(|client| client.inbox.ring()), slices)
             }),
+        }
+    }
+
+    /// Whether what [`Engine::outgoing`] holds ends within a reply or a COPY, the rest of which will
+    /// come. Only a hint: whoever keeps bytes back for its sake must not do so for long.
+    pub fn has_more_coming(&self, conn: Conn) -> bool {
+        let House { clients, servers, .. } = &self.house;
+        match conn {
+            Conn::Client(key) => clients
+                .get(key)
+                .and_then(|client| servers.get(client.server()?))
+                .is_some_and(|server| server.activity == Activity::Busy),
+            Conn::Server(key) => servers
+                .get(key)
+                .and_then(|server| clients.get(server.client()?))
+                .is_some_and(|client| client.is_copying_in() || client.inbox.is_mid_message()),
         }
     }
 

@@ -11,11 +11,11 @@
 
 use super::connect;
 use super::heart::Heart;
-use super::sockets::{Socket, Sockets};
+use super::sockets::{Socket, Sockets, Stream};
 use crate::engine::io::Input;
 use crate::keys::Conn;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// So many pieces leave in one system call.
 const MAX_SLICES: usize = 16;
@@ -24,17 +24,34 @@ const UNLIMITED_SHARE: u8 = 64;
 /// So much of what a peer still sends us is thrown away when we close.
 const MAX_DISCARD_BYTES: usize = 64 * 1024;
 
-/// Which turn it is, and who waits for the next.
+/// From so many bytes on a write may be kept back by the kernel in the middle of a reply.
+const CORKED_BYTES: usize = 4096;
+/// So long at most.
+const CORK_LIMIT: Duration = Duration::from_millis(1);
+
+/// Which turn it is, who waits for the next, and whose last bytes the kernel keeps back.
+///
+/// A server sends a large result in pieces of 8 KiB. Passed on one by one, each of them wakes the
+/// client and costs a packet; measured, that is most of what a large result costs. So in the middle
+/// of one the kernel is told that more is to come (`MSG_MORE`): it sends full packets only. What it
+/// keeps back is pushed after a millisecond without a further write, and by the end of the reply.
 #[derive(Debug, Default)]
 pub struct Pump {
     turn: u16,
     postponed: Vec<Conn>,
+    /// Each once, with its last write.
+    corked: Vec<(Conn, Instant)>,
 }
 
 impl Pump {
     /// Whether the next poll must not sleep.
     pub fn has_postponed(&self) -> bool {
         !self.postponed.is_empty()
+    }
+
+    /// When the kernel has kept something back for long enough.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.corked.iter().map(|(_, written)| *written + CORK_LIMIT).min()
     }
 
     /// Serves all connections that may have work until none is left, or their shares are used.
@@ -52,6 +69,17 @@ impl Pump {
                 self.serve(conn, socket, share, engine, now);
             }
         }
+        self.uncork(sockets, now);
+    }
+
+    fn uncork(&mut self, sockets: &mut Sockets, now: Instant) {
+        self.corked.retain(|(conn, written)| {
+            let is_due = *written + CORK_LIMIT <= now;
+            if let (true, Some(socket)) = (is_due, sockets.get_mut(*conn)) {
+                socket.stream.uncork();
+            }
+            !is_due
+        });
     }
 
     fn serve<E: Heart>(
@@ -77,7 +105,7 @@ impl Pump {
             }
         }
         if socket.latches.may_write() && engine.wants_write(conn) {
-            let (moved, unsent) = drain(conn, socket, engine, now);
+            let (moved, unsent) = self.drain(conn, socket, engine, now);
             // What left may have made room to read.
             let has_room = moved && socket.latches.may_read() && engine.wants_read(conn);
             has_more |= unsent || has_room;
@@ -85,6 +113,72 @@ impl Pump {
         if has_more {
             engine.make_runnable(conn);
         }
+    }
+
+    /// One write, if there is something to write. Whether something left, and whether there is more than
+    /// one write can take.
+    fn drain<E: Heart>(
+        &mut self,
+        conn: Conn,
+        socket: &mut Socket,
+        engine: &mut E,
+        now: Instant,
+    ) -> (bool, bool) {
+        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+        let used = engine.outgoing(conn, &mut slices);
+        let slices = &slices[..used];
+        let offered: usize = slices.iter().map(|slice| slice.len()).sum();
+        if offered == 0 {
+            return (false, false);
+        }
+        match self.write(conn, &mut socket.stream, (slices, offered), engine, now) {
+            Ok(bytes) if bytes > 0 => {
+                if bytes < offered {
+                    socket.latches.short_write();
+                }
+                engine.handle(Input::Sent { conn, bytes }, now);
+                (true, used == MAX_SLICES && bytes == offered)
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                socket.latches.short_write();
+                (false, false)
+            }
+            Ok(_) | Err(_) => {
+                socket.latches.write_closed();
+                if matches!(conn, Conn::Server(_)) && !socket.latches.is_read_closed() {
+                    // It may have said why, as a backend that is terminated does: that is read first.
+                    socket.latches.expect_data();
+                } else {
+                    engine.handle(Input::WriteClosed { conn }, now);
+                }
+                (true, false)
+            }
+        }
+    }
+
+    /// Tells the kernel whether more is to come.
+    fn write<E: Heart>(
+        &mut self,
+        conn: Conn,
+        stream: &mut Stream,
+        (slices, offered): (&[IoSlice<'_>], usize),
+        engine: &E,
+        now: Instant,
+    ) -> io::Result<usize> {
+        if offered < CORKED_BYTES || !engine.has_more_coming(conn) {
+            return write(stream, slices);
+        }
+        let Some(mut result) = stream.write_corked(slices) else {
+            return write(stream, slices);
+        };
+        while matches!(&result, Err(error) if error.kind() == io::ErrorKind::Interrupted) {
+            result = stream.write_corked(slices).expect("it is the same stream");
+        }
+        match self.corked.iter_mut().find(|(corked, _)| *corked == conn) {
+            Some((_, written)) => *written = now,
+            None => self.corked.push((conn, now)),
+        }
+        result
     }
 }
 
@@ -135,41 +229,6 @@ fn fill<E: Heart>(conn: Conn, socket: &mut Socket, engine: &mut E, now: Instant)
             engine.nothing_read(conn);
             engine.handle(Input::ReadClosed { conn }, now);
             true
-        }
-    }
-}
-
-/// One write, if there is something to write. Whether something left, and whether there is more than
-/// one write can take.
-fn drain<E: Heart>(conn: Conn, socket: &mut Socket, engine: &mut E, now: Instant) -> (bool, bool) {
-    let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-    let used = engine.outgoing(conn, &mut slices);
-    let slices = &slices[..used];
-    let offered: usize = slices.iter().map(|slice| slice.len()).sum();
-    if offered == 0 {
-        return (false, false);
-    }
-    match write(&mut socket.stream, slices) {
-        Ok(bytes) if bytes > 0 => {
-            if bytes < offered {
-                socket.latches.short_write();
-            }
-            engine.handle(Input::Sent { conn, bytes }, now);
-            (true, used == MAX_SLICES && bytes == offered)
-        }
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            socket.latches.short_write();
-            (false, false)
-        }
-        Ok(_) | Err(_) => {
-            socket.latches.write_closed();
-            if matches!(conn, Conn::Server(_)) && !socket.latches.is_read_closed() {
-                // It may have said why, as a backend that is terminated does: that is read first.
-                socket.latches.expect_data();
-            } else {
-                engine.handle(Input::WriteClosed { conn }, now);
-            }
-            (true, false)
         }
     }
 }

@@ -8,6 +8,7 @@ use super::token::Token;
 use crate::keys::{Conn, Key};
 use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Registry};
+use socket2::SockRef;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::{Shutdown, SocketAddr};
 
@@ -49,6 +50,30 @@ impl Stream {
             (Ok(None), Ok(())) => Some(Ok(())),
             (Ok(None), Err(error)) if error.kind() == io::ErrorKind::NotConnected => None,
             (Ok(None), Err(error)) => Some(Err(error)),
+        }
+    }
+
+    /// Writes bytes behind which more will come soon: the kernel may keep the last ones back until
+    /// a packet is full. `None`: this kind of socket knows no packets.
+    pub fn write_corked(&mut self, slices: &[IoSlice<'_>]) -> Option<io::Result<usize>> {
+        match self {
+            Stream::Tcp(stream) => {
+                let more = libc::MSG_MORE | libc::MSG_NOSIGNAL;
+                Some(
+                    stream
+                        .try_io(|| SockRef::from(&*stream).send_vectored_with_flags(slices, more)),
+                )
+            }
+            Stream::Unix(_) => None,
+        }
+    }
+
+    /// Sends off what the kernel keeps back.
+    pub fn uncork(&self) {
+        if let Stream::Tcp(stream) = self {
+            // Setting it anew pushes what is pending. If it fails the connection is dead, and the
+            // next read or write says why.
+            let _ = stream.set_nodelay(true);
         }
     }
 
