@@ -9,13 +9,14 @@
 //! goes to the back of the queue, and after its share of the turn (`sbuf_loopcnt` reads) to the
 //! next turn, so that no bulk transfer keeps the others waiting.
 
+use super::bulk::{Bulk, LARGE_BYTES};
 use super::connect;
 use super::heart::Heart;
 use super::sockets::{Socket, Sockets, Stream};
 use crate::engine::io::Input;
 use crate::keys::Conn;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// So many pieces leave in one system call.
 const MAX_SLICES: usize = 16;
@@ -24,23 +25,12 @@ const UNLIMITED_SHARE: u8 = 64;
 /// So much of what a peer still sends us is thrown away when we close.
 const MAX_DISCARD_BYTES: usize = 64 * 1024;
 
-/// From so many bytes on a write may be kept back by the kernel in the middle of a reply.
-const CORKED_BYTES: usize = 4096;
-/// So long at most.
-const CORK_LIMIT: Duration = Duration::from_millis(1);
-
-/// Which turn it is, who waits for the next, and whose last bytes the kernel keeps back.
-///
-/// A server sends a large result in pieces of 8 KiB. Passed on one by one, each of them wakes the
-/// client and costs a packet; measured, that is most of what a large result costs. So in the middle
-/// of one the kernel is told that more is to come (`MSG_MORE`): it sends full packets only. What it
-/// keeps back is pushed after a millisecond without a further write, and by the end of the reply.
+/// Which turn it is, who waits for the next, and the large transfers.
 #[derive(Debug, Default)]
 pub struct Pump {
     turn: u16,
     postponed: Vec<Conn>,
-    /// Each once, with its last write.
-    corked: Vec<(Conn, Instant)>,
+    bulk: Bulk,
 }
 
 impl Pump {
@@ -51,7 +41,7 @@ impl Pump {
 
     /// When the kernel has kept something back for long enough.
     pub fn deadline(&self) -> Option<Instant> {
-        self.corked.iter().map(|(_, written)| *written + CORK_LIMIT).min()
+        self.bulk.deadline()
     }
 
     /// Serves all connections that may have work until none is left, or their shares are used.
@@ -69,17 +59,7 @@ impl Pump {
                 self.serve(conn, socket, share, engine, now);
             }
         }
-        self.uncork(sockets, now);
-    }
-
-    fn uncork(&mut self, sockets: &mut Sockets, now: Instant) {
-        self.corked.retain(|(conn, written)| {
-            let is_due = *written + CORK_LIMIT <= now;
-            if let (true, Some(socket)) = (is_due, sockets.get_mut(*conn)) {
-                socket.stream.uncork();
-            }
-            !is_due
-        });
+        self.bulk.end_turn(sockets, now, |conn| engine.make_runnable(conn));
     }
 
     fn serve<E: Heart>(
@@ -99,7 +79,7 @@ impl Pump {
         if socket.latches.may_read() && engine.wants_read(conn) {
             if socket.take_share(self.turn, share) {
                 // Only who got on is served again: a ring that stays full must not keep us here.
-                has_more |= fill(conn, socket, engine, now) && socket.latches.may_read();
+                has_more |= self.fill(conn, socket, engine, now) && socket.latches.may_read();
             } else if socket.latches.postpone() {
                 self.postponed.push(conn);
             }
@@ -112,6 +92,58 @@ impl Pump {
         }
         if has_more {
             engine.make_runnable(conn);
+        }
+    }
+
+    /// One read. False if there was no room, or nothing to read.
+    fn fill<E: Heart>(
+        &mut self,
+        conn: Conn,
+        socket: &mut Socket,
+        engine: &mut E,
+        now: Instant,
+    ) -> bool {
+        let Some([first, second]) = engine.inbox_room(conn) else {
+            return false;
+        };
+        let room = first.len() + second.len();
+        if room == 0 {
+            return false; // a read of nothing would look like the end of the file
+        }
+        let result = uninterrupted(|| {
+            if second.is_empty() {
+                socket.stream.read(first)
+            } else {
+                let mut slices = [IoSliceMut::new(first), IoSliceMut::new(second)];
+                socket.stream.read_vectored(&mut slices)
+            }
+        });
+        match result {
+            Ok(bytes) if bytes > 0 => {
+                if bytes < room {
+                    socket.latches.short_read();
+                }
+                engine.handle(Input::Received { conn, bytes }, now);
+                if bytes >= LARGE_BYTES || self.bulk.is_watching() {
+                    let has_more = engine.has_more_to_say(conn);
+                    self.bulk.note_read((conn, &socket.stream), bytes, has_more, now);
+                }
+                true
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                socket.latches.would_block_reading();
+                engine.nothing_read(conn);
+                if socket.latches.is_write_closed() {
+                    engine.handle(Input::WriteClosed { conn }, now);
+                }
+                false
+            }
+            Ok(_) | Err(_) => {
+                socket.latches.read_closed();
+                engine.nothing_read(conn);
+                engine.handle(Input::ReadClosed { conn }, now);
+                true
+            }
         }
     }
 
@@ -165,7 +197,7 @@ impl Pump {
         engine: &E,
         now: Instant,
     ) -> io::Result<usize> {
-        if offered < CORKED_BYTES || !engine.has_more_coming(conn) {
+        if offered < LARGE_BYTES || !engine.has_more_coming(conn) {
             return write(stream, slices);
         }
         let Some(mut result) = stream.write_corked(slices) else {
@@ -174,10 +206,7 @@ impl Pump {
         while matches!(&result, Err(error) if error.kind() == io::ErrorKind::Interrupted) {
             result = stream.write_corked(slices).expect("it is the same stream");
         }
-        match self.corked.iter_mut().find(|(corked, _)| *corked == conn) {
-            Some((_, written)) => *written = now,
-            None => self.corked.push((conn, now)),
-        }
+        self.bulk.note_corked(conn, now);
         result
     }
 }
@@ -188,48 +217,6 @@ fn share_of_turn(sbuf_loopcnt: i32) -> u8 {
         Ok(share) => share,
         Err(_) if sbuf_loopcnt < 0 => UNLIMITED_SHARE,
         Err(_) => u8::MAX,
-    }
-}
-
-/// One read. False if there was no room, or nothing to read.
-fn fill<E: Heart>(conn: Conn, socket: &mut Socket, engine: &mut E, now: Instant) -> bool {
-    let Some([first, second]) = engine.inbox_room(conn) else {
-        return false;
-    };
-    let room = first.len() + second.len();
-    if room == 0 {
-        return false; // a read of nothing would look like the end of the file
-    }
-    let result = uninterrupted(|| {
-        if second.is_empty() {
-            socket.stream.read(first)
-        } else {
-            let mut slices = [IoSliceMut::new(first), IoSliceMut::new(second)];
-            socket.stream.read_vectored(&mut slices)
-        }
-    });
-    match result {
-        Ok(bytes) if bytes > 0 => {
-            if bytes < room {
-                socket.latches.short_read();
-            }
-            engine.handle(Input::Received { conn, bytes }, now);
-            true
-        }
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            socket.latches.would_block_reading();
-            engine.nothing_read(conn);
-            if socket.latches.is_write_closed() {
-                engine.handle(Input::WriteClosed { conn }, now);
-            }
-            false
-        }
-        Ok(_) | Err(_) => {
-            socket.latches.read_closed();
-            engine.nothing_read(conn);
-            engine.handle(Input::ReadClosed { conn }, now);
-            true
-        }
     }
 }
 

@@ -6,11 +6,13 @@
 use super::readiness::Latches;
 use super::token::Token;
 use crate::keys::{Conn, Key};
+use crate::sys;
 use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Registry};
 use socket2::SockRef;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::{Shutdown, SocketAddr};
+use std::os::fd::AsFd;
 
 /// The socket of one connection.
 #[derive(Debug)]
@@ -58,7 +60,7 @@ impl Stream {
     pub fn write_corked(&mut self, slices: &[IoSlice<'_>]) -> Option<io::Result<usize>> {
         match self {
             Stream::Tcp(stream) => {
-                let more = libc::MSG_MORE | libc::MSG_NOSIGNAL;
+                let more = sys::MORE_TO_COME;
                 Some(
                     stream
                         .try_io(|| SockRef::from(&*stream).send_vectored_with_flags(slices, more)),
@@ -74,6 +76,14 @@ impl Stream {
             // Setting it anew pushes what is pending. If it fails the connection is dead, and the
             // next read or write says why.
             let _ = stream.set_nodelay(true);
+        }
+    }
+
+    /// The kernel shall not wake us for fewer bytes. False: it knows no such limit.
+    pub fn wake_from(&self, bytes: i32) -> bool {
+        match self {
+            Stream::Tcp(stream) => sys::set_receive_low_water(stream.as_fd(), bytes).is_ok(),
+            Stream::Unix(_) => false,
         }
     }
 

@@ -251,6 +251,9 @@ impl Heart for Echo {
         used
     }
 
+    fn has_more_to_say(&self, _conn: Conn) -> bool {
+        false
+    }
     fn has_more_coming(&self, _conn: Conn) -> bool {
         false
     }
