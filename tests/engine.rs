@@ -69,6 +69,10 @@ impl World {
             match effect {
                 Effect::Connect { server, .. } => self.dialled.push(server),
                 Effect::Resolve { server, .. } => self.asked.push(server),
+                Effect::Derive { conn, derivation } => {
+                    let salted = Some(derivation.run());
+                    self.engine.handle(Input::Derived { conn, derivation, salted }, self.now);
+                }
                 Effect::Close { conn } => {
                     let last = self.outgoing(conn);
                     self.closed.push((conn, last));

@@ -382,6 +382,7 @@ impl Storm {
             match effect {
                 Effect::Connect { server, .. } => self.dialled.push(server),
                 Effect::Resolve { .. } => panic!("addresses are literals"),
+                Effect::Derive { .. } => panic!("nobody has a password"),
                 Effect::Close { conn } => self.close(conn),
             }
         }

@@ -1,7 +1,12 @@
 //! Who is this: the files that say who may be whom, and how he has to prove it.
 
+pub mod answer;
+pub mod derivation;
+pub mod digest;
 pub mod hba;
 pub mod ident;
+pub mod scram_client;
+pub mod secret;
 pub mod tokens;
 pub mod userlist;
 

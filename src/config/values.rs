@@ -74,7 +74,7 @@ impl From<&str> for List {
 }
 
 /// A password or stored secret: any bytes, never printed.
-#[derive(Clone, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct Secret(Box<[u8]>);
 
 impl Secret {

@@ -10,6 +10,7 @@
 //!
 //! tells what else happened by an [`Input`], and afterwards performs each [`Effect`].
 
+use crate::auth::derivation::{Derivation, SaltedPassword};
 use crate::keys::{Conn, ServerKey};
 use std::net::{IpAddr, SocketAddr};
 
@@ -65,6 +66,15 @@ pub enum Input {
         /// In the resolver's order.
         addresses: Vec<IpAddr>,
     },
+    /// The answer to [`Effect::Derive`].
+    Derived {
+        /// Who needed it.
+        conn: Conn,
+        /// What was asked.
+        derivation: Derivation,
+        /// `None`: there is too much of such work already.
+        salted: Option<SaltedPassword>,
+    },
     /// Time has passed: act on deadlines. Sent once a turn, after everything else.
     Tick,
 }
@@ -86,6 +96,13 @@ pub enum Effect {
         server: ServerKey,
         /// The name as configured.
         host: String,
+    },
+    /// Make a key of a password without holding up the loop; answered by [`Input::Derived`].
+    Derive {
+        /// Who needs it.
+        conn: Conn,
+        /// Of what.
+        derivation: Derivation,
     },
     /// Try once to write what [`super::Engine::outgoing`] still holds, close the socket (if there
     /// is one yet), then call [`super::Engine::forget`]. The only way a connection ends.

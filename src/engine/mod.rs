@@ -9,6 +9,7 @@
 
 pub mod check;
 pub mod clients;
+pub mod credentials;
 pub mod endings;
 pub mod io;
 pub mod logins;
@@ -18,6 +19,7 @@ pub mod servers;
 pub mod statements;
 mod step;
 
+use crate::auth::derivation::Derived;
 use crate::auth::userlist::Userlist;
 use crate::config::Config;
 use crate::config::settings::Settings;
@@ -42,6 +44,8 @@ pub struct Engine {
     house: House,
     config: Config,
     userlist: Userlist,
+    /// Keys made of passwords.
+    derived: Derived,
     effects: VecDeque<Effect>,
     runnable: VecDeque<Conn>,
     /// The server that is being handed to one waiting client after the other: a thousand that
@@ -62,6 +66,7 @@ impl Engine {
             house: House::new(ring_bytes, tracked),
             config,
             userlist,
+            derived: Derived::default(),
             effects: VecDeque::new(),
             runnable: VecDeque::new(),
             serving: None,
@@ -114,6 +119,9 @@ impl Engine {
                 self.server_connect_failed(server, error.as_deref(), now);
             }
             Input::Resolved { server, addresses } => self.server_resolved(server, &addresses, now),
+            Input::Derived { conn, derivation, salted } => {
+                self.on_derived(conn, (derivation, salted), now);
+            }
             Input::Tick => self.tick(now),
         }
     }

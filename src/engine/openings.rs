@@ -1,16 +1,18 @@
 //! Opening servers: when waiting clients are a reason to, where, and our login there.
 
 use crate::engine::Engine;
+use crate::engine::credentials::credentials;
 use crate::engine::io::{Effect, ServerAddress};
 use crate::keys::{Conn, PoolKey, ServerKey};
 use crate::pool::queues::End;
 use crate::pool::sizing::Whereabouts;
 use crate::pool::{House, Pool, Welcome};
+use crate::ring::Ring;
 use crate::session::client;
 use crate::session::farewell::Reason;
 use crate::session::relay;
 use crate::session::server::{Activity, Purpose, Server, State};
-use crate::session::server_login::{Failure, Next, ServerLogin, ServerLoginEvent};
+use crate::session::server_login::{Failure, Next, ServerLoginEvent, Tools};
 use crate::wire::backend::ErrorFields;
 use crate::wire::emit;
 use crate::wire::frame::Peek;
@@ -205,7 +207,7 @@ impl Engine {
         let State::LoggingIn(login) = state else {
             return None;
         };
-        if !relay::rest(inbox, None) {
+        if login.is_deriving() || !relay::rest(inbox, None) {
             return None;
         }
         let header = match inbox.peek(max_packet_bytes) {
@@ -225,18 +227,42 @@ impl Engine {
         }
         let message = inbox.copy(0, header.bytes);
         inbox.skip(header.bytes);
-        let has_query = pools.get(*pool).is_some_and(|pool| pool.database.connect_query.is_some());
-        let login: &mut ServerLogin = login;
-        Some(login.step(&message, has_query, parameters, (tracked, values)))
+        let pool = pools.get(*pool).expect("a server's pool outlives it");
+        let tools = Tools {
+            credentials: credentials(pool, &self.userlist),
+            has_connect_query: pool.database.connect_query.is_some(),
+            parameters,
+            tracked,
+            values,
+        };
+        Some(login.step(&message, tools))
     }
 
-    fn server_login_event(&mut self, key: ServerKey, event: ServerLoginEvent, now: Instant) {
+    pub(super) fn server_login_event(
+        &mut self,
+        key: ServerKey,
+        event: ServerLoginEvent,
+        now: Instant,
+    ) {
         let House { servers, pools, rings, .. } = &mut self.house;
         let Some(server) = servers.get_mut(key) else {
             return;
         };
         match event {
             ServerLoginEvent::None => {}
+            ServerLoginEvent::Answer(words) => {
+                let answer =
+                    |ring: &mut Ring| emit::message(ring, Some(b'p'), |body| body.bytes(&words));
+                match server.egress.push_own(rings, answer) {
+                    Ok(()) => self.make_runnable(Conn::Server(key)),
+                    Err(emit::Full) => self.close_server(key, Reason::AUTHREQ_FAILED, now),
+                }
+            }
+            ServerLoginEvent::Derive(derivation) => {
+                if let Some(salted) = self.derive(Conn::Server(key), derivation) {
+                    self.server_key_derived(key, &salted, now);
+                }
+            }
             ServerLoginEvent::CancelKey(cancel_key) => server.cancel_key = cancel_key,
             ServerLoginEvent::ConnectQueryFailed(error) => {
                 log::error!("S: error while executing exec_on_query: {error}");
@@ -270,14 +296,13 @@ impl Engine {
         self.staff(pool_key, now);
     }
 
-    fn server_login_failed(&mut self, key: ServerKey, failure: Failure, now: Instant) {
+    pub(super) fn server_login_failed(&mut self, key: ServerKey, failure: Failure, now: Instant) {
         let pool = self.house.servers.get(key).map(|server| server.pool);
         let (reason, told) = match failure {
             Failure::Refused(error) => refusal(error),
-            Failure::Method(method) => {
-                log::error!("unknown/unsupported auth method: {method}");
-                let text = format!("server login failed: auth method {method} is not built yet");
-                (Reason::AUTHREQ_FAILED, Some(Reason::ToldOf(text)))
+            Failure::NotAnswered(refusal) => {
+                log::error!("{} {}", self.house.server_name(key), refusal.log);
+                (Reason::AUTHREQ_FAILED, refusal.told.map(Reason::Told))
             }
             Failure::Other(reason) => (reason, None),
         };

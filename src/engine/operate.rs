@@ -88,6 +88,8 @@ impl Engine {
         if let Some(userlist) = userlist {
             self.userlist = userlist;
         }
+        // Passwords may have changed: what was made of the old ones is of no use.
+        self.derived.clear();
         self.log_dropped(&old);
         for key in self.house.pools.keys() {
             self.reload_pool(key, &old, now);
@@ -137,6 +139,10 @@ impl Engine {
         // user now belong to another pool, which their next login finds.
         pool.database = entry;
         pool.configure(&self.config);
+        if self.userlist.contains(&pool.user) {
+            // The operator's word is newer than what a client has brought.
+            pool.learned.secret = None;
+        }
         if moved {
             pool.welcome = None;
             self.retire_servers(key, now);

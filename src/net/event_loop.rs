@@ -194,6 +194,12 @@ impl<E: Heart> EventLoop<E> {
                     self.engine.handle(Input::Resolved { server, addresses }, self.now);
                 }
             }
+            Effect::Derive { conn, derivation } => {
+                if let Err(derivation) = self.helper.derive(conn, derivation) {
+                    let input = Input::Derived { conn, derivation, salted: None };
+                    self.engine.handle(input, self.now);
+                }
+            }
             Effect::Close { conn } => {
                 // Dropping the socket takes it out of the poller, too.
                 if let Some(socket) = self.sockets.remove(conn) {

@@ -1,35 +1,32 @@
-//! Work that may block, on one side thread: for now, looking up host names.
+//! Work that may block or take long, on one side thread: looking up host names, making keys of
+//! passwords.
 //!
 //! Jobs go there over a bounded queue, answers come back over another, and a waker ends the sleep
 //! of the loop. The thread starts with the first job: who names servers by address has none.
 
 use super::heart::Heart;
 use super::token::Token;
+use crate::auth::derivation::Derivation;
 use crate::engine::io::Input;
-use crate::keys::ServerKey;
+use crate::keys::{Conn, ServerKey};
 use mio::{Registry, Waker};
 use std::io;
 use std::net::{IpAddr, ToSocketAddrs};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
 use std::time::Instant;
 
 /// So many jobs may wait.
-const MAX_JOBS: usize = 256;
+const MAX_JOBS: usize = 4096;
 
-struct Job {
-    server: ServerKey,
-    host: String,
-}
-
-struct Answer {
-    server: ServerKey,
-    addresses: Vec<IpAddr>,
+enum Job {
+    Resolve { server: ServerKey, host: String },
+    Derive { conn: Conn, derivation: Derivation },
 }
 
 struct Thread {
     jobs: SyncSender<Job>,
-    answers: Receiver<Answer>,
+    answers: Receiver<Input>,
 }
 
 /// Our end of the side thread.
@@ -49,7 +46,18 @@ impl Helper {
     /// Asks for the addresses of a host; false if that is not possible now, which is logged.
     #[must_use]
     pub fn resolve(&mut self, server: ServerKey, host: String) -> bool {
-        let job = Job { server, host };
+        self.submit(Job::Resolve { server, host }, "host names to look up").is_ok()
+    }
+
+    /// Asks for a key; gives the question back if that is not possible now, which is logged.
+    pub fn derive(&mut self, conn: Conn, derivation: Derivation) -> Result<(), Derivation> {
+        match self.submit(Job::Derive { conn, derivation }, "passwords to digest") {
+            Err(Job::Derive { derivation, .. }) => Err(derivation),
+            Ok(()) | Err(Job::Resolve { .. }) => Ok(()),
+        }
+    }
+
+    fn submit(&mut self, job: Job, what: &str) -> Result<(), Job> {
         let thread = match self.thread.take().map_or_else(|| self.start(), Ok) {
             Ok(thread) => self.thread.insert(thread),
             Err(error) => {
@@ -57,14 +65,15 @@ impl Helper {
                     "could not start the helper thread: {}",
                     crate::sys::error_text(&error)
                 );
-                return false;
+                return Err(job);
             }
         };
-        if thread.jobs.try_send(job).is_err() {
-            log::warn!("too many host names to look up at once, {MAX_JOBS} are waiting");
-            return false;
-        }
-        true
+        thread.jobs.try_send(job).map_err(|error| {
+            log::warn!("too many {what} at once, {MAX_JOBS} jobs are waiting");
+            match error {
+                TrySendError::Full(job) | TrySendError::Disconnected(job) => job,
+            }
+        })
     }
 
     /// The waker's event came.
@@ -78,8 +87,8 @@ impl Helper {
             return;
         }
         let answers = self.thread.iter().flat_map(|thread| thread.answers.try_iter());
-        for Answer { server, addresses } in answers {
-            engine.handle(Input::Resolved { server, addresses }, now);
+        for answer in answers {
+            engine.handle(answer, now);
         }
     }
 
@@ -95,10 +104,18 @@ impl Helper {
 }
 
 /// The side thread's life: ends when the loop has gone.
-fn work(jobs: &Receiver<Job>, answers: &Sender<Answer>, waker: &Waker) {
-    for Job { server, host } in jobs {
-        let addresses = addresses_of(&host);
-        if answers.send(Answer { server, addresses }).is_err() || waker.wake().is_err() {
+fn work(jobs: &Receiver<Job>, answers: &Sender<Input>, waker: &Waker) {
+    for job in jobs {
+        let answer = match job {
+            Job::Resolve { server, host } => {
+                Input::Resolved { server, addresses: addresses_of(&host) }
+            }
+            Job::Derive { conn, derivation } => {
+                let salted = Some(derivation.run());
+                Input::Derived { conn, derivation, salted }
+            }
+        };
+        if answers.send(answer).is_err() || waker.wake().is_err() {
             return;
         }
     }

@@ -13,8 +13,9 @@ pub mod mode;
 pub mod queues;
 pub mod sizing;
 
+use crate::auth::digest::KEY_BYTES;
 use crate::config::entries::Database;
-use crate::config::values::PoolMode;
+use crate::config::values::{PoolMode, Secret};
 use crate::config::{Config, settings::Settings};
 use crate::keys::{ClientKey, Conn, Keyed, PoolKey, ServerKey};
 use crate::ring::Rings;
@@ -76,6 +77,23 @@ pub struct Pool {
     pub welcome: Option<Welcome>,
     /// What became of the last attempts to open a server.
     pub attempts: Attempts,
+    /// What its clients have brought to log in to servers with.
+    pub learned: Learned,
+}
+
+/// What clients have brought that proved who they are, and their servers accept as well.
+#[derive(Default)]
+pub struct Learned {
+    /// A password, or what is kept instead of one.
+    pub secret: Option<Secret>,
+    /// The ClientKey of SCRAM.
+    pub client_key: Option<[u8; KEY_BYTES]>,
+}
+
+impl fmt::Debug for Learned {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Learned(****)")
+    }
 }
 
 /// What the first server of a pool told us.
@@ -136,6 +154,7 @@ impl House {
             active_clients: 0,
             welcome: None,
             attempts: Attempts::default(),
+            learned: Learned::default(),
         };
         pool.configure(config);
         let key = self.pools.insert(pool);

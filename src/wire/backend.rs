@@ -154,19 +154,36 @@ impl std::fmt::Display for ErrorFields {
 
 /// What a server asks for in an Authentication message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Authentication {
+pub enum Authentication<'a> {
     /// 0: the login is accepted.
     Ok,
-    /// Some method, by its number.
-    Method(u32),
+    /// 3: the password as it is.
+    CleartextPassword,
+    /// 5: the password digested with this salt.
+    Md5Password([u8; 4]),
+    /// 10: one of these mechanisms, each with a NUL, and another NUL.
+    Sasl(&'a [u8]),
+    /// 11: the exchange goes on.
+    SaslContinue(&'a [u8]),
+    /// 12: the exchange ends.
+    SaslFinal(&'a [u8]),
+    /// Some other method, by its number.
+    Other(u32),
 }
 
-/// The body of an Authentication message.
-pub fn authentication(body: &[u8]) -> Option<Authentication> {
-    match u32::from_be_bytes(*body.first_chunk()?) {
-        0 => Some(Authentication::Ok),
-        method => Some(Authentication::Method(method)),
-    }
+/// The body of an Authentication message. `None`: it is none.
+pub fn authentication(body: &[u8]) -> Option<Authentication<'_>> {
+    let (method, rest) = body.split_first_chunk()?;
+    let request = match u32::from_be_bytes(*method) {
+        0 => Authentication::Ok,
+        3 => Authentication::CleartextPassword,
+        5 => return Some(Authentication::Md5Password(rest.try_into().ok()?)),
+        10 => return Some(Authentication::Sasl(rest)),
+        11 => return Some(Authentication::SaslContinue(rest)),
+        12 => return Some(Authentication::SaslFinal(rest)),
+        other => return Some(Authentication::Other(other)),
+    };
+    rest.is_empty().then_some(request)
 }
 
 #[cfg(test)]
@@ -194,6 +211,26 @@ mod tests {
         }
         assert_eq!(ErrorFields::parse(b"Cxx\0\0"), ErrorFields::default());
         assert_eq!(ErrorFields::parse(b""), ErrorFields::default());
+    }
+
+    #[test]
+    fn requests_for_authentication_are_told_apart() {
+        let body = |method: u32, rest: &[u8]| [&method.to_be_bytes()[..], rest].concat();
+        for (method, rest, expected) in [
+            (0, &b""[..], Some(Authentication::Ok)),
+            (0, b"x", None),
+            (3, b"", Some(Authentication::CleartextPassword)),
+            (5, b"salt", Some(Authentication::Md5Password(*b"salt"))),
+            (5, b"sal", None),
+            (5, b"salty", None),
+            (10, b"A\0\0", Some(Authentication::Sasl(b"A\0\0"))),
+            (11, b"r", Some(Authentication::SaslContinue(b"r"))),
+            (12, b"v", Some(Authentication::SaslFinal(b"v"))),
+            (7, b"x", Some(Authentication::Other(7))),
+        ] {
+            assert_eq!(authentication(&body(method, rest)), expected, "{method}");
+        }
+        assert_eq!(authentication(b"\0\0\0"), None);
     }
 
     #[test]

@@ -259,6 +259,10 @@ impl Shell {
                 self.dial(server, Some(to), rng);
             }
             Effect::Resolve { server, .. } => self.dial(server, None, rng),
+            Effect::Derive { conn, derivation } => {
+                let salted = Some(derivation.run());
+                self.engine.handle(Input::Derived { conn, derivation, salted }, self.now);
+            }
             Effect::Close { conn } => {
                 if let Some(socket) = self.socket_of.remove(&conn) {
                     if self.sockets[socket].worth_writing() {

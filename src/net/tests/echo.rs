@@ -170,6 +170,7 @@ impl Heart for Echo {
                 self.make_runnable(conn);
                 self.close_if_done(conn);
             }
+            Input::Derived { .. } => panic!("an echo has no passwords"),
             Input::ReadClosed { conn } => {
                 let peer = self.peer_mut(conn).unwrap();
                 assert!(!peer.is_read_closed, "the end comes once");
