@@ -7,6 +7,7 @@
 //! the one place where a conversation ends. [`operate`] is what the operator does to the house,
 //! [`check`] its laws.
 
+pub mod asking;
 pub mod check;
 pub mod clients;
 pub mod credentials;
