@@ -28,6 +28,7 @@ use crate::pool::House;
 use crate::pool::stats::{Averages, Periods};
 use crate::session::client::Client;
 use crate::session::params::Tracked;
+use crate::session::server::Activity;
 use io::{ClientAddress, Effect, Input};
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -221,6 +222,30 @@ impl Engine {
                 server.egress.gather(linked.and_then(|client| client.inbox.ring()), slices)
             }),
         }
+    }
+
+    /// Whether what it has sent so far ends within a reply or a COPY, the rest of which will come.
+    /// Only a hint: whoever keeps bytes back for its sake must not do so for long.
+    pub fn has_more_to_say(&self, conn: Conn) -> bool {
+        match conn {
+            Conn::Client(key) => self.house.clients.get(key).is_some_and(|client| {
+                client.is_copying_in()
+                    || (client.server().is_some() && client.inbox.is_mid_message())
+            }),
+            Conn::Server(key) => self.house.servers.get(key).is_some_and(|server| {
+                server.client().is_some() && server.activity == Activity::Busy
+            }),
+        }
+    }
+
+    /// The same of what [`Engine::outgoing`] holds for it.
+    pub fn has_more_coming(&self, conn: Conn) -> bool {
+        let House { clients, servers, .. } = &self.house;
+        let linked = match conn {
+            Conn::Client(key) => clients.get(key).and_then(Client::server).map(Conn::Server),
+            Conn::Server(key) => servers.get(key).and_then(|s| s.client()).map(Conn::Client),
+        };
+        linked.is_some_and(|linked| self.has_more_to_say(linked))
     }
 
     /// Its socket is closed: the slot is free for another.

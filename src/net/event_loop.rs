@@ -148,7 +148,8 @@ impl<E: Heart> EventLoop<E> {
         if must_not_sleep {
             return Some(Duration::ZERO);
         }
-        let deadlines = [self.engine.next_deadline(), self.listeners.deadline()];
+        let deadlines =
+            [self.engine.next_deadline(), self.listeners.deadline(), self.pump.deadline()];
         let next = deadlines.into_iter().flatten().min()?;
         Some(next.saturating_duration_since(self.now))
     }
