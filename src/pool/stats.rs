@@ -2,7 +2,7 @@
 //!
 //! Each pool counts in plain integers ([`Counters`]), by the clock reading of the turn: nothing is
 //! formatted, allocated or looked up for a query. Every `stats_period` all pools keep what they had
-//! counted ([`Stats::keep`]), two times back, so that an average asked for at any moment spans one
+//! counted (`Stats::keep`), two times back, so that an average asked for at any moment spans one
 //! to two periods.
 //!
 //! ```text
