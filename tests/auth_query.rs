@@ -166,6 +166,27 @@ fn the_question_is_asked_without_the_clients_parameters() {
     }
 }
 
+/// Reliability 5: who works on the connections that ask, leaves nothing there that could answer.
+#[test]
+fn clients_of_the_same_pool_cannot_forge_an_answer() {
+    let stage = Stage::new(|ini, database| {
+        ini.database("db", &connect(database, "user=carol")).set("default_pool_size", "1");
+    });
+    let mut clerk = stage.knock("bob");
+    clerk.until_ready();
+    let forged = "CREATE TEMP TABLE users AS SELECT 'mallory' AS name, 'x' AS secret";
+    clerk.query(forged);
+    clerk.query("CREATE SCHEMA evil");
+    clerk.query("CREATE TABLE evil.users AS SELECT 'trudy' AS name, 'x' AS secret");
+    clerk.query("SET search_path = evil, public");
+    assert_eq!(clerk.value("SELECT name FROM users"), "mallory");
+    stage.knock("mallory").expect_fatal("no such user");
+    stage.knock("trudy").expect_fatal("no such user");
+    stage.sees("alice");
+    // The clerk's next query finds a connection that is as good as new.
+    assert_eq!(clerk.value("SHOW search_path"), "\"$user\", public");
+}
+
 #[test]
 fn answers_that_are_none_are_a_configuration_error() {
     for (query, words) in [

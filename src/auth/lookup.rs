@@ -83,9 +83,18 @@ pub fn ask(ring: &mut Ring, query: &str, user: &str) -> Result<(), Full> {
 }
 
 /// Whom we have asked about, and what was said so far.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Asked {
+    phase: Phase,
     row: Option<Account>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// The session is put back to how it began (`DISCARD ALL`). Leaves to `Answering`.
+    Cleaning,
+    /// The answer itself.
+    Answering,
 }
 
 /// What a message of the answer leads to.
@@ -98,8 +107,32 @@ pub enum Next {
 }
 
 impl Asked {
+    /// Before its first message. `cleans`: a `DISCARD ALL` is answered first.
+    pub fn new(cleans: bool) -> Self {
+        let phase = if cleans { Phase::Cleaning } else { Phase::Answering };
+        Self { phase, row: None }
+    }
+
+    /// Whether the answer to `DISCARD ALL` is still to come.
+    pub fn is_cleaning(&self) -> bool {
+        self.phase == Phase::Cleaning
+    }
+
     /// Takes the next message: its tag, and its body.
     pub fn step(&mut self, tag: u8, body: &[u8]) -> Result<Next, Trouble> {
+        match (self.phase, tag) {
+            (Phase::Cleaning, b'C' | b'N' | b'A' | b'S') => Ok(Next::Wait),
+            (Phase::Cleaning, b'Z') if body == b"I" => {
+                self.phase = Phase::Answering;
+                Ok(Next::Wait)
+            }
+            (_, b'E') => Err(Trouble::Error(ErrorFields::parse(body))),
+            (Phase::Cleaning, _) => Err(Trouble::Unexpected),
+            (Phase::Answering, tag) => self.answer(tag, body),
+        }
+    }
+
+    fn answer(&mut self, tag: u8, body: &[u8]) -> Result<Next, Trouble> {
         match tag {
             b'T' => {
                 let count = u16::from_be_bytes(*body.first_chunk().ok_or(Trouble::BadPacket)?);
@@ -112,7 +145,6 @@ impl Asked {
                 Ok(Next::Wait)
             }
             b'1' | b'2' | b'C' | b'N' | b'A' | b'S' => Ok(Next::Wait),
-            b'E' => Err(Trouble::Error(ErrorFields::parse(body))),
             b'Z' => match backend::ready_for_query(body) {
                 Some(TxStatus::Idle) => Ok(Next::Done(self.row.take())),
                 // A query that leaves a transaction open would be the next client's trouble.
@@ -182,7 +214,10 @@ mod tests {
     }
 
     fn play(messages: &[(u8, Vec<u8>)]) -> Result<Next, Trouble> {
-        let mut asked = Asked::default();
+        play_on(Asked::new(false), messages)
+    }
+
+    fn play_on(mut asked: Asked, messages: &[(u8, Vec<u8>)]) -> Result<Next, Trouble> {
         let mut last = Ok(Next::Wait);
         for (tag, body) in messages {
             last = Ok(asked.step(*tag, body)?);
@@ -226,6 +261,20 @@ mod tests {
         assert_eq!(play(&[(b'G', vec![])]), Err(Trouble::Unexpected));
         let error = Trouble::Error(ErrorFields::default());
         assert_eq!(play(&[(b'E', vec![])]), Err(error));
+    }
+
+    #[test]
+    fn a_session_is_cleaned_before_the_answer() {
+        let clean = [(b'S', b"a\0b\0".to_vec()), (b'C', vec![]), (b'Z', b"I".to_vec())];
+        let all: Vec<_> = clean.into_iter().chain(answer(row(&[Some(b"u"), Some(b"p")]))).collect();
+        assert_eq!(play_on(Asked::new(true), &all), account("u", Some(b"p")));
+        // Nothing but its end is an end: a row before it is somebody else's.
+        let early = answer(row(&[Some(b"u"), Some(b"p")]));
+        assert_eq!(play_on(Asked::new(true), &early), Err(Trouble::Unexpected));
+        let failed = [(b'E', vec![])];
+        let error = Err(Trouble::Error(ErrorFields::default()));
+        assert_eq!(play_on(Asked::new(true), &failed), error);
+        assert_eq!(play_on(Asked::new(true), &[(b'Z', b"T".to_vec())]), Err(Trouble::Unexpected));
     }
 
     /// Reliability 9: a name is a parameter, whatever it looks like.

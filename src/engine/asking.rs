@@ -3,7 +3,8 @@
 //! The question goes through the pool of `auth_user` at the authentication database. Whoever asks
 //! is not one of that pool's clients: it waits beside them (`Pool::askers`), is never linked to the
 //! server that answers (`State::Asking`), and nothing that it has said gets there but its name, as
-//! a bound parameter (reliability 5, 9).
+//! a bound parameter (reliability 5, 9). A server that has worked for clients forgets what they
+//! have left, before it is asked.
 
 use crate::auth::lookup::{self, Account, Asked, Next, Trouble};
 use crate::config::CONSOLE;
@@ -13,6 +14,7 @@ use crate::engine::logins::Identity;
 use crate::keys::{ClientKey, Conn, PoolKey, ServerKey};
 use crate::pool::House;
 use crate::pool::queues::End;
+use crate::pool::stats::microseconds;
 use crate::session::client;
 use crate::session::client_login::Pending;
 use crate::session::farewell::Reason;
@@ -111,22 +113,34 @@ impl Engine {
 
     /// Puts the question to a server that is free.
     pub(super) fn ask(&mut self, key: ClientKey, server_key: ServerKey, now: Instant) {
-        let House { clients, servers, rings, .. } = &mut self.house;
+        let House { clients, servers, pools, rings, .. } = &mut self.house;
         let (Some(client), Some(server)) = (clients.get_mut(key), servers.get_mut(server_key))
         else {
             return;
         };
-        let (Some(login), client::State::AwaitingAccount { server: asked, .. }) =
+        let (Some(login), client::State::AwaitingAccount { pool, server: place, since }) =
             (&client.login, &mut client.state)
         else {
             return;
         };
         assert!(server.is_done(), "only a server that owes nothing is asked");
-        *asked = Some(server_key);
+        *place = Some(server_key);
+        if let Some(pool) = pools.get_mut(*pool) {
+            pool.stats.total.assignments += 1;
+            pool.stats.total.wait_us += microseconds(*since, now);
+        }
+        // Clients of this pool may have left a search_path, or a temporary table of users.
+        let asked = Asked::new(std::mem::take(&mut server.has_served));
         let (query, name) = (&login.query, &login.startup.user);
-        let written = server.egress.push_own(rings, |ring| lookup::ask(ring, query, name));
+        let written = server.egress.push_own(rings, |ring| {
+            if asked.is_cleaning() {
+                server.statements.clear();
+                emit::query(ring, b"DISCARD ALL")?;
+            }
+            lookup::ask(ring, query, name)
+        });
         server.activity = Activity::Busy;
-        let asking = State::Asking { client: key, asked: Box::new(Asked::default()) };
+        let asking = State::Asking { client: key, asked: Box::new(asked) };
         self.house.set_server_state(server_key, asking, End::Back);
         match written {
             Ok(()) => self.make_runnable(Conn::Server(server_key)),
@@ -169,7 +183,7 @@ impl Engine {
 
     fn answer_step(&mut self, key: ServerKey) -> Option<Result<Next, Trouble>> {
         let max_packet_bytes = self.config.settings.max_packet_size;
-        let House { servers, values, tracked, .. } = &mut self.house;
+        let House { servers, pools, values, tracked, .. } = &mut self.house;
         let server = servers.get_mut(key)?;
         if !relay::rest(&mut server.inbox, None) {
             return None;
@@ -184,10 +198,14 @@ impl Engine {
             return None;
         }
         let message = server.inbox.copy(0, header.bytes);
-        let Server { state: State::Asking { asked, .. }, inbox, parameters, .. } = server else {
+        let Server { state: State::Asking { asked, .. }, inbox, parameters, pool, .. } = server
+        else {
             return None;
         };
         inbox.skip(header.bytes);
+        if let Some(pool) = pools.get_mut(*pool) {
+            pool.stats.total.sent_bytes += header.bytes;
+        }
         let (tag, body) = (message[0], &message[5..]);
         if tag == b'S' {
             let Some((name, value)) = backend::parameter_status(body) else {

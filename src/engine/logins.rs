@@ -280,6 +280,9 @@ impl Engine {
         if self.house.mode.is_shutting_down() {
             return Err(Reason::POOLER_SHUTTING_DOWN);
         }
+        if let Some(pool) = self.house.pools.get_mut(pool) {
+            pool.stats.total.client_logins += 1;
+        }
         if self.house.pools.get(pool).is_some_and(|pool| pool.welcome.is_some()) {
             return self.welcome(key, pool);
         }
@@ -300,6 +303,7 @@ impl Engine {
             if !matches!(state, Some(State::AwaitingWelcome { .. })) {
                 continue;
             }
+            self.house.wait_ends(key, now);
             match self.welcome(key, pool) {
                 Ok(()) => self.client_goes_on(key, now),
                 Err(reason) => self.close_client(key, reason, now),

@@ -15,6 +15,7 @@ use super::token::Token;
 use crate::engine::Engine;
 use crate::engine::io::{Effect, Input, ServerAddress};
 use crate::keys::{Conn, ServerKey};
+use crate::pool::stats::Averages;
 use crate::sys::error_text;
 use mio::{Events, Poll};
 use std::io;
@@ -31,6 +32,8 @@ pub enum Flow {
     Continue,
     /// The operator wants something. One at a time; the next turn brings the next.
     Signal(Signal),
+    /// The service manager is to be told how busy we are.
+    Report(Averages),
 }
 
 /// The engine and everything around it.
@@ -45,6 +48,8 @@ pub struct EventLoop<E = Engine> {
     helper: Helper,
     signals: Signals,
     secrets: Secrets,
+    /// What the service manager has not been told yet.
+    report: Option<Averages>,
     /// The clock as this turn read it, or the last one.
     now: Instant,
 }
@@ -66,6 +71,7 @@ impl<E: Heart> EventLoop<E> {
             helper,
             signals,
             secrets: Secrets::default(),
+            report: None,
             now: Instant::now(),
         })
     }
@@ -86,16 +92,16 @@ impl<E: Heart> EventLoop<E> {
         &self.sockets.get_mut(conn).expect("it has a socket").stream
     }
 
-    /// Turns until the engine has come to its end, `on_signal` breaks, or the poller fails.
+    /// Turns until the engine has come to its end, `act` breaks, or the poller fails. What came
+    /// out of a turn is for `act`.
     pub fn run(
         &mut self,
-        mut on_signal: impl FnMut(&mut Self, Signal) -> ControlFlow<()>,
+        mut act: impl FnMut(&mut Self, Flow) -> ControlFlow<()>,
     ) -> io::Result<()> {
         self.now = Instant::now();
         while !self.engine.is_over() {
-            if let Flow::Signal(signal) = self.turn()?
-                && on_signal(self, signal).is_break()
-            {
+            let flow = self.turn()?;
+            if flow != Flow::Continue && act(self, flow).is_break() {
                 break;
             }
         }
@@ -115,7 +121,10 @@ impl<E: Heart> EventLoop<E> {
         while let Some(effect) = self.engine.next_effect() {
             self.perform(effect);
         }
-        Ok(self.signals.take().map_or(Flow::Continue, Flow::Signal))
+        if let Some(signal) = self.signals.take() {
+            return Ok(Flow::Signal(signal));
+        }
+        Ok(self.report.take().map_or(Flow::Continue, Flow::Report))
     }
 
     fn wait_for_events(&mut self) -> io::Result<()> {
@@ -200,6 +209,7 @@ impl<E: Heart> EventLoop<E> {
                     self.engine.handle(input, self.now);
                 }
             }
+            Effect::Report(averages) => self.report = Some(averages),
             Effect::Close { conn } => {
                 // Dropping the socket takes it out of the poller, too.
                 if let Some(socket) = self.sockets.remove(conn) {

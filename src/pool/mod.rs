@@ -3,7 +3,7 @@
 //! The [`House`] holds all clients, servers and pools. [`queues`] is the one place that moves a
 //! connection from one state to another, [`link`] brings a client and a server together and takes
 //! them apart, [`sizing`] decides when to open another server, [`cancel`] pairs CancelRequests
-//! with their targets, [`janitor`] finds whose time is up. [`mode`] is what the operator has
+//! with their targets, [`janitor`] finds whose time is up, [`stats`] counts. [`mode`] is what the operator has
 //! ordered for all of it.
 
 pub mod cancel;
@@ -12,6 +12,7 @@ pub mod link;
 pub mod mode;
 pub mod queues;
 pub mod sizing;
+pub mod stats;
 
 use crate::auth::digest::KEY_BYTES;
 use crate::config::entries::Database;
@@ -25,6 +26,7 @@ use crate::session::prepared::Statements;
 use crate::session::server::{Server, ServerAddress};
 use mode::Mode;
 use queues::{Queue, ServerQueues};
+use stats::{Periods, Stats};
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -51,6 +53,10 @@ pub struct House {
     pub statements: Statements,
     /// Clients that are closed at the end of the turn.
     pub closing_clients: usize,
+    /// Over which times averages go.
+    pub periods: Periods,
+    /// What was done on the console.
+    pub console_stats: Stats,
     by_name: HashMap<(String, String), PoolKey>,
 }
 
@@ -82,6 +88,8 @@ pub struct Pool {
     pub attempts: Attempts,
     /// What its clients have brought to log in to servers with.
     pub learned: Learned,
+    /// What it has done.
+    pub stats: Stats,
 }
 
 /// What clients have brought that proved who they are, and their servers accept as well.
@@ -123,7 +131,7 @@ pub struct Attempts {
 
 impl House {
     /// An empty house.
-    pub fn new(ring_bytes: usize, tracked: Tracked) -> Self {
+    pub fn new(ring_bytes: usize, tracked: Tracked, periods: Periods) -> Self {
         Self {
             mode: Mode::default(),
             clients: Keyed::default(),
@@ -135,6 +143,8 @@ impl House {
             tracked,
             statements: Statements::default(),
             closing_clients: 0,
+            periods,
+            console_stats: Stats::default(),
             by_name: HashMap::new(),
         }
     }
@@ -163,6 +173,7 @@ impl House {
             welcome: None,
             attempts: Attempts::default(),
             learned: Learned::default(),
+            stats: Stats::default(),
         };
         pool.configure(config);
         let key = self.pools.insert(pool);

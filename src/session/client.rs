@@ -109,6 +109,11 @@ pub struct Client {
     pub secret: [u8; 8],
     /// When it was accepted.
     pub connected_at: Instant,
+    /// When the query began that is not answered yet: with its first message, before a server was
+    /// found.
+    pub query_since: Option<Instant>,
+    /// When the transaction began that is not over yet.
+    pub transaction_since: Option<Instant>,
     /// Its place among those that wait.
     pub hook: Hook<ClientKey>,
     /// Whether it is on the list of connections with work to do.
@@ -131,6 +136,8 @@ impl Client {
             from,
             secret,
             connected_at: now,
+            query_since: None,
+            transaction_since: None,
             hook: Hook::default(),
             is_runnable: false,
         }

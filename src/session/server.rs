@@ -119,6 +119,9 @@ pub struct Server {
     pub cancel_key: Vec<u8>,
     /// How many CancelRequests for it are on their way.
     pub cancels_in_flight: u32,
+    /// Whether a client has worked with it since it was opened, or since it was told to forget
+    /// everything.
+    pub has_served: bool,
     /// To be closed as soon as it is free: what it was opened with holds no more.
     pub close_needed: bool,
     /// Where it is connected to, once known.
@@ -145,6 +148,7 @@ impl Server {
             activity: Activity::Busy,
             cancel_key: Vec::new(),
             cancels_in_flight: 0,
+            has_served: false,
             close_needed: false,
             address: None,
             connected_at: now,
