@@ -280,13 +280,25 @@ pub fn peer_credentials(socket: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
 /// Lets a listener report a connection only when its first bytes are there, waiting so many
 /// seconds for them; 0 switches that off.
 pub fn set_defer_accept(listener: BorrowedFd<'_>, seconds: i32) -> io::Result<()> {
+    set_option(listener, (libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT), seconds)
+}
+
+/// Lets a socket become readable only when so many bytes have come in, or the end.
+pub fn set_receive_low_water(socket: BorrowedFd<'_>, bytes: i32) -> io::Result<()> {
+    set_option(socket, (libc::SOL_SOCKET, libc::SO_RCVLOWAT), bytes)
+}
+
+/// The flags for a write behind which another will follow soon.
+pub const MORE_TO_COME: i32 = libc::MSG_MORE | libc::MSG_NOSIGNAL;
+
+fn set_option(socket: BorrowedFd<'_>, (level, name): (i32, i32), value: i32) -> io::Result<()> {
     // SAFETY: the value is an int that lives through the call, and the length is its size.
     let result = unsafe {
         libc::setsockopt(
-            listener.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_DEFER_ACCEPT,
-            (&raw const seconds).cast(),
+            socket.as_raw_fd(),
+            level,
+            name,
+            (&raw const value).cast(),
             size_of::<i32>() as libc::socklen_t,
         )
     };

@@ -146,10 +146,10 @@ fn every_table_has_the_columns_of_the_contract() {
     client.batch_execute("SELECT 1").unwrap();
     let mut console = admin(&pooler);
     let rows = COLUMNS.lines().skip(1).map(|line| line.split('\t').collect::<Vec<_>>());
-    let rows: Vec<_> = rows.filter(|row| !row[0].contains("STATS") && row[0] != "TOTALS").collect();
+    let rows: Vec<_> = rows.collect();
     let mut tables: Vec<&str> = rows.iter().map(|row| row[0]).collect();
     tables.dedup();
-    assert_eq!(tables.len(), 17);
+    assert_eq!(tables.len(), 21);
     for name in tables {
         let answer = console.query(&format!("show {};", name.to_lowercase()));
         let expected: Vec<(String, i32, i16)> = rows
@@ -456,4 +456,50 @@ fn who_does_not_read_costs_little() {
         assert!(answer.len() > 303, "{}", answer.len());
     }
     drop(clients);
+}
+
+#[test]
+fn statistics_count_what_was_done() {
+    let pooler = start();
+    let mut worker = pooler.raw("alice");
+    for _ in 0..3 {
+        worker.query("SELECT 1");
+    }
+    worker.query("BEGIN");
+    worker.query("SELECT 2");
+    worker.query("COMMIT");
+    let mut console = admin(&pooler);
+    let stats = table(&mut console, "SHOW STATS");
+    let names: Vec<&str> = stats.iter().map(|row| row["database"].as_str()).collect();
+    assert_eq!(names, ["app", "pgbouncer"]);
+    assert_eq!(stats[0]["total_query_count"], "6");
+    assert_eq!(stats[0]["total_xact_count"], "4");
+    assert_eq!(stats[0]["total_client_login_count"], "1");
+    assert_eq!(stats[1]["total_client_login_count"], "1");
+    assert_eq!(stats[1]["total_query_count"], "1", "a console connection counts once");
+    table(&mut console, "SHOW STATS_TOTALS");
+    let totals = table(&mut console, "SHOW STATS_TOTALS");
+    assert_eq!(totals[0]["query_count"], "6");
+    assert_eq!(totals[1]["query_count"], "1");
+    let sums = table(&mut console, "SHOW TOTALS");
+    assert_eq!(sums.len(), 24);
+    assert_eq!((sums[2]["name"].as_str(), sums[2]["value"].as_str()), ("total_query_count", "7"));
+}
+
+#[test]
+fn version_1_25_knows_nothing_of_logins() {
+    let pooler = Pooler::start(|ini| {
+        ini.set("compat_version", "1.25");
+    });
+    let mut console = admin(&pooler);
+    assert_eq!(console.parameter("server_version").unwrap(), "1.25.2/bouncer");
+    assert_eq!(console.value("SHOW VERSION"), "PgBouncer 1.25.2");
+    for (query, columns) in
+        [("SHOW STATS", 23), ("SHOW STATS_TOTALS", 12), ("SHOW STATS_AVERAGES", 12)]
+    {
+        let answer = console.query(query);
+        assert_eq!(described(&answer[0]).len(), columns, "{query}");
+        assert!(described(&answer[0]).iter().all(|(name, ..)| !name.contains("login")));
+    }
+    assert_eq!(table(&mut console, "SHOW TOTALS").len(), 22);
 }

@@ -76,6 +76,7 @@ impl World {
                 Effect::Attend { .. } | Effect::CancelAttendance { .. } => {
                     panic!("nobody is on the console")
                 }
+                Effect::Report(_) => {}
                 Effect::Close { conn } => {
                     let last = self.outgoing(conn);
                     self.closed.push((conn, last));

@@ -386,6 +386,7 @@ impl Storm {
                 Effect::Attend { .. } | Effect::CancelAttendance { .. } => {
                     panic!("nobody is on the console")
                 }
+                Effect::Report(_) => {}
                 Effect::Close { conn } => self.close(conn),
             }
         }

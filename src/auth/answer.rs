@@ -235,3 +235,129 @@ fn out_of_order(state: &Answer, request: &Authentication<'_>) -> Refusal {
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use base64::Engine as _;
+    use base64::prelude::BASE64_STANDARD;
+    use proptest::prelude::*;
+
+    const CLIENT_KEY: [u8; 32] = [5; 32];
+
+    fn with(secret: &[u8]) -> Credentials<'_> {
+        Credentials { user: b"u", secret, client_key: None }
+    }
+
+    /// The verifier of [`CLIENT_KEY`].
+    fn verifier() -> String {
+        let [salt, stored, server] = [&b"salt"[..], &digest::sha256(&CLIENT_KEY), &[6; 32]]
+            .map(|bytes| BASE64_STANDARD.encode(bytes));
+        format!("SCRAM-SHA-256$4096:{salt}${stored}:{server}")
+    }
+
+    fn answer(request: Authentication<'_>, credentials: Credentials<'_>) -> Result<Step, Refusal> {
+        Answer::Start.step(request, credentials).map(|(_, step)| step)
+    }
+
+    fn told(result: Result<Step, Refusal>) -> Option<&'static str> {
+        result.unwrap_err().told
+    }
+
+    #[test]
+    fn passwords_are_sent_as_asked_for() {
+        let sent = |text: &[u8]| Ok(Step::Send(text.to_vec()));
+        let clear = Authentication::CleartextPassword;
+        assert_eq!(answer(clear, with(b"p w")), sent(b"p w\0"));
+        assert_eq!(answer(clear, with(b"")), sent(b"\0"));
+        assert_eq!(answer(clear, with(b"a\0b")), sent(b"a\0"));
+        let md5 = Authentication::Md5Password(*b"salt");
+        let hash = [MD5_PREFIX, &digest::md5_hex(&[b"p", b"u"])].concat();
+        let expected = [MD5_PREFIX, &digest::md5_hex(&[&hash[3..], b"salt"]), b"\0"].concat();
+        assert_eq!(answer(md5, with(b"p")), sent(&expected));
+        assert_eq!(answer(md5, with(&hash)), sent(&expected));
+        assert_eq!(told(answer(md5, with(verifier().as_bytes()))), Some(WRONG_TYPE));
+        let sasl = Authentication::Sasl(b"SCRAM-SHA-256\0\0");
+        assert_eq!(told(answer(sasl, with(&hash))), Some(WRONG_TYPE));
+        assert_eq!(answer(Authentication::Ok, with(b"")), Ok(Step::Accepted));
+    }
+
+    fn hello(credentials: Credentials<'_>) -> (Answer, String) {
+        let sasl = Authentication::Sasl(b"OTHER\0SCRAM-SHA-256\0\0");
+        let (answer, step) = Answer::Start.step(sasl, credentials).unwrap();
+        let Step::Send(words) = step else {
+            panic!("no hello but {step:?}");
+        };
+        let nonce = words[words.len() - 24..].to_vec();
+        assert!(words.starts_with(b"SCRAM-SHA-256\0\0\0\0\x20n,,n=,r="));
+        (answer, String::from_utf8(nonce).unwrap())
+    }
+
+    /// Pass-through: the key that a client has proven opens the server, and nothing is derived.
+    #[test]
+    fn a_proven_key_opens_servers_that_keep_the_same_secret() {
+        let verifier = verifier();
+        let proven = Credentials { client_key: Some(&CLIENT_KEY), ..with(verifier.as_bytes()) };
+        let (first, nonce) = hello(proven);
+        let challenge = format!("r={nonce}x,s=AAAA,i=4096");
+        let request = Authentication::SaslContinue(challenge.as_bytes());
+        let (sent, step) = first.step(request, proven).unwrap();
+        assert!(matches!(step, Step::Send(_)) && matches!(sent, Answer::ProofSent(_)));
+        // D8: the key of somebody else, or none at all, is of no use.
+        for client_key in [None, Some(&[7; 32])] {
+            let useless = Credentials { client_key, ..proven };
+            let sasl = Authentication::Sasl(b"SCRAM-SHA-256\0\0");
+            assert_eq!(told(answer(sasl, useless)), Some(WRONG_TYPE));
+        }
+        // Nor is a key that was proven against something else used instead of a plain password.
+        let plain = Credentials { client_key: Some(&CLIENT_KEY), ..with(b"password") };
+        let (first, nonce) = hello(plain);
+        let challenge = format!("r={nonce}x,s=AAAA,i=4096");
+        let request = Authentication::SaslContinue(challenge.as_bytes());
+        let (deriving, step) = first.step(request, plain).unwrap();
+        assert_eq!(step, Step::Derive(Derivation::new(b"password", &[0, 0, 0], 4096)));
+        assert!(deriving.is_deriving());
+        assert!(deriving.step(Authentication::Ok, plain).is_err(), "not before the proof");
+    }
+
+    /// One request, whole or not, in any order.
+    fn request() -> impl Strategy<Value = (u32, Vec<u8>)> {
+        let texts = prop::sample::select(vec![
+            &b""[..],
+            b"salt",
+            b"SCRAM-SHA-256\0\0",
+            b"r=,s=AAAA,i=1",
+            b"v=AAAA",
+            b"e=x",
+        ]);
+        let noise = prop::collection::vec(any::<u8>(), 0..12);
+        (prop::sample::select(vec![0u32, 2, 3, 5, 7, 10, 11, 12, 13]), texts, 0usize..20, noise)
+            .prop_map(|(method, text, cut, noise)| {
+                (method, [&text[..cut.min(text.len())], &noise].concat())
+            })
+    }
+
+    proptest! {
+        /// Wrong orders, cut messages, noise: no panic, and no server is believed to have let us
+        /// in after a SCRAM exchange in which it did not prove itself.
+        #[test]
+        fn no_server_gets_further_than_it_may(
+            requests in prop::collection::vec(request(), 1..8),
+            secret in prop::sample::select(vec![&b"p"[..], b"", b"md5"])
+        ) {
+            let (mut state, mut spoke_scram) = (Answer::Start, false);
+            for (method, rest) in requests {
+                let body = [&method.to_be_bytes()[..], &rest].concat();
+                let Some(request) = crate::wire::backend::authentication(&body) else {
+                    break;
+                };
+                let Ok((next, step)) = state.step(request, with(secret)) else {
+                    break;
+                };
+                prop_assert!(!(spoke_scram && step == Step::Accepted));
+                spoke_scram |= matches!(next, Answer::FirstSent(_));
+                state = next;
+            }
+        }
+    }
+}

@@ -157,6 +157,11 @@ impl Console {
         !self.orders.is_empty()
     }
 
+    /// Whether anybody waits for something to come true.
+    pub fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     /// What came of an order. A client that has gone in the meantime is not told.
     pub fn answer(&mut self, engine: &mut Engine, client: ClientKey, answer: Answer) {
         if let Some(session) = self.sessions.get_mut(&client) {

@@ -115,8 +115,12 @@ fn serve(config: Config, userlist: Userlist, options: &Options) -> Result<(), Fa
     let manager = Manager::from_environment();
     manager.ready();
     let ended = event_loop.run(|event_loop, flow| match flow {
-        Flow::Continue => ControlFlow::Continue(()),
         Flow::Signal(signal) => on_signal(event_loop, signal, (options, &manager)),
+        Flow::Report(averages) => {
+            manager.status(&averages);
+            ControlFlow::Continue(())
+        }
+        Flow::Continue => ControlFlow::Continue(()),
         Flow::Order(client, order) => orders::obey(event_loop, (client, order), options),
     });
     ended.or_else(|error| fatal(sys::error_text(&error)))?;

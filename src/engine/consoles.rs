@@ -68,13 +68,12 @@ impl Engine {
     pub(super) fn on_console_startup(
         &mut self,
         key: ClientKey,
-        startup: Startup,
+        startup: &Startup,
     ) -> Result<(), Reason> {
         let Some(client) = self.house.clients.get_mut(key) else {
             return Ok(());
         };
         client.on_console = true;
-        client.parameters = startup.parameters;
         let from = client.from;
         let access = self.console_access(from, &startup.user);
         // As PgBouncer: under `any` a name is nobody's.
@@ -145,6 +144,7 @@ impl Engine {
             whole.inspect_err(|Full| ring.unfill(start))
         });
         written.map_err(|Full| Reason::WELCOME_FAILED)?;
+        self.house.console_stats.total.client_logins += 1;
         self.house.set_client_state(key, State::Console { rights });
         self.make_runnable(Conn::Client(key));
         Ok(())
@@ -175,6 +175,11 @@ impl Engine {
                 let body = client.inbox.copy(HEADER_BYTES, header.bytes);
                 client.inbox.skip(header.bytes);
                 client.inbox.tidy(None, rings);
+                // As PgBouncer: what comes later on this connection does not count.
+                if client.query_since.replace(now).is_none() {
+                    self.house.console_stats.total.transactions += 1;
+                    self.house.console_stats.total.queries += 1;
+                }
                 // There is room to read again.
                 self.make_runnable(Conn::Client(key));
                 return Some(ConsoleMessage { tag: header.tag, body });

@@ -12,6 +12,7 @@
 
 use crate::auth::derivation::{Derivation, SaltedPassword};
 use crate::keys::{ClientKey, Conn, ServerKey};
+use crate::pool::stats::Averages;
 use std::net::{IpAddr, SocketAddr};
 
 pub use crate::session::client::ClientAddress;
@@ -115,6 +116,8 @@ pub enum Effect {
         /// Who waits.
         client: ClientKey,
     },
+    /// Tell the service manager how busy we are. What was done in the last `stats_period`.
+    Report(Averages),
     /// Try once to write what [`super::Engine::outgoing`] still holds, close the socket (if there
     /// is one yet), then call [`super::Engine::forget`]. The only way a connection ends.
     Close {

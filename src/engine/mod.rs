@@ -8,6 +8,7 @@
 //! the one place where a conversation ends. [`operate`] is what the operator does to the house, [`databases`] to a part of it,
 //! [`check`] its laws.
 
+pub mod asking;
 pub mod check;
 pub mod clients;
 pub mod consoles;
@@ -28,8 +29,10 @@ use crate::config::Config;
 use crate::config::settings::Settings;
 use crate::keys::{ClientKey, Conn, PoolKey, ServerKey};
 use crate::pool::House;
+use crate::pool::stats::{Averages, Periods};
 use crate::session::client::Client;
 use crate::session::params::Tracked;
+use crate::session::server::Activity;
 use io::{ClientAddress, Effect, Input};
 use std::collections::VecDeque;
 use std::io::IoSlice;
@@ -64,8 +67,9 @@ impl Engine {
         let pkt_buf = usize::try_from(config.settings.pkt_buf).unwrap_or(0);
         let ring_bytes = pkt_buf.next_power_of_two().max(RING_BYTES);
         let tracked = Tracked::new(config.settings.track_extra_parameters.items());
+        let periods = Periods::new(config.settings.stats_period, now);
         Self {
-            house: House::new(ring_bytes, tracked),
+            house: House::new(ring_bytes, tracked, periods),
             config,
             userlist,
             derived: Derived::default(),
@@ -141,7 +145,8 @@ impl Engine {
     /// When [`Input::Tick`] is needed at the latest, if nothing happens before.
     pub fn next_deadline(&self) -> Option<Instant> {
         let trim = self.house.rings.has_surplus().then_some(self.next_trim);
-        [self.next_sweep, trim].into_iter().flatten().min()
+        let period = Some(self.house.periods.end());
+        [self.next_sweep, trim, period].into_iter().flatten().min()
     }
 
     /// A connection that may have work to do: its socket may be read, or written.
@@ -228,6 +233,30 @@ impl Engine {
         }
     }
 
+    /// Whether what it has sent so far ends within a reply or a COPY, the rest of which will come.
+    /// Only a hint: whoever keeps bytes back for its sake must not do so for long.
+    pub fn has_more_to_say(&self, conn: Conn) -> bool {
+        match conn {
+            Conn::Client(key) => self.house.clients.get(key).is_some_and(|client| {
+                client.is_copying_in()
+                    || (client.server().is_some() && client.inbox.is_mid_message())
+            }),
+            Conn::Server(key) => self.house.servers.get(key).is_some_and(|server| {
+                server.client().is_some() && server.activity == Activity::Busy
+            }),
+        }
+    }
+
+    /// The same of what [`Engine::outgoing`] holds for it.
+    pub fn has_more_coming(&self, conn: Conn) -> bool {
+        let House { clients, servers, .. } = &self.house;
+        let linked = match conn {
+            Conn::Client(key) => clients.get(key).and_then(Client::server).map(Conn::Server),
+            Conn::Server(key) => servers.get(key).and_then(|s| s.client()).map(Conn::Client),
+        };
+        linked.is_some_and(|linked| self.has_more_to_say(linked))
+    }
+
     /// Its socket is closed: the slot is free for another.
     pub fn forget(&mut self, conn: Conn) {
         let House { clients, servers, rings, closing_clients, .. } = &mut self.house;
@@ -262,6 +291,9 @@ impl Engine {
     }
 
     fn tick(&mut self, now: Instant) {
+        if self.house.periods.end() <= now {
+            self.end_period(now);
+        }
         if self.next_sweep.is_some_and(|at| at <= now) {
             self.sweep(now);
         }
@@ -271,6 +303,19 @@ impl Engine {
             self.house.statements.collect();
             self.next_trim = now + TRIM_PERIOD;
         }
+    }
+
+    fn end_period(&mut self, now: Instant) {
+        let averages = self.house.end_period(now);
+        // As PgBouncer: without the line in the log the service manager gets zeros.
+        let averages = match self.config.settings.log_stats.is_on() {
+            true => averages,
+            false => Averages::default(),
+        };
+        if self.config.settings.log_stats.is_on() {
+            log::info!("{averages}");
+        }
+        self.effects.push_back(Effect::Report(averages));
     }
 
     fn sweep(&mut self, now: Instant) {

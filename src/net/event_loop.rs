@@ -17,6 +17,7 @@ use crate::console::{Answer, Console, Moment, Order};
 use crate::engine::Engine;
 use crate::engine::io::{Effect, Input, ServerAddress};
 use crate::keys::{ClientKey, Conn, ServerKey};
+use crate::pool::stats::Averages;
 use crate::sys::error_text;
 use mio::{Events, Poll};
 use std::io;
@@ -35,6 +36,8 @@ pub enum Flow {
     Signal(Signal),
     /// Somebody on the console wants something that is beyond the engine; one at a time.
     Order(ClientKey, Order),
+    /// The service manager is to be told how busy we are.
+    Report(Averages),
 }
 
 /// The engine and everything around it.
@@ -50,6 +53,8 @@ pub struct EventLoop<E = Engine> {
     helper: Helper,
     signals: Signals,
     secrets: Secrets,
+    /// What the service manager has not been told yet.
+    report: Option<Averages>,
     /// The clock as this turn read it, or the last one.
     now: Instant,
 }
@@ -72,6 +77,7 @@ impl<E: Heart> EventLoop<E> {
             helper,
             signals,
             secrets: Secrets::default(),
+            report: None,
             now: Instant::now(),
         })
     }
@@ -92,15 +98,16 @@ impl<E: Heart> EventLoop<E> {
         &self.sockets.get_mut(conn).expect("it has a socket").stream
     }
 
-    /// Turns until the engine has come to its end, `on_flow` breaks, or the poller fails.
+    /// Turns until the engine has come to its end, `act` breaks, or the poller fails. What came
+    /// out of a turn is for `act`.
     pub fn run(
         &mut self,
-        mut on_flow: impl FnMut(&mut Self, Flow) -> ControlFlow<()>,
+        mut act: impl FnMut(&mut Self, Flow) -> ControlFlow<()>,
     ) -> io::Result<()> {
         self.now = Instant::now();
         while !self.engine.is_over() {
             let flow = self.turn()?;
-            if flow != Flow::Continue && on_flow(self, flow).is_break() {
+            if flow != Flow::Continue && act(self, flow).is_break() {
                 break;
             }
         }
@@ -118,12 +125,17 @@ impl<E: Heart> EventLoop<E> {
         self.pump.run(&mut self.sockets, &mut self.engine, now); // a bounded share each
         self.engine.handle(Input::Tick, now);
         self.perform_all();
-        self.engine.settle(&mut self.console);
-        self.perform_all();
+        if self.console.has_waiting() {
+            self.engine.settle(&mut self.console);
+            self.perform_all();
+        }
         if let Some((client, order)) = self.console.next_order() {
             return Ok(Flow::Order(client, order));
         }
-        Ok(self.signals.take().map_or(Flow::Continue, Flow::Signal))
+        if let Some(signal) = self.signals.take() {
+            return Ok(Flow::Signal(signal));
+        }
+        Ok(self.report.take().map_or(Flow::Continue, Flow::Report))
     }
 
     fn perform_all(&mut self) {
@@ -154,7 +166,8 @@ impl<E: Heart> EventLoop<E> {
         if must_not_sleep {
             return Some(Duration::ZERO);
         }
-        let deadlines = [self.engine.next_deadline(), self.listeners.deadline()];
+        let deadlines =
+            [self.engine.next_deadline(), self.listeners.deadline(), self.pump.deadline()];
         let next = deadlines.into_iter().flatten().min()?;
         Some(next.saturating_duration_since(self.now))
     }
@@ -222,6 +235,7 @@ impl<E: Heart> EventLoop<E> {
             Effect::CancelAttendance { client } => {
                 self.engine.cancel_attendance(&mut self.console, client, self.now);
             }
+            Effect::Report(averages) => self.report = Some(averages),
             Effect::Close { conn } => {
                 if let Conn::Client(client) = conn {
                     self.console.forget(client);
@@ -262,5 +276,6 @@ impl EventLoop<Engine> {
     /// What came of an order from the console.
     pub fn answer(&mut self, client: ClientKey, answer: Answer) {
         self.console.answer(&mut self.engine, client, answer);
+        self.perform_all();
     }
 }

@@ -36,6 +36,10 @@ pub trait Heart {
     fn nothing_read(&mut self, conn: Conn);
     /// What to write, in order; returns how many slices it has set.
     fn outgoing<'a>(&'a self, conn: Conn, slices: &mut [IoSlice<'a>]) -> usize;
+    /// Whether what it has sent so far ends in the middle of something, the rest of which is coming.
+    fn has_more_to_say(&self, conn: Conn) -> bool;
+    /// Whether what is to be written ends in the middle of something, the rest of which is coming.
+    fn has_more_coming(&self, conn: Conn) -> bool;
     /// The socket is closed: the slot is free.
     fn forget(&mut self, conn: Conn);
     /// The settings as they are now.
@@ -92,6 +96,12 @@ impl Heart for Engine {
     }
     fn outgoing<'a>(&'a self, conn: Conn, slices: &mut [IoSlice<'a>]) -> usize {
         Engine::outgoing(self, conn, slices)
+    }
+    fn has_more_to_say(&self, conn: Conn) -> bool {
+        Engine::has_more_to_say(self, conn)
+    }
+    fn has_more_coming(&self, conn: Conn) -> bool {
+        Engine::has_more_coming(self, conn)
     }
     fn forget(&mut self, conn: Conn) {
         Engine::forget(self, conn);

@@ -11,6 +11,7 @@
 //! ```
 
 pub mod bind;
+mod bulk;
 pub mod connect;
 pub mod event_loop;
 pub mod heart;

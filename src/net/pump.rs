@@ -9,9 +9,10 @@
 //! goes to the back of the queue, and after its share of the turn (`sbuf_loopcnt` reads) to the
 //! next turn, so that no bulk transfer keeps the others waiting.
 
+use super::bulk::{Bulk, LARGE_BYTES};
 use super::connect;
 use super::heart::Heart;
-use super::sockets::{Socket, Sockets};
+use super::sockets::{Socket, Sockets, Stream};
 use crate::engine::io::Input;
 use crate::keys::Conn;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
@@ -24,17 +25,23 @@ const UNLIMITED_SHARE: u8 = 64;
 /// So much of what a peer still sends us is thrown away when we close.
 const MAX_DISCARD_BYTES: usize = 64 * 1024;
 
-/// Which turn it is, and who waits for the next.
+/// Which turn it is, who waits for the next, and the large transfers.
 #[derive(Debug, Default)]
 pub struct Pump {
     turn: u16,
     postponed: Vec<Conn>,
+    bulk: Bulk,
 }
 
 impl Pump {
     /// Whether the next poll must not sleep.
     pub fn has_postponed(&self) -> bool {
         !self.postponed.is_empty()
+    }
+
+    /// When the kernel has kept something back for long enough.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.bulk.deadline()
     }
 
     /// Serves all connections that may have work until none is left, or their shares are used.
@@ -52,6 +59,7 @@ impl Pump {
                 self.serve(conn, socket, share, engine, now);
             }
         }
+        self.bulk.end_turn(sockets, now, |conn| engine.make_runnable(conn));
     }
 
     fn serve<E: Heart>(
@@ -71,13 +79,13 @@ impl Pump {
         if socket.latches.may_read() && engine.wants_read(conn) {
             if socket.take_share(self.turn, share) {
                 // Only who got on is served again: a ring that stays full must not keep us here.
-                has_more |= fill(conn, socket, engine, now) && socket.latches.may_read();
+                has_more |= self.fill(conn, socket, engine, now) && socket.latches.may_read();
             } else if socket.latches.postpone() {
                 self.postponed.push(conn);
             }
         }
         if socket.latches.may_write() && engine.wants_write(conn) {
-            let (moved, unsent) = drain(conn, socket, engine, now);
+            let (moved, unsent) = self.drain(conn, socket, engine, now);
             // What left may have made room to read.
             let has_room = moved && socket.latches.may_read() && engine.wants_read(conn);
             has_more |= unsent || has_room;
@@ -85,6 +93,121 @@ impl Pump {
         if has_more {
             engine.make_runnable(conn);
         }
+    }
+
+    /// One read. False if there was no room, or nothing to read.
+    fn fill<E: Heart>(
+        &mut self,
+        conn: Conn,
+        socket: &mut Socket,
+        engine: &mut E,
+        now: Instant,
+    ) -> bool {
+        let Some([first, second]) = engine.inbox_room(conn) else {
+            return false;
+        };
+        let room = first.len() + second.len();
+        if room == 0 {
+            return false; // a read of nothing would look like the end of the file
+        }
+        let result = uninterrupted(|| {
+            if second.is_empty() {
+                socket.stream.read(first)
+            } else {
+                let mut slices = [IoSliceMut::new(first), IoSliceMut::new(second)];
+                socket.stream.read_vectored(&mut slices)
+            }
+        });
+        match result {
+            Ok(bytes) if bytes > 0 => {
+                if bytes < room {
+                    socket.latches.short_read();
+                }
+                engine.handle(Input::Received { conn, bytes }, now);
+                if bytes >= LARGE_BYTES || self.bulk.is_watching() {
+                    let has_more = engine.has_more_to_say(conn);
+                    self.bulk.note_read((conn, &socket.stream), bytes, has_more, now);
+                }
+                true
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                socket.latches.would_block_reading();
+                engine.nothing_read(conn);
+                if socket.latches.is_write_closed() {
+                    engine.handle(Input::WriteClosed { conn }, now);
+                }
+                false
+            }
+            Ok(_) | Err(_) => {
+                socket.latches.read_closed();
+                engine.nothing_read(conn);
+                engine.handle(Input::ReadClosed { conn }, now);
+                true
+            }
+        }
+    }
+
+    /// One write, if there is something to write. Whether something left, and whether there is more than
+    /// one write can take.
+    fn drain<E: Heart>(
+        &mut self,
+        conn: Conn,
+        socket: &mut Socket,
+        engine: &mut E,
+        now: Instant,
+    ) -> (bool, bool) {
+        let mut slices = [IoSlice::new(&[]); MAX_SLICES];
+        let used = engine.outgoing(conn, &mut slices);
+        let slices = &slices[..used];
+        let offered: usize = slices.iter().map(|slice| slice.len()).sum();
+        if offered == 0 {
+            return (false, false);
+        }
+        match self.write(conn, &mut socket.stream, (slices, offered), engine, now) {
+            Ok(bytes) if bytes > 0 => {
+                if bytes < offered {
+                    socket.latches.short_write();
+                }
+                engine.handle(Input::Sent { conn, bytes }, now);
+                (true, used == MAX_SLICES && bytes == offered)
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                socket.latches.short_write();
+                (false, false)
+            }
+            Ok(_) | Err(_) => {
+                socket.latches.write_closed();
+                if matches!(conn, Conn::Server(_)) && !socket.latches.is_read_closed() {
+                    // It may have said why, as a backend that is terminated does: that is read first.
+                    socket.latches.expect_data();
+                } else {
+                    engine.handle(Input::WriteClosed { conn }, now);
+                }
+                (true, false)
+            }
+        }
+    }
+
+    /// Tells the kernel whether more is to come.
+    fn write<E: Heart>(
+        &mut self,
+        conn: Conn,
+        stream: &mut Stream,
+        (slices, offered): (&[IoSlice<'_>], usize),
+        engine: &E,
+        now: Instant,
+    ) -> io::Result<usize> {
+        if offered < LARGE_BYTES || !engine.has_more_coming(conn) {
+            return write(stream, slices);
+        }
+        let Some(mut result) = stream.write_corked(slices) else {
+            return write(stream, slices);
+        };
+        while matches!(&result, Err(error) if error.kind() == io::ErrorKind::Interrupted) {
+            result = stream.write_corked(slices).expect("it is the same stream");
+        }
+        self.bulk.note_corked(conn, now);
+        result
     }
 }
 
@@ -94,83 +217,6 @@ fn share_of_turn(sbuf_loopcnt: i32) -> u8 {
         Ok(share) => share,
         Err(_) if sbuf_loopcnt < 0 => UNLIMITED_SHARE,
         Err(_) => u8::MAX,
-    }
-}
-
-/// One read. False if there was no room, or nothing to read.
-fn fill<E: Heart>(conn: Conn, socket: &mut Socket, engine: &mut E, now: Instant) -> bool {
-    let Some([first, second]) = engine.inbox_room(conn) else {
-        return false;
-    };
-    let room = first.len() + second.len();
-    if room == 0 {
-        return false; // a read of nothing would look like the end of the file
-    }
-    let result = uninterrupted(|| {
-        if second.is_empty() {
-            socket.stream.read(first)
-        } else {
-            let mut slices = [IoSliceMut::new(first), IoSliceMut::new(second)];
-            socket.stream.read_vectored(&mut slices)
-        }
-    });
-    match result {
-        Ok(bytes) if bytes > 0 => {
-            if bytes < room {
-                socket.latches.short_read();
-            }
-            engine.handle(Input::Received { conn, bytes }, now);
-            true
-        }
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            socket.latches.would_block_reading();
-            engine.nothing_read(conn);
-            if socket.latches.is_write_closed() {
-                engine.handle(Input::WriteClosed { conn }, now);
-            }
-            false
-        }
-        Ok(_) | Err(_) => {
-            socket.latches.read_closed();
-            engine.nothing_read(conn);
-            engine.handle(Input::ReadClosed { conn }, now);
-            true
-        }
-    }
-}
-
-/// One write, if there is something to write. Whether something left, and whether there is more than
-/// one write can take.
-fn drain<E: Heart>(conn: Conn, socket: &mut Socket, engine: &mut E, now: Instant) -> (bool, bool) {
-    let mut slices = [IoSlice::new(&[]); MAX_SLICES];
-    let used = engine.outgoing(conn, &mut slices);
-    let slices = &slices[..used];
-    let offered: usize = slices.iter().map(|slice| slice.len()).sum();
-    if offered == 0 {
-        return (false, false);
-    }
-    match write(&mut socket.stream, slices) {
-        Ok(bytes) if bytes > 0 => {
-            if bytes < offered {
-                socket.latches.short_write();
-            }
-            engine.handle(Input::Sent { conn, bytes }, now);
-            (true, used == MAX_SLICES && bytes == offered)
-        }
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-            socket.latches.short_write();
-            (false, false)
-        }
-        Ok(_) | Err(_) => {
-            socket.latches.write_closed();
-            if matches!(conn, Conn::Server(_)) && !socket.latches.is_read_closed() {
-                // It may have said why, as a backend that is terminated does: that is read first.
-                socket.latches.expect_data();
-            } else {
-                engine.handle(Input::WriteClosed { conn }, now);
-            }
-            (true, false)
-        }
     }
 }
 

@@ -6,11 +6,13 @@
 use super::readiness::Latches;
 use super::token::Token;
 use crate::keys::{Conn, Key};
+use crate::sys;
 use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Registry};
+use socket2::SockRef;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::{Shutdown, SocketAddr};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 /// The socket of one connection.
 #[derive(Debug)]
@@ -58,6 +60,38 @@ impl Stream {
         match self {
             Stream::Tcp(stream) => stream.as_raw_fd(),
             Stream::Unix(stream) => stream.as_raw_fd(),
+        }
+    }
+
+    /// Writes bytes behind which more will come soon: the kernel may keep the last ones back until
+    /// a packet is full. `None`: this kind of socket knows no packets.
+    pub fn write_corked(&mut self, slices: &[IoSlice<'_>]) -> Option<io::Result<usize>> {
+        match self {
+            Stream::Tcp(stream) => {
+                let more = sys::MORE_TO_COME;
+                Some(
+                    stream
+                        .try_io(|| SockRef::from(&*stream).send_vectored_with_flags(slices, more)),
+                )
+            }
+            Stream::Unix(_) => None,
+        }
+    }
+
+    /// Sends off what the kernel keeps back.
+    pub fn uncork(&self) {
+        if let Stream::Tcp(stream) = self {
+            // Setting it anew pushes what is pending. If it fails the connection is dead, and the
+            // next read or write says why.
+            let _ = stream.set_nodelay(true);
+        }
+    }
+
+    /// The kernel shall not wake us for fewer bytes. False: it knows no such limit.
+    pub fn wake_from(&self, bytes: i32) -> bool {
+        match self {
+            Stream::Tcp(stream) => sys::set_receive_low_water(stream.as_fd(), bytes).is_ok(),
+            Stream::Unix(_) => false,
         }
     }
 

@@ -195,9 +195,9 @@ pub fn server_standing(state: &server::State) -> Option<ServerStanding> {
             Some(ServerStanding::Login)
         }
         server::State::Idle { .. } => Some(ServerStanding::Idle),
-        server::State::Active { .. } | server::State::Unlinked { .. } => {
-            Some(ServerStanding::Active)
-        }
+        server::State::Active { .. }
+        | server::State::Asking { .. }
+        | server::State::Unlinked { .. } => Some(ServerStanding::Active),
         server::State::Resetting => Some(ServerStanding::Tested),
         server::State::HeldForCancel => Some(ServerStanding::Held),
         server::State::Connecting(server::Purpose::Cancel { .. })
@@ -226,7 +226,9 @@ pub enum ClientStanding {
 /// See [`ClientStanding`].
 pub fn client_standing(state: &client::State) -> ClientStanding {
     match state {
-        client::State::LoggingIn => ClientStanding::LoggingIn,
+        client::State::LoggingIn | client::State::AwaitingAccount { .. } => {
+            ClientStanding::LoggingIn
+        }
         client::State::Idle | client::State::Active { .. } => ClientStanding::Active,
         client::State::AwaitingWelcome { .. } | client::State::Waiting { .. } => {
             ClientStanding::Waiting

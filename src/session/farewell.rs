@@ -92,6 +92,8 @@ reasons! {
     TRUST_FAILED = Told("\"trust\" authentication failed");
     /// `auth_type` is `any` and the database has no forced user; and the like.
     CONFIG_ERROR = Told("bouncer config error");
+    /// `auth_query` knows nobody of this name.
+    NO_SUCH_USER = Told("no such user");
     /// Login took too long.
     CLIENT_LOGIN_TIMEOUT = Told("client_login_timeout");
     /// Login took too long because no server could be reached.
@@ -158,6 +160,8 @@ reasons! {
     BAD_CANCEL_KEY = Told("bad cancel key");
     /// We cannot do what the server asks for.
     AUTHREQ_FAILED = Told("failed to answer authreq");
+    /// The question about a user does not fit.
+    AUTH_QUERY_UNSENT = Told("unable to send auth_query");
     /// The Startup to the server does not fit.
     STARTUP_FAILED = Told("startup pkt failed");
     /// No connection.

@@ -199,6 +199,7 @@ fn fail(reason: Reason) -> Next {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn message(tag: u8, body: &[u8]) -> Vec<u8> {
         [&[tag][..], &(body.len() as u32 + 4).to_be_bytes(), body].concat()
@@ -249,5 +250,44 @@ mod tests {
         assert_eq!(play(false, &[OK, (b'Z', b"")]), other(Reason::BAD_SERVER_HEADER));
         let nameless = Next::Failed(Failure::Refused(ErrorFields::default()));
         assert_eq!(play(false, &[(b'E', b"")]), nameless);
+    }
+
+    proptest! {
+        /// Reliability 14: every message cut at every byte, in any order, with noise behind it.
+        /// Nobody is let in without an Ok and a ReadyForQuery.
+        #[test]
+        fn no_login_without_its_messages(
+            steps in prop::collection::vec((0usize..9, 0usize..40, prop::collection::vec(any::<u8>(), 0..6)), 1..12),
+            connect_query in any::<bool>()
+        ) {
+            let whole: [(u8, &[u8]); 9] = [
+                OK,
+                READY,
+                (b'R', &[0, 0, 0, 3]),
+                (b'R', b"\0\0\0\x05salt"),
+                (b'R', b"\0\0\0\x0aSCRAM-SHA-256\0\0"),
+                (b'S', b"client_encoding\0UTF8\0"),
+                (b'K', &[1; 8]),
+                (b'E', b"SFATAL\0C28000\0Mno\0\0"),
+                (b'?', b"x"),
+            ];
+            let mut messages: Vec<(u8, Vec<u8>)> = Vec::new();
+            for (which, cut, noise) in steps {
+                let (tag, body) = whole[which];
+                messages.push((tag, [&body[..cut.min(body.len())], &noise].concat()));
+            }
+            let borrowed: Vec<(u8, &[u8])> =
+                messages.iter().map(|(tag, body)| (*tag, body.as_slice())).collect();
+            for end in 1..=borrowed.len() {
+                let played = play(connect_query, &borrowed[..end]);
+                if matches!(played, Next::Done(_)) {
+                    prop_assert!(borrowed[..end].contains(&OK), "{borrowed:?}");
+                    prop_assert!(borrowed[..end].contains(&READY), "{borrowed:?}");
+                }
+                if !matches!(played, Next::Go(_)) {
+                    break;
+                }
+            }
+        }
     }
 }

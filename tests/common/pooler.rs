@@ -15,7 +15,8 @@ pub struct Ini {
     databases: Vec<(String, String)>,
     users: Vec<(String, String)>,
     settings: Vec<(String, String)>,
-    names: Vec<String>,
+    /// Names and secrets of the user list.
+    secrets: Vec<(String, String)>,
 }
 
 impl Ini {
@@ -24,8 +25,11 @@ impl Ini {
             databases: Vec::new(),
             users: Vec::new(),
             settings: Vec::new(),
-            names: ["postgres", "alice", "bob", "carol"].map(String::from).to_vec(),
+            secrets: Vec::new(),
         };
+        for name in ["postgres", "alice", "bob", "carol"] {
+            ini.known(name);
+        }
         for name in ["app", "postgres"] {
             ini.database(name, &format!("host=127.0.0.1 port={} dbname={name}", postgres.port));
         }
@@ -55,7 +59,18 @@ impl Ini {
 
     /// One more name in the user list; its password is `secret`.
     pub fn known(&mut self, name: &str) -> &mut Ini {
-        self.names.push(name.to_owned());
+        self.secret(name, "secret")
+    }
+
+    /// One line of the user list; a later one of the same name replaces it.
+    pub fn secret(&mut self, name: &str, secret: &str) -> &mut Ini {
+        replace(&mut self.secrets, name, secret);
+        self
+    }
+
+    /// No such name in the user list.
+    pub fn forget_user(&mut self, name: &str) -> &mut Ini {
+        self.secrets.retain(|(known, _)| known != name);
         self
     }
 
@@ -251,7 +266,8 @@ impl Drop for Pooler {
 }
 
 fn write_files(dir: &Path, ini: &Ini) {
-    let list: String = ini.names.iter().map(|name| format!("\"{name}\" \"secret\"\n")).collect();
+    let line = |(name, secret): &(String, String)| format!("\"{name}\" \"{secret}\"\n");
+    let list: String = ini.secrets.iter().map(line).collect();
     for (name, text) in [("userlist.txt", list), ("pooler.ini", ini.text())] {
         // As a whole: it may be read at any moment.
         let (path, new) = (dir.join(name), dir.join("new"));

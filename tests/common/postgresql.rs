@@ -14,7 +14,8 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Where the shared server listens. The user `postgres` needs no password; so do the superusers
-/// `alice`, `bob` and `carol`; the databases `postgres` and `app` exist.
+/// `alice`, `bob` and `carol`; the databases `postgres` and `app` exist. Members of the roles
+/// `by_password`, `by_md5` and `by_scram` have to log in by that method.
 #[derive(Clone, Debug)]
 pub struct Postgres {
     pub port: u16,
@@ -122,6 +123,9 @@ fn create_roles(server: &Postgres) {
         client
             .batch_execute(&format!("CREATE ROLE {role} LOGIN SUPERUSER"))
             .expect("create a role");
+    }
+    for role in ["by_password", "by_md5", "by_scram"] {
+        client.batch_execute(&format!("CREATE ROLE {role}")).expect("create a role");
     }
     client.batch_execute("CREATE DATABASE app").expect("create the database app");
 }

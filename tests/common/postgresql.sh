@@ -11,6 +11,13 @@ trap '' HUP INT TERM PIPE
 
 "$@" "$bin/initdb" -D "$root/data" -U postgres -A trust -E UTF8 --locale=C --no-sync \
     >"$root/initdb.log" 2>&1 || exit 1
+# Members of these roles have to prove themselves, by the method that the role names.
+{
+    echo 'host all +by_password all password'
+    echo 'host all +by_md5 all md5'
+    echo 'host all +by_scram all scram-sha-256'
+    cat "$root/data/pg_hba.conf"
+} >"$root/hba" && cat "$root/hba" >"$root/data/pg_hba.conf"
 cat >>"$root/data/postgresql.conf" <<CONF
 listen_addresses = '127.0.0.1'
 port = $port

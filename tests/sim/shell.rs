@@ -266,6 +266,7 @@ impl Shell {
             Effect::Attend { .. } | Effect::CancelAttendance { .. } => {
                 panic!("nobody is on the console")
             }
+            Effect::Report(_) => {}
             Effect::Close { conn } => {
                 if let Some(socket) = self.socket_of.remove(&conn) {
                     if self.sockets[socket].worth_writing() {

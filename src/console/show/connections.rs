@@ -221,6 +221,8 @@ fn client_facts<'a>(
     let nowhere = if client.on_console { CONSOLE } else { "(nodb)" };
     let state = match (&client.state, as_lists) {
         (State::LoggingIn, _) => "cl_login",
+        (State::AwaitingAccount { .. }, true) => "cl_waiting",
+        (State::AwaitingAccount { .. }, false) => "waiting",
         (State::Active { .. } | State::Idle | State::Console { .. }, true) => "cl_active",
         (State::Waiting { .. } | State::AwaitingWelcome { .. }, true) => "cl_waiting",
         (State::Active { .. }, false) => "active",
@@ -230,10 +232,9 @@ fn client_facts<'a>(
         (State::AwaitingCancel { .. }, _) => "waiting_cancel_req",
         (State::Closing, _) => return None,
     };
-    let wait = match client.state {
-        State::Waiting { since } => view.moment.now.saturating_duration_since(since),
-        _ => Duration::ZERO,
-    };
+    // A command of the console takes no time.
+    let since = client.query_since.filter(|_| !client.on_console);
+    let wait = since.map_or(Duration::ZERO, |at| view.moment.now.saturating_duration_since(at));
     let port = view.engine.settings().listen_port;
     let (remote, remote_pid) = match client.from {
         ClientAddress::Tcp(address) => ((address.ip().to_string(), i32::from(address.port())), 0),
@@ -274,11 +275,11 @@ fn server_facts<'a>(
         (State::Connecting(_) | State::LoggingIn(_), true) => "sv_login",
         (State::Idle { .. }, true) => "sv_idle",
         (State::Resetting, true) => "sv_tested",
-        (State::Active { .. } | State::Unlinked { .. }, true) => "sv_active",
+        (State::Active { .. } | State::Asking { .. } | State::Unlinked { .. }, true) => "sv_active",
         (State::Connecting(_) | State::LoggingIn(_), false) => "new",
         (State::Idle { .. }, false) => "idle",
         (State::Resetting, false) => "tested",
-        (State::Active { .. } | State::Unlinked { .. }, false) => "active",
+        (State::Active { .. } | State::Asking { .. } | State::Unlinked { .. }, false) => "active",
         (State::HeldForCancel, _) => "being_canceled",
         (State::CarryingCancel { .. }, _) => "active_cancel",
         (State::Closing, _) => return None,

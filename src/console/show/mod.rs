@@ -9,6 +9,7 @@ mod connections;
 mod databases;
 mod misc;
 mod pools;
+mod stats;
 mod users;
 
 use super::table::{Column, Row, Type};
@@ -97,6 +98,14 @@ topics! {
     DnsHosts = "DNS_HOSTS";
     /// Zones watched.
     DnsZones = "DNS_ZONES";
+    /// What was done in each database, in all and on average.
+    Stats = "STATS";
+    /// In all.
+    StatsTotals = "STATS_TOTALS";
+    /// On average.
+    StatsAverages = "STATS_AVERAGES";
+    /// What was done in all databases.
+    Totals = "TOTALS";
 }
 
 impl Topic {
@@ -114,8 +123,8 @@ impl Topic {
     }
 
     /// Its columns; none: it is no table.
-    pub fn columns(self, _version: CompatVersion) -> Vec<Column> {
-        use Type::{Big, Int, Text};
+    pub fn columns(self, version: CompatVersion) -> Vec<Column> {
+        use Type::{Big, Int, Numeric, Text};
         match self {
             Topic::Help => Vec::new(),
             Topic::Config => config::COLUMNS.to_vec(),
@@ -133,6 +142,10 @@ impl Topic {
             Topic::State => vec![("key", Text), ("value", Text)],
             Topic::DnsHosts => vec![("hostname", Text), ("ttl", Big), ("addrs", Text)],
             Topic::DnsZones => vec![("zonename", Text), ("serial", Big), ("count", Int)],
+            Topic::Stats => stats::stats_columns(version),
+            Topic::StatsTotals => stats::totals_columns(version),
+            Topic::StatsAverages => stats::averages_columns(version),
+            Topic::Totals => vec![("name", Text), ("value", Numeric)],
         }
     }
 
@@ -158,6 +171,10 @@ impl Topic {
             Topic::State => misc::state(view),
             Topic::DnsHosts => misc::dns_hosts(view),
             Topic::DnsZones => misc::dns_zones(view),
+            Topic::Stats => stats::by_database(view, stats::Which::Both),
+            Topic::StatsTotals => stats::by_database(view, stats::Which::Totals),
+            Topic::StatsAverages => stats::by_database(view, stats::Which::Averages),
+            Topic::Totals => stats::sums(view),
         })
     }
 

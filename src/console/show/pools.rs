@@ -6,7 +6,6 @@ use crate::config::CONSOLE;
 use crate::console::table::{Cell, Column, Row, Type::Int, Type::Text};
 use crate::pool::Pool;
 use crate::pool::queues::ServerStanding;
-use crate::session::client::State;
 use std::time::Duration;
 
 pub const COLUMNS: [Column; 17] = [
@@ -89,10 +88,8 @@ fn connecting_carriers(view: &View<'_>, pool: &Pool) -> usize {
 fn longest_wait(view: &View<'_>, pool: &Pool) -> Duration {
     let clients = &view.engine.house().clients;
     let first = pool.waiting.first().and_then(|key| clients.get(key));
-    match first.map(|client| &client.state) {
-        Some(State::Waiting { since }) => view.moment.now.saturating_duration_since(*since),
-        _ => Duration::ZERO,
-    }
+    let since = first.and_then(|client| client.query_since);
+    since.map_or(Duration::ZERO, |at| view.moment.now.saturating_duration_since(at))
 }
 
 fn console_row(view: &View<'_>) -> Row {

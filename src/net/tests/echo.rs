@@ -253,6 +253,12 @@ impl Heart for Echo {
         used
     }
 
+    fn has_more_to_say(&self, _conn: Conn) -> bool {
+        false
+    }
+    fn has_more_coming(&self, _conn: Conn) -> bool {
+        false
+    }
     fn forget(&mut self, conn: Conn) {
         let gone = match conn {
             Conn::Client(key) => self.clients.remove(key),
