@@ -22,7 +22,7 @@ const SALT_BYTES: usize = 16;
 
 /// Who somebody says he is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Account {
+pub struct Claim {
     /// His name.
     pub user: String,
     /// Any of these will do; the first one counts towards servers. None at all: nobody knows him,
@@ -47,7 +47,7 @@ impl SaltSource {
     }
 }
 
-impl Account {
+impl Claim {
     fn kinds(&self) -> impl Iterator<Item = Kind<'_>> {
         // An empty secret is one that no password opens.
         let secrets = self.secrets.iter().map(Secret::expose);
@@ -174,7 +174,7 @@ impl Challenge {
     }
 
     /// Takes the body of the client's answer.
-    pub fn step(self, body: &[u8], account: &Account, salts: (&SaltSource, u32)) -> Next {
+    pub fn step(self, body: &[u8], claim: &Claim, salts: (&SaltSource, u32)) -> Next {
         match self {
             Challenge::Password | Challenge::Md5 { .. } => {
                 // As PgBouncer: without an end it is no answer, and what follows the end is nothing.
@@ -188,7 +188,7 @@ impl Challenge {
                     _ => Next::Judge(Attempt::Password(answer)),
                 }
             }
-            Challenge::Sasl { binding } => begin_dialogue(binding, body, account, salts),
+            Challenge::Sasl { binding } => begin_dialogue(binding, body, claim, salts),
             Challenge::Proof { dialogue, salt, iterations } => match dialogue.proof(body) {
                 Ok(proof) => Next::Judge(Attempt::Scram { proof, salt, iterations }),
                 Err(refused) => Next::Refuse(Refusal::sasl(refused.0)),
@@ -200,7 +200,7 @@ impl Challenge {
 fn begin_dialogue(
     binding: Option<Box<[u8]>>,
     body: &[u8],
-    account: &Account,
+    claim: &Claim,
     (source, iterations): (&SaltSource, u32),
 ) -> Next {
     let Some((mechanism, message)) = initial_response(body) else {
@@ -215,7 +215,7 @@ fn begin_dialogue(
         Ok(first) => first,
         Err(refused) => return Next::Refuse(Refusal::sasl(refused.0)),
     };
-    let (salt, iterations) = account.salt(source, iterations);
+    let (salt, iterations) = claim.salt(source, iterations);
     let (dialogue, server_first) = Dialogue::begin(first, (&salt, iterations), digest::random());
     let dialogue = Box::new(dialogue);
     Next::Ask(
@@ -295,19 +295,19 @@ impl From<bool> for Match {
 }
 
 impl Attempt {
-    /// Holds it against all secrets of an account. `key`: the keys that were made already.
+    /// Holds it against all secrets of an claim. `key`: the keys that were made already.
     pub fn judge(
         &self,
-        account: &Account,
+        claim: &Claim,
         mut key: impl FnMut(&Derivation) -> Option<SaltedPassword>,
     ) -> Outcome {
-        for kind in account.kinds() {
+        for kind in claim.kinds() {
             let found = match self {
                 Attempt::Password(password) => {
-                    against_password(password.expose(), &account.user, &kind, &mut key)
+                    against_password(password.expose(), &claim.user, &kind, &mut key)
                 }
                 Attempt::Md5 { salt, answer } => {
-                    against_md5(answer.expose(), *salt, &account.user, &kind).into()
+                    against_md5(answer.expose(), *salt, &claim.user, &kind).into()
                 }
                 Attempt::Scram { proof, salt, iterations } => {
                     against_proof(proof, (salt, *iterations), &kind, &mut key)

@@ -7,6 +7,7 @@ pub mod derivation;
 pub mod digest;
 pub mod hba;
 pub mod ident;
+pub mod lookup;
 pub mod scram;
 pub mod scram_client;
 pub mod secret;

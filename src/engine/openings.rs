@@ -229,7 +229,7 @@ impl Engine {
         inbox.skip(header.bytes);
         let pool = pools.get(*pool).expect("a server's pool outlives it");
         let tools = Tools {
-            credentials: credentials(pool, &self.userlist),
+            credentials: credentials(pool, &self.access.userlist),
             has_connect_query: pool.database.connect_query.is_some(),
             parameters,
             tracked,
@@ -321,7 +321,9 @@ impl Engine {
         if pool.servers.connected() > 0 && pool.welcome.is_some() {
             return;
         }
-        for client in pool.waiting.keys(&self.house.clients) {
+        let mut waiting = pool.waiting.keys(&self.house.clients);
+        waiting.extend(&pool.askers);
+        for client in waiting {
             self.close_client(client, told.clone(), now);
         }
     }

@@ -27,7 +27,7 @@ use crate::session::server::{Server, ServerAddress};
 use mode::Mode;
 use queues::{Queue, ServerQueues};
 use stats::{Periods, Stats};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -75,6 +75,9 @@ pub struct Pool {
     pub servers: ServerQueues,
     /// Clients that wait for a server, or for the welcome; longest first.
     pub waiting: Queue<ClientKey>,
+    /// Clients of any database that wait for a server of this pool to tell who they are; longest
+    /// first.
+    pub askers: VecDeque<ClientKey>,
     /// Cancel requests that have not been sent yet.
     pub cancels: Queue<ClientKey>,
     /// Clients that are logged in and do not wait.
@@ -148,7 +151,11 @@ impl House {
 
     /// The pool of this database and user; a new one if nobody asked for it yet.
     pub fn pool(&mut self, database: &Database, login: &str, config: &Config) -> PoolKey {
-        let user = database.user.as_deref().unwrap_or(login);
+        self.pool_as(database, database.user.as_deref().unwrap_or(login), config)
+    }
+
+    /// The pool of this database and this very user, whomever the database's entry forces.
+    pub fn pool_as(&mut self, database: &Database, user: &str, config: &Config) -> PoolKey {
         let name = (database.name.clone(), user.to_string());
         if let Some(key) = self.by_name.get(&name) {
             return *key;
@@ -160,6 +167,7 @@ impl House {
             size: None,
             servers: ServerQueues::default(),
             waiting: Queue::default(),
+            askers: VecDeque::new(),
             cancels: Queue::default(),
             active_clients: 0,
             welcome: None,
@@ -194,8 +202,7 @@ impl House {
 
     /// Whether waiting clients are a reason to open another server for this pool now.
     pub fn wants_server(&self, pool: PoolKey, settings: &Settings, now: Instant) -> bool {
-        let waits = |pool: &Pool| !pool.waiting.is_empty();
-        self.may_open(pool, settings, now) && self.pools.get(pool).is_some_and(waits)
+        self.may_open(pool, settings, now) && self.pools.get(pool).is_some_and(Pool::has_waiting)
     }
 
     /// Whether another server may be opened for this pool now.
@@ -280,6 +287,11 @@ impl Pool {
             .or(self.database.pool_size)
             .unwrap_or(settings.default_pool_size);
         self.size = usize::try_from(size).ok().filter(|size| *size > 0);
+    }
+
+    /// Whether anybody waits for a server.
+    pub fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty() || !self.askers.is_empty()
     }
 
     /// How long a client may wait for a server; zero: as long as it likes.

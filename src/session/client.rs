@@ -1,6 +1,7 @@
 //! A client: what it is doing, and what its next message asks for.
 
 use crate::keys::{ClientKey, PoolKey, ServerKey};
+use crate::session::client_login::{Pending, Proving, Step};
 use crate::session::egress::Egress;
 use crate::session::farewell::Reason;
 use crate::session::inbox::Inbox;
@@ -13,9 +14,22 @@ use std::time::Instant;
 /// What a client is doing. Each value makes sense in its state alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
-    /// Connected; has not said yet, or not proven, who it is. Leaves to `AwaitingWelcome`, `Idle`,
-    /// `AwaitingCancel`, `Closing`.
+    /// Connected; has not said yet, or not proven, who it is. Leaves to `AwaitingAccount`,
+    /// `Proving`, `AwaitingWelcome`, `Idle`, `AwaitingCancel`, `Closing`.
     LoggingIn,
+    /// Has said who it is, and has to prove it. Leaves to `LoggingIn`, `AwaitingWelcome`, `Idle`,
+    /// `Closing`.
+    Proving(Box<Proving>),
+    /// Has said who it is, and a database is being asked about that (`auth_query`). Not read.
+    /// Leaves to `LoggingIn`, `Closing`.
+    AwaitingAccount {
+        /// The pool through which we ask.
+        pool: PoolKey,
+        /// The server that was asked; `None`: it waits for its turn.
+        server: Option<ServerKey>,
+        /// Since when.
+        since: Instant,
+    },
     /// May log in, but its pool has no server yet from which to learn the welcome. Queued, not
     /// read. Leaves to `Idle`, `Closing`.
     AwaitingWelcome {
@@ -86,6 +100,8 @@ pub struct Client {
     pub parameters_proven: bool,
     /// The prepared statements that it has named.
     pub statements: Option<Box<ClientStatements>>,
+    /// Its login, while that waits for something.
+    pub login: Option<Box<Pending>>,
     /// Its pool, once its database and user are known.
     pub pool: Option<PoolKey>,
     /// Its login name, once known.
@@ -117,6 +133,7 @@ impl Client {
             parameters,
             parameters_proven: false,
             statements: None,
+            login: None,
             pool: None,
             user: None,
             from,
@@ -141,7 +158,9 @@ impl Client {
     pub fn wants_read(&self) -> bool {
         let may_speak = match self.state {
             State::LoggingIn | State::Idle | State::Active { .. } => true,
-            State::AwaitingWelcome { .. }
+            State::Proving(ref proving) => matches!(proving.step, Step::Asked(_)),
+            State::AwaitingAccount { .. }
+            | State::AwaitingWelcome { .. }
             | State::Waiting { .. }
             | State::AwaitingCancel { .. }
             | State::Cancelling { .. }

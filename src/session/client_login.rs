@@ -1,5 +1,9 @@
 //! Reads a client's Startup: what it asks for, or why it cannot be let in.
 
+use crate::auth::challenge::{Attempt, Challenge, Claim};
+use crate::auth::derivation::Derivation;
+use crate::config::entries::Database;
+use crate::keys::PoolKey;
 use crate::session::farewell::Reason;
 use crate::session::params::{APPLICATION_NAME, Parameters, Tracked, Values};
 use crate::wire::startup;
@@ -35,6 +39,53 @@ pub struct Startup {
     pub protocol_options: Vec<Vec<u8>>,
     /// Whether it wants to replicate.
     pub replication: Replication,
+}
+
+/// A login that has to wait before it can go on.
+#[derive(Debug)]
+pub struct Pending {
+    /// What the client asks for.
+    pub startup: Startup,
+    /// The entry it means; `None`: there is none, which only who has proven himself is told.
+    pub database: Option<Database>,
+    /// What is asked about its user.
+    pub query: String,
+}
+
+/// Where a client wants to, once it has proven who it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Goal {
+    /// The database, as the client named it.
+    pub database: String,
+    /// Its pool; `None`: there is no such database.
+    pub pool: Option<PoolKey>,
+    /// Whether it wants to replicate.
+    pub replication: Replication,
+}
+
+/// A login in which the client has to prove who it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proving {
+    /// Who it says it is, and the secrets of which it has to know one.
+    pub claim: Claim,
+    /// Where it wants to.
+    pub goal: Goal,
+    /// How far it is.
+    pub step: Step,
+}
+
+/// How far a client is with its proof.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// It was asked. Leaves to `Asked`, `Checking`, or the login's end.
+    Asked(Challenge),
+    /// Its answer waits for a key. Not read. Leaves to `Checking`, or the login's end.
+    Checking {
+        /// The answer.
+        attempt: Attempt,
+        /// What is being made on the side thread.
+        needed: Derivation,
+    },
 }
 
 /// What reading a Startup depends on.

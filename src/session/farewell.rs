@@ -88,8 +88,22 @@ reasons! {
     TOO_MANY_CLIENTS = Told("no more connections allowed (max_client_conn)");
     /// `auth_type` is `trust` and the user is not known.
     TRUST_FAILED = Told("\"trust\" authentication failed");
+    /// The rule that counts for him says so.
+    LOGIN_REJECTED = Told("login rejected");
+    /// No rule counts for him.
+    NO_METHOD = Told("no authentication method is found");
+    /// The user of this system at the other end is somebody else.
+    PEER_REJECTED = Told("unix socket login rejected");
+    /// No certificate, or that of somebody else.
+    CERTIFICATE_FAILED = Told("certificate authentication failed");
+    /// A Startup behind a Startup.
+    STARTUP_AGAIN = Told("client re-sent startup pkt");
+    /// The side thread has more to do than it will get done in time.
+    TOO_MANY_PROOFS = Told("too many passwords are being checked, try again later");
     /// `auth_type` is `any` and the database has no forced user; and the like.
     CONFIG_ERROR = Told("bouncer config error");
+    /// `auth_query` knows nobody of this name.
+    NO_SUCH_USER = Told("no such user");
     /// Login took too long.
     CLIENT_LOGIN_TIMEOUT = Told("client_login_timeout");
     /// Login took too long because no server could be reached.
@@ -148,6 +162,8 @@ reasons! {
     BAD_CANCEL_KEY = Told("bad cancel key");
     /// We cannot do what the server asks for.
     AUTHREQ_FAILED = Told("failed to answer authreq");
+    /// The question about a user does not fit.
+    AUTH_QUERY_UNSENT = Told("unable to send auth_query");
     /// The Startup to the server does not fit.
     STARTUP_FAILED = Told("startup pkt failed");
     /// No connection.

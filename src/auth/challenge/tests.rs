@@ -3,15 +3,15 @@
 use super::*;
 use crate::auth::answer::{Answer, Credentials, Step};
 use crate::auth::secret::Verifier;
-use crate::wire::backend::Authentication;
+use crate::wire::backend;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use proptest::prelude::*;
 
 const ROUNDS: u32 = 4;
 
-fn account(secrets: &[&[u8]]) -> Account {
-    Account { user: "alice".into(), secrets: secrets.iter().map(|s| Secret::new(*s)).collect() }
+fn claim(secrets: &[&[u8]]) -> Claim {
+    Claim { user: "alice".into(), secrets: secrets.iter().map(|s| Secret::new(*s)).collect() }
 }
 
 fn md5_secret(password: &[u8]) -> Vec<u8> {
@@ -27,13 +27,13 @@ fn scram_secret(password: &[u8], salt: &[u8], iterations: u32) -> Vec<u8> {
 }
 
 /// Makes every key that is asked for.
-fn judged(attempt: &Attempt, account: &Account) -> Outcome {
-    attempt.judge(account, |derivation| Some(derivation.run()))
+fn judged(attempt: &Attempt, claim: &Claim) -> Outcome {
+    attempt.judge(claim, |derivation| Some(derivation.run()))
 }
 
 /// What the pooler itself answers when a server asks it: a client that knows this secret.
 fn log_in(
-    ours: &Account,
+    ours: &Claim,
     first: (Vec<u8>, Challenge),
     knows: &[u8],
     key: Option<[u8; 32]>,
@@ -44,7 +44,7 @@ fn log_in(
     let (mut asked, mut challenge) = first;
     let mut client = Answer::Start;
     loop {
-        let request = Authentication::parse(&asked).expect("our own request");
+        let request = backend::authentication(&asked).expect("our own request");
         let (next, step) =
             std::mem::take(&mut client).step(request, credentials).expect("an answer");
         client = next;
@@ -62,7 +62,7 @@ fn log_in(
             Next::Judge(attempt) => {
                 let outcome = judged(&attempt, ours);
                 if let Outcome::Proven(Proof { farewell: Some(farewell), .. }) = &outcome {
-                    let request = Authentication::parse(farewell).expect("our own request");
+                    let request = backend::authentication(farewell).expect("our own request");
                     client.step(request, credentials).expect("we have proven ourselves, too");
                 }
                 return outcome;
@@ -78,9 +78,9 @@ fn is_in(outcome: &Outcome) -> bool {
 
 #[test]
 fn every_method_takes_the_password_in_whatever_form_it_is_kept() {
-    let plain = account(&[b"secret"]);
-    let md5 = account(&[&md5_secret(b"secret")]);
-    let scram = account(&[&scram_secret(b"secret", b"salty", 7)]);
+    let plain = claim(&[b"secret"]);
+    let md5 = claim(&[&md5_secret(b"secret")]);
+    let scram = claim(&[&scram_secret(b"secret", b"salty", 7)]);
     for (known, name) in [(&plain, "plain"), (&md5, "md5"), (&scram, "scram")] {
         for (password, is_right) in [(&b"secret"[..], true), (b"Secret", false), (b"secre", false)]
         {
@@ -99,7 +99,7 @@ fn every_method_takes_the_password_in_whatever_form_it_is_kept() {
 #[test]
 fn the_unknown_walk_the_same_way_and_fail_with_the_same_words() {
     for begin in [Challenge::password, Challenge::md5, || Challenge::sasl(None)] {
-        let words = [&account(&[b"secret"]), &account(&[]), &account(&[b""])]
+        let words = [&claim(&[b"secret"]), &claim(&[]), &claim(&[b""])]
             .map(|ours| log_in(ours, begin(), b"guess", None));
         assert!(matches!(words[0], Outcome::Failed(_)));
         assert!(words.iter().all(|outcome| *outcome == words[0]), "{words:?}");
@@ -107,7 +107,7 @@ fn the_unknown_walk_the_same_way_and_fail_with_the_same_words() {
     // The same salt each time, as for those whom we know; and another one for another name.
     let source = SaltSource::default();
     let salt =
-        |user: &str| Account { user: user.into(), secrets: Vec::new() }.salt(&source, ROUNDS).0;
+        |user: &str| Claim { user: user.into(), secrets: Vec::new() }.salt(&source, ROUNDS).0;
     assert_eq!(salt("a"), salt("a"));
     assert_ne!(salt("a"), salt("b"));
     assert_eq!(salt("a").len(), SALT_BYTES);
@@ -117,7 +117,7 @@ fn the_unknown_walk_the_same_way_and_fail_with_the_same_words() {
 #[test]
 fn the_key_of_a_kept_secret_opens_servers_that_keep_it() {
     let secret = scram_secret(b"secret", b"salty", 7);
-    let kept = account(&[&secret]);
+    let kept = claim(&[&secret]);
     let Outcome::Proven(Proof { client_key: Some(key), .. }) =
         log_in(&kept, Challenge::sasl(None), b"secret", None)
     else {
@@ -125,7 +125,7 @@ fn the_key_of_a_kept_secret_opens_servers_that_keep_it() {
     };
     // A server that keeps the same secret, opened with the secret and the key alone.
     assert!(is_in(&log_in(&kept, Challenge::sasl(None), &secret, Some(key))));
-    let outcome = log_in(&account(&[b"secret"]), Challenge::sasl(None), b"secret", None);
+    let outcome = log_in(&claim(&[b"secret"]), Challenge::sasl(None), b"secret", None);
     assert!(matches!(outcome, Outcome::Proven(Proof { client_key: None, .. })));
 }
 
@@ -137,7 +137,7 @@ fn each_of_two_secrets_will_do() {
     for (secrets, with_sasl) in
         [([&b"old"[..], b"new"], true), ([b"old", &md5], false), ([b"old", &scram], true)]
     {
-        let ours = account(&secrets);
+        let ours = claim(&secrets);
         for password in [&b"old"[..], b"new"] {
             assert!(is_in(&log_in(&ours, Challenge::password(), password, None)));
             let outcome = log_in(&ours, Challenge::sasl(None), password, None);
@@ -149,7 +149,7 @@ fn each_of_two_secrets_will_do() {
 
 #[test]
 fn messages_that_are_no_answers() {
-    let ours = account(&[b"secret"]);
+    let ours = claim(&[b"secret"]);
     let source = SaltSource::default();
     let step = |(_, challenge): (Vec<u8>, Challenge), body: &[u8]| {
         challenge.step(body, &ours, (&source, ROUNDS))
@@ -176,7 +176,7 @@ fn messages_that_are_no_answers() {
 fn rounds_that_would_keep_the_side_thread_busy_are_not_worked_out() {
     let mut verifier = scram_secret(b"secret", b"salty", 1);
     verifier.splice(14..15, *b"4000000000");
-    let ours = account(&[&verifier]);
+    let ours = claim(&[&verifier]);
     assert!(matches!(Kind::of(&verifier), Kind::Scram(v) if v.iterations == 4_000_000_000));
     let attempt = Attempt::Password(Secret::new(*b"secret"));
     let outcome = attempt.judge(&ours, |_| panic!("too many rounds"));
@@ -190,7 +190,7 @@ fn nothing_secret_is_shown() {
     let Kind::Scram(kept) = Kind::of(&verifier) else { panic!() };
     let shown = format!(
         "{:?} {:?} {:?} {:?}",
-        account(&[b"hush"]),
+        claim(&[b"hush"]),
         Attempt::Password(Secret::new(*b"hush")),
         Proof { farewell: None, client_key: Some([7; 32]) },
         Keys::from(&*kept as &Verifier),
@@ -205,7 +205,7 @@ proptest! {
         second in prop::collection::vec(any::<u8>(), 0..60),
         mechanism in any::<bool>(),
     ) {
-        let ours = account(&[b"secret"]);
+        let ours = claim(&[b"secret"]);
         let source = SaltSource::default();
         let message = match mechanism {
             true => [&b"SCRAM-SHA-256\0\0\0\0\x08n,,r=abc"[..]].concat(),
