@@ -268,6 +268,9 @@ impl Shell {
                 let turns = if self.is_calm { 0 } else { rng.below(10) };
                 self.keys.push((turns, conn, derivation));
             }
+            Effect::Attend { .. } | Effect::CancelAttendance { .. } => {
+                panic!("nobody is on the console")
+            }
             Effect::Report(_) => {}
             Effect::Close { conn } => {
                 if let Some(socket) = self.socket_of.remove(&conn) {
