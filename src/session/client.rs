@@ -88,6 +88,8 @@ pub struct Client {
     pub statements: Option<Box<ClientStatements>>,
     /// Its pool, once its database and user are known.
     pub pool: Option<PoolKey>,
+    /// Whether it counts as a client of that pool.
+    pub is_counted: bool,
     /// Its login name, once known.
     pub user: Option<Box<str>>,
     /// Where it came from.
@@ -118,6 +120,7 @@ impl Client {
             parameters_proven: false,
             statements: None,
             pool: None,
+            is_counted: false,
             user: None,
             from,
             secret,
