@@ -6,7 +6,7 @@ use crate::keys::{ClientKey, PoolKey, ServerKey};
 use crate::pool::groups::Kind;
 use crate::pool::queues::{ClientStanding, ServerStanding, client_standing, server_standing};
 use crate::pool::{House, Pool};
-use crate::session::client::Client;
+use crate::session::client::{self, Client};
 use crate::session::server::{Server, State};
 
 impl Engine {
@@ -14,6 +14,7 @@ impl Engine {
     pub fn check(&self) {
         self.check_links();
         self.check_clients();
+        self.check_askers();
         for (key, pool) in self.house.pools.iter() {
             self.check_pool(key, pool);
         }
@@ -75,7 +76,42 @@ impl Engine {
         }
     }
 
+    fn check_askers(&self) {
+        for (key, client) in self.house.clients.iter() {
+            let client::State::AwaitingAccount { pool, server, .. } = client.state else {
+                assert!(client.login.is_none(), "only who waits for an answer keeps his login");
+                continue;
+            };
+            assert!(client.login.is_some(), "who waits for an answer keeps his login");
+            let askers = self.house.pools.get(pool).map(|pool| &pool.askers);
+            let places = askers.map_or(0, |all| all.iter().filter(|asker| **asker == key).count());
+            assert_eq!(places, usize::from(server.is_none()), "who has asked does not wait");
+            if let Some(server) = server {
+                let server = self.house.servers.get(server).expect("who is asked is there");
+                assert_eq!(server.asker(), Some(key), "they know each other");
+                assert_eq!(server.pool, pool, "asked through its pool");
+            }
+        }
+        for (key, server) in self.house.servers.iter() {
+            if let Some(asker) = server.asker() {
+                let client = self.house.clients.get(asker).map(|client| &client.state);
+                assert!(
+                    matches!(client, Some(client::State::AwaitingAccount { server: Some(asked), .. }) if *asked == key),
+                    "they know each other"
+                );
+            }
+        }
+        for (_, pool) in self.house.pools.iter() {
+            for asker in &pool.askers {
+                let state = self.house.clients.get(*asker).map(|client| &client.state);
+                let waits = matches!(state, Some(client::State::AwaitingAccount { .. }));
+                assert!(waits, "who has gone does not wait");
+            }
+        }
+    }
+
     fn check_clients(&self) {
+        assert_eq!(self.house.console_clients, self.count(None, ClientStanding::Console));
         let logging_in = self.house.logging_in.keys(&self.house.clients);
         assert_eq!(logging_in.len(), self.house.logging_in.len());
         assert_eq!(logging_in.len(), self.count(None, ClientStanding::LoggingIn));
@@ -103,7 +139,7 @@ impl Engine {
         assert_eq!(pool.active_clients, self.count(Some(key), ClientStanding::Active));
         assert_eq!(pool.cancels.len(), self.count(Some(key), ClientStanding::AwaitingCancel));
         let mode = self.house.mode;
-        if mode.is_paused() {
+        if mode.is_paused() || pool.is_paused {
             let free = [ServerStanding::Idle, ServerStanding::Login];
             let free: usize = free.map(|standing| pool.servers.count(standing)).iter().sum();
             assert_eq!(free, 0, "in a pause no server is free, nor about to be");

@@ -1,19 +1,31 @@
 //! Who is let in: a client's first packets, who it says it is, and its welcome.
 
+use crate::auth::lookup::Account;
 use crate::config::CONSOLE;
 use crate::config::entries::Database;
 use crate::config::values::AuthType;
 use crate::engine::Engine;
+use crate::engine::io::Effect;
 use crate::keys::{ClientKey, Conn, PoolKey};
 use crate::pool::{House, client_address};
 use crate::session::client::{Client, ClientAddress, State};
-use crate::session::client_login::{self, MAX_USER_BYTES, Replication, Rules, Startup};
+use crate::session::client_login::{self, MAX_USER_BYTES, Pending, Replication, Rules, Startup};
 use crate::session::farewell::Reason;
 use crate::sys;
 use crate::wire::backend::TxStatus;
 use crate::wire::emit::{self, Full};
 use crate::wire::startup::{self, First};
 use std::time::Instant;
+
+/// What is known of who a client says it is.
+pub(super) enum Identity {
+    /// He is in the file of users, or it does not matter who he is.
+    Listed,
+    /// A database knows him.
+    Asked(Account),
+    /// Nobody knows him.
+    Unknown,
+}
 
 impl Engine {
     /// Bytes came from a client that has not logged in.
@@ -41,8 +53,10 @@ impl Engine {
         if let Some(client) = clients.get_mut(key) {
             client.inbox.tidy(None, rings);
             // A client may send its first query together with its Startup.
-            if client.state == State::Idle {
-                self.client_goes_on(key, now);
+            match client.state {
+                State::Idle => self.client_goes_on(key, now),
+                State::Console { .. } => self.effects.push_back(Effect::Attend { client: key }),
+                _ => {}
             }
         }
     }
@@ -90,6 +104,10 @@ impl Engine {
         let body = client.inbox.copy(startup::HEADER_BYTES as usize, bytes);
         client.inbox.skip(bytes);
         let secret: [u8; 8] = body.try_into().map_err(|_| Reason::BAD_CANCEL_REQUEST)?;
+        if let Some(client) = self.house.on_console_with(secret) {
+            self.effects.push_back(Effect::CancelAttendance { client });
+            return Err(Reason::CANCEL_FOR_CONSOLE);
+        }
         let (target, pool) = self.house.cancel_target(secret)?;
         if let Some(client) = self.house.clients.get_mut(key) {
             client.pool = Some(pool);
@@ -108,7 +126,12 @@ impl Engine {
         bytes: u64,
         now: Instant,
     ) -> Result<(), Reason> {
-        let startup = self.read_startup(key, bytes)?;
+        let mut startup = self.read_startup(key, bytes)?;
+        if let Some(client) = self.house.clients.get_mut(key) {
+            // The client holds them from now on: what nobody holds may be collected.
+            let unset = self.house.tracked.unset();
+            client.parameters = std::mem::replace(&mut startup.parameters, unset);
+        }
         let settings = &self.config.settings;
         let limit = usize::try_from(settings.max_client_conn).unwrap_or(0);
         if startup.database != CONSOLE && self.house.open_clients() > limit {
@@ -119,11 +142,10 @@ impl Engine {
             self.tell_client(key, |ring| emit::negotiate_protocol_version(ring, &options))
                 .map_err(|Full| Reason::WELCOME_FAILED)?;
         }
-        let pool = self.authenticate(key, &startup)?;
-        if let Some(client) = self.house.clients.get_mut(key) {
-            client.parameters = startup.parameters;
+        if startup.database == CONSOLE {
+            return self.on_console_startup(key, &startup);
         }
-        self.let_in(key, pool, now)
+        self.identify(key, startup, now)
     }
 
     fn read_startup(&mut self, key: ClientKey, bytes: u64) -> Result<Startup, Reason> {
@@ -146,15 +168,11 @@ impl Engine {
         })
     }
 
-    /// Decides whether a client is who it says. Whether its database exists is told only to
-    /// somebody who has proven that.
-    fn authenticate(&mut self, key: ClientKey, startup: &Startup) -> Result<PoolKey, Reason> {
+    /// Finds out who a client says it is. That may take asking a database.
+    fn identify(&mut self, key: ClientKey, startup: Startup, now: Instant) -> Result<(), Reason> {
         let (user, name) = (&startup.user, &startup.database);
         if let Some(client) = self.house.clients.get_mut(key) {
             client.user = Some(user.as_str().into());
-        }
-        if name == CONSOLE {
-            return Err(Reason::Told("the admin console is not built yet"));
         }
         let database = self.database(key, name);
         if user.len() > MAX_USER_BYTES {
@@ -175,24 +193,47 @@ impl Engine {
                 )));
             }
         };
+        let login = Pending { startup, database, query: String::new() };
+        if is_known {
+            return self.on_identity(key, login, Identity::Listed, now);
+        }
+        match self.ask_about(key, login, now)? {
+            Some(login) => self.on_identity(key, login, Identity::Unknown, now),
+            None => Ok(()),
+        }
+    }
+
+    /// Decides whether a client is who it says. Whether its database exists is told only to
+    /// somebody who has proven that.
+    pub(super) fn on_identity(
+        &mut self,
+        key: ClientKey,
+        login: Pending,
+        identity: Identity,
+        now: Instant,
+    ) -> Result<(), Reason> {
+        let Pending { startup, database, .. } = login;
+        let (is_known, user, secret) = match identity {
+            Identity::Listed => (true, startup.user, None),
+            Identity::Unknown => (false, startup.user, None),
+            // As PgBouncer: the name that the database tells is the session's.
+            Identity::Asked(account) => (true, account.user, Some(account.secret)),
+        };
+        let name = &startup.database;
+        if let Some(client) = self.house.clients.get_mut(key) {
+            client.user = Some(user.as_str().into());
+        }
         if !is_known {
             log::info!("{} no such user: {user}", self.name_of(key));
         }
         let pool = match database.filter(|_| is_known) {
-            Some(database) => Some(self.find_pool(key, &database, user)?),
+            Some(database) => Some(self.find_pool(key, &database, &user)?),
             None => None,
         };
-        if self.config.settings.log_connections.is_on() {
-            let client = self.name_of(key);
-            let replication = match startup.replication {
-                Replication::No => "no",
-                Replication::Logical => "database",
-                Replication::Physical => "yes",
-            };
-            log::info!(
-                "{client} login attempt: db={name} user={user} tls=no replication={replication}"
-            );
+        if let (Some(pool), Some(secret)) = (pool, secret) {
+            self.learn_secret((pool, &user), secret);
         }
+        self.log_login_attempt(key, name, &user, startup.replication);
         if !is_known {
             return Err(Reason::TRUST_FAILED);
         }
@@ -203,7 +244,7 @@ impl Engine {
         if startup.replication != Replication::No {
             return Err(Reason::Told("replication connections are not built yet"));
         }
-        Ok(pool)
+        self.let_in(key, pool, now)
     }
 
     /// The pool of a client, for which it counts from now on.
@@ -220,7 +261,27 @@ impl Engine {
         Ok(pool)
     }
 
-    fn name_of(&self, key: ClientKey) -> impl std::fmt::Display {
+    pub(super) fn log_login_attempt(
+        &self,
+        key: ClientKey,
+        name: &str,
+        user: &str,
+        replication: Replication,
+    ) {
+        if self.config.settings.log_connections.is_on() {
+            let client = self.name_of(key);
+            let replication = match replication {
+                Replication::No => "no",
+                Replication::Logical => "database",
+                Replication::Physical => "yes",
+            };
+            log::info!(
+                "{client} login attempt: db={name} user={user} tls=no replication={replication}"
+            );
+        }
+    }
+
+    pub(super) fn name_of(&self, key: ClientKey) -> impl std::fmt::Display {
         self.house.client_name(key, &self.config.settings)
     }
 
@@ -246,6 +307,10 @@ impl Engine {
     fn let_in(&mut self, key: ClientKey, pool: PoolKey, now: Instant) -> Result<(), Reason> {
         if self.house.mode.is_shutting_down() {
             return Err(Reason::POOLER_SHUTTING_DOWN);
+        }
+        let database = self.house.pools.get(pool).map(|pool| pool.database.name.as_str());
+        if let Some(name) = database.filter(|name| self.house.disabled_databases.contains(*name)) {
+            return Err(Reason::ToldOf(format!("database \"{name}\" is disabled")));
         }
         if let Some(pool) = self.house.pools.get_mut(pool) {
             pool.stats.total.client_logins += 1;

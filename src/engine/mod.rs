@@ -3,13 +3,17 @@
 //! tested in microseconds and replayed from a seed.
 //!
 //! [`io`] is its border. [`clients`] and [`servers`] have one function for each thing that can
-//! happen to one, [`statements`] what their prepared statements need; [`logins`] decides who is let in, `staffing` decides when to open servers, [`openings`] opens them, [`endings`] is
-//! the one place where a conversation ends. [`operate`] is what the operator does to the house,
+//! happen to one, [`consoles`] what
+//! those on the admin console need, [`statements`] what their prepared statements need; [`logins`] decides who is let in, `staffing` decides when to open servers, [`openings`] opens them, [`endings`] is
+//! the one place where a conversation ends. [`operate`] is what the operator does to the house, [`databases`] to a part of it,
 //! [`check`] its laws.
 
+pub mod asking;
 pub mod check;
 pub mod clients;
+pub mod consoles;
 pub mod credentials;
+pub mod databases;
 pub mod endings;
 pub mod io;
 pub mod logins;
@@ -88,6 +92,11 @@ impl Engine {
     /// The configuration in force.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Users and their secrets.
+    pub fn userlist(&self) -> &Userlist {
+        &self.userlist
     }
 
     /// Everybody who is in.

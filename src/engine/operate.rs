@@ -12,6 +12,17 @@ use crate::session::server::State;
 use std::collections::BTreeSet;
 use std::time::Instant;
 
+/// How a SHUTDOWN is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum End {
+    /// Now, without a word to anybody.
+    AtOnce,
+    /// When the servers are free.
+    Servers,
+    /// When the clients have gone.
+    Clients,
+}
+
 impl Engine {
     /// Has everybody who needs a server wait, until [`Engine::resume`].
     pub fn pause(&mut self, now: Instant) {
@@ -64,7 +75,8 @@ impl Engine {
             let Some(pool) = self.house.pools.get(key) else {
                 continue;
             };
-            let waiting = pool.waiting.keys(&self.house.clients);
+            let mut waiting = pool.waiting.keys(&self.house.clients);
+            waiting.extend(&pool.askers);
             let servers = [ServerStanding::Idle, ServerStanding::Login]
                 .map(|standing| pool.servers.of(standing).keys(&self.house.servers));
             for client in waiting.into_iter().filter(|_| mode.refuses_work()) {
@@ -101,7 +113,7 @@ impl Engine {
     }
 
     /// The entry of this name as it is now, or one made from `*`.
-    fn entry(&self, name: &str) -> Option<Database> {
+    pub(super) fn entry(&self, name: &str) -> Option<Database> {
         let listed = self.config.databases.get(name).cloned();
         listed.or_else(|| self.config.auto(name)?.ok())
     }
@@ -154,7 +166,7 @@ impl Engine {
     }
 
     /// Ends the servers of a pool without hurting anybody.
-    fn retire_servers(&mut self, key: PoolKey, now: Instant) {
+    pub(super) fn retire_servers(&mut self, key: PoolKey, now: Instant) {
         for server_key in self.house.servers_of(key) {
             let Some(server) = self.house.servers.get_mut(server_key) else {
                 continue;
@@ -167,6 +179,7 @@ impl Engine {
                 State::Idle { .. } => self.close_server(server_key, Reason::DATABASE_CHANGED, now),
                 // They end when they are done: see `after_work`.
                 State::Active { .. }
+                | State::Asking { .. }
                 | State::Unlinked { .. }
                 | State::Resetting
                 | State::HeldForCancel

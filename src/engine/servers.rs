@@ -28,6 +28,7 @@ impl Engine {
         server.inbox.filled(bytes);
         match server.state {
             State::LoggingIn(_) => self.server_login_received(key, now),
+            State::Asking { .. } => self.answer_received(key, now),
             _ => self.server_goes_on(key, now),
         }
     }
@@ -99,6 +100,7 @@ impl Engine {
                 Step::Wait
             }
             State::Unlinked { .. }
+            | State::Asking { .. }
             | State::Connecting(_)
             | State::LoggingIn(_)
             | State::Closing => Step::Wait,
@@ -215,7 +217,10 @@ impl Engine {
         }
         // Who cannot be served is closed: the next one's turn.
         while let Some(waiting) = self.next_to_serve(key) {
-            self.serve(waiting, key, now);
+            match waiting {
+                Next::Waiting(client) => self.serve(client, key, now),
+                Next::Asker(client) => self.serve_asker(client, key, now),
+            }
         }
         self.serving = outer;
         let idle = self.house.servers.get(key).filter(|s| matches!(s.state, State::Idle { .. }));
@@ -224,13 +229,31 @@ impl Engine {
         }
     }
 
-    fn next_to_serve(&self, key: ServerKey) -> Option<ClientKey> {
+    fn next_to_serve(&self, key: ServerKey) -> Option<Next> {
         let House { clients, servers, pools, .. } = &self.house;
         let server = servers.get(key).filter(|s| matches!(s.state, State::Idle { .. }))?;
-        let waiting = pools.get(server.pool)?.waiting.first()?;
-        let state = clients.get(waiting).map(|client| &client.state);
-        matches!(state, Some(client::State::Waiting { .. })).then_some(waiting)
+        let pool = pools.get(server.pool)?;
+        let waiting = pool.waiting.first().and_then(|key| match clients.get(key)?.state {
+            client::State::Waiting { since } => Some((since, Next::Waiting(key))),
+            _ => None,
+        });
+        if pool.askers.is_empty() {
+            return waiting.map(|(_, next)| next);
+        }
+        let asker = pool.askers.front().and_then(|key| match clients.get(*key)?.state {
+            client::State::AwaitingAccount { since, .. } => Some((since, Next::Asker(*key))),
+            _ => None,
+        });
+        [asker, waiting].into_iter().flatten().min_by_key(|(since, _)| *since).map(|(_, next)| next)
     }
+}
+
+/// Who gets a server that is free.
+enum Next {
+    /// A client of its pool.
+    Waiting(ClientKey),
+    /// A client about which it is to be asked.
+    Asker(ClientKey),
 }
 
 /// What a linked server's messages are judged with.

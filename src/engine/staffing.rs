@@ -24,7 +24,7 @@ impl Engine {
     /// way now that was not before.
     pub(super) fn staff(&mut self, key: PoolKey, now: Instant) -> bool {
         self.send_carriers(key, now);
-        let waits = self.house.pools.get(key).is_some_and(|pool| !pool.waiting.is_empty());
+        let waits = self.house.pools.get(key).is_some_and(Pool::has_waiting);
         waits && self.try_open(key, Demand::Waiting, now)
     }
 
@@ -179,7 +179,9 @@ impl Engine {
     fn database_end(&self, key: PoolKey) -> Option<Instant> {
         let pool = self.house.pools.get(key)?;
         let limit = self.config.settings.autodb_idle_timeout;
-        if limit.is_zero() || self.config.databases.contains_key(&pool.database.name) {
+        let is_paused = self.house.paused_databases.contains(&pool.database.name);
+        let is_listed = self.config.databases.contains_key(&pool.database.name);
+        if limit.is_zero() || is_paused || is_listed {
             return None;
         }
         let group = self.house.groups.database(&pool.database.name)?;

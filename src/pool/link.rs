@@ -3,7 +3,7 @@
 
 use crate::config::settings::Settings;
 use crate::config::values::PoolMode;
-use crate::keys::{ClientKey, ServerKey};
+use crate::keys::{ClientKey, PoolKey, ServerKey};
 use crate::pool::House;
 use crate::pool::queues::{End, ServerStanding};
 use crate::session::client;
@@ -47,7 +47,7 @@ impl House {
         let Some(pool) = pool.and_then(|pool| self.pools.get(pool)) else {
             return Acquired::Failing(Reason::CONFIG_ERROR);
         };
-        if self.mode.is_paused() {
+        if self.mode.is_paused() || pool.is_paused {
             if self.mode.refuses_work() {
                 return Acquired::Failing(Reason::SERVER_SHUTTING_DOWN);
             }
@@ -61,16 +61,29 @@ impl House {
             self.set_client_state(client, client::State::Waiting { since: now });
             return Acquired::Queued;
         };
-        let candidate = self.servers.get(server).expect("who is queued is there");
-        if candidate.close_needed {
-            return Acquired::Stale(server, Reason::OBSOLETE);
-        }
-        if !candidate.is_done() {
-            return Acquired::Stale(server, Reason::IDLE_GOT_DIRTY);
+        if let Some(reason) = self.why_stale(server) {
+            return Acquired::Stale(server, reason);
         }
         match self.link(client, server) {
             Ok(()) => Acquired::Linked(server),
             Err(reason) => Acquired::Failing(reason),
+        }
+    }
+
+    /// The idle server whose turn it is.
+    pub fn first_idle(&self, pool: PoolKey) -> Option<ServerKey> {
+        self.pools.get(pool)?.servers.of(ServerStanding::Idle).first()
+    }
+
+    /// Why an idle server cannot serve any more; `None`: it can.
+    pub fn why_stale(&self, server: ServerKey) -> Option<Reason> {
+        let candidate = self.servers.get(server).expect("who is queued is there");
+        if candidate.close_needed {
+            Some(Reason::OBSOLETE)
+        } else if !candidate.is_done() {
+            Some(Reason::IDLE_GOT_DIRTY)
+        } else {
+            None
         }
     }
 
@@ -86,6 +99,7 @@ impl House {
         assert!(client.egress.first_run().is_none(), "a new link begins without runs");
         assert!(!client.egress.has_kept(), "who has not taken its last reply gets no server");
         assert!(server.is_done(), "only a server that owes nothing is handed out");
+        server.has_served = true;
         let (wanted, present) = (&client.parameters, &server.parameters);
         let caught_up =
             params::catch_up(wanted, present, (tracked, values), (&mut server.egress, rings))
@@ -141,14 +155,15 @@ impl House {
     /// due once, right after the client has gone.
     pub fn after_work(&self, key: ServerKey, reset_due: bool, settings: &Settings) -> Released {
         let server = self.servers.get(key).expect("only a server that is there is released");
-        let mode = self.pools.get(server.pool).map(|pool| pool.mode);
+        let pool = self.pools.get(server.pool);
+        let mode = pool.map(|pool| pool.mode);
         let resets = mode == Some(PoolMode::Session) || settings.server_reset_query_always.is_on();
         if !server.is_done() {
             // It said something of its own accord, and that has not come in as a whole.
             Released::Close(Reason::IDLE_GOT_DIRTY)
         } else if server.close_needed || server.pipeline.is_uncertain() {
             Released::Close(Reason::CLOSE_NEEDED)
-        } else if self.mode.is_paused() {
+        } else if self.mode.is_paused() || pool.is_some_and(|pool| pool.is_paused) {
             Released::Close(Reason::PAUSE_MODE)
         } else if server.cancels_in_flight > 0 {
             Released::Held

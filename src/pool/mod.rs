@@ -20,7 +20,7 @@ pub mod stats;
 use crate::auth::digest::KEY_BYTES;
 use crate::config::entries::Database;
 use crate::config::values::{PoolMode, Secret};
-use crate::config::{Config, settings::Settings};
+use crate::config::{CONSOLE, Config, settings::Settings};
 use crate::keys::{ClientKey, Conn, GroupKey, Keyed, PoolKey, ServerKey};
 use crate::ring::Rings;
 use crate::session::client::{Client, ClientAddress};
@@ -32,7 +32,7 @@ use groups::{Groups, Kind};
 use mode::Mode;
 use queues::{Queue, ServerQueues};
 use stats::{Periods, Stats};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -58,6 +58,12 @@ pub struct House {
     pub statements: Statements,
     /// Clients that are closed at the end of the turn.
     pub closing_clients: usize,
+    /// Databases that the operator has paused by name.
+    pub paused_databases: BTreeSet<String>,
+    /// Databases that nobody new is let into.
+    pub disabled_databases: BTreeSet<String>,
+    /// Clients on the admin console.
+    pub console_clients: usize,
     /// Over which times averages go.
     pub periods: Periods,
     /// What was done on the console.
@@ -78,6 +84,8 @@ pub struct Pool {
     pub user: String,
     /// When a server goes back.
     pub mode: PoolMode,
+    /// Whether its database is paused; changed together with `House::paused_databases`.
+    pub is_paused: bool,
     /// How many servers at most; `None`: no limit.
     pub size: Option<usize>,
     /// How many more in need.
@@ -98,6 +106,9 @@ pub struct Pool {
     pub servers: ServerQueues,
     /// Clients that wait for a server, or for the welcome; longest first.
     pub waiting: Queue<ClientKey>,
+    /// Clients of any database that wait for a server of this pool to tell who they are; longest
+    /// first.
+    pub askers: VecDeque<ClientKey>,
     /// Cancel requests that have not been sent yet.
     pub cancels: Queue<ClientKey>,
     /// Clients that are logged in and do not wait.
@@ -163,6 +174,9 @@ impl House {
             tracked,
             statements: Statements::default(),
             closing_clients: 0,
+            paused_databases: BTreeSet::new(),
+            disabled_databases: BTreeSet::new(),
+            console_clients: 0,
             periods,
             console_stats: Stats::default(),
             groups: Groups::default(),
@@ -173,7 +187,11 @@ impl House {
 
     /// The pool of this database and user; a new one if nobody asked for it yet.
     pub fn pool(&mut self, database: &Database, login: &str, config: &Config) -> PoolKey {
-        let user = database.user.as_deref().unwrap_or(login);
+        self.pool_as(database, database.user.as_deref().unwrap_or(login), config)
+    }
+
+    /// The pool of this database and this very user, whomever the database's entry forces.
+    pub fn pool_as(&mut self, database: &Database, user: &str, config: &Config) -> PoolKey {
         let name = (database.name.clone(), user.to_string());
         if let Some(key) = self.by_name.get(&name) {
             return *key;
@@ -184,6 +202,7 @@ impl House {
             database: database.clone(),
             user: user.to_string(),
             mode: PoolMode::Session,
+            is_paused: self.paused_databases.contains(&database.name),
             size: None,
             reserve: 0,
             min_size: 0,
@@ -194,6 +213,7 @@ impl House {
             alarm: None,
             servers: ServerQueues::default(),
             waiting: Queue::default(),
+            askers: VecDeque::new(),
             cancels: Queue::default(),
             active_clients: 0,
             welcome: None,
@@ -259,7 +279,9 @@ impl House {
     pub fn client_name(&self, key: ClientKey, settings: &Settings) -> impl fmt::Display {
         let client = self.clients.get(key);
         let pool = client.and_then(|client| self.pools.get(client.pool?));
-        let database = pool.map_or("(nodb)", |pool| &pool.database.name);
+        let on_console = client.is_some_and(|client| client.on_console);
+        let nowhere = if on_console { CONSOLE } else { "(nodb)" };
+        let database = pool.map_or(nowhere, |pool| &pool.database.name);
         let user = client.and_then(|client| client.user.as_deref()).unwrap_or("(nouser)");
         let from = client.map(|client| client_address(client.from, settings.listen_port));
         let from = from.unwrap_or_default();
@@ -313,6 +335,11 @@ impl Pool {
         self.reserve = usize::try_from(reserve).unwrap_or(0);
         let min_size = self.database.min_pool_size.unwrap_or(settings.min_pool_size);
         self.min_size = usize::try_from(min_size).unwrap_or(0);
+    }
+
+    /// Whether anybody waits for a server.
+    pub fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty() || !self.askers.is_empty()
     }
 
     /// How long a client may wait for a server; zero: as long as it likes.

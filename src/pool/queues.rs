@@ -195,9 +195,9 @@ pub fn server_standing(state: &server::State) -> Option<ServerStanding> {
             Some(ServerStanding::Login)
         }
         server::State::Idle { .. } => Some(ServerStanding::Idle),
-        server::State::Active { .. } | server::State::Unlinked { .. } => {
-            Some(ServerStanding::Active)
-        }
+        server::State::Active { .. }
+        | server::State::Asking { .. }
+        | server::State::Unlinked { .. } => Some(ServerStanding::Active),
         server::State::Resetting => Some(ServerStanding::Tested),
         server::State::HeldForCancel => Some(ServerStanding::Held),
         server::State::Connecting(server::Purpose::Cancel { .. })
@@ -217,6 +217,8 @@ pub enum ClientStanding {
     Waiting,
     /// In `Pool::cancels`.
     AwaitingCancel,
+    /// Counted in `House::console_clients`.
+    Console,
     /// Nowhere.
     Gone,
 }
@@ -224,12 +226,15 @@ pub enum ClientStanding {
 /// See [`ClientStanding`].
 pub fn client_standing(state: &client::State) -> ClientStanding {
     match state {
-        client::State::LoggingIn => ClientStanding::LoggingIn,
+        client::State::LoggingIn | client::State::AwaitingAccount { .. } => {
+            ClientStanding::LoggingIn
+        }
         client::State::Idle | client::State::Active { .. } => ClientStanding::Active,
         client::State::AwaitingWelcome { .. } | client::State::Waiting { .. } => {
             ClientStanding::Waiting
         }
         client::State::AwaitingCancel { .. } => ClientStanding::AwaitingCancel,
+        client::State::Console { .. } => ClientStanding::Console,
         client::State::Cancelling { .. } | client::State::Closing => ClientStanding::Gone,
     }
 }
@@ -276,6 +281,7 @@ impl House {
         let pool = client.pool.and_then(|pool| self.pools.get_mut(pool));
         match (from, pool) {
             (ClientStanding::LoggingIn, _) => self.logging_in.remove(&mut self.clients, key),
+            (ClientStanding::Console, _) => self.console_clients -= 1,
             (ClientStanding::Active, Some(pool)) => pool.active_clients -= 1,
             (ClientStanding::Waiting, Some(pool)) => pool.waiting.remove(&mut self.clients, key),
             (ClientStanding::AwaitingCancel, Some(pool)) => {
@@ -290,6 +296,7 @@ impl House {
             (ClientStanding::AwaitingCancel, Some(pool)) => {
                 pool.cancels.push_back(&mut self.clients, key);
             }
+            (ClientStanding::Console, _) => self.console_clients += 1,
             (ClientStanding::Gone, _) => {}
             (to, _) => panic!("a client cannot become {to:?} without a pool"),
         }

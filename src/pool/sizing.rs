@@ -63,7 +63,9 @@ pub enum Opening {
 impl House {
     /// Whether another server is opened for this pool now.
     pub fn opening(&self, key: PoolKey, demand: Demand, config: &Config, now: Instant) -> Opening {
-        let Some(pool) = self.pools.get(key).filter(|_| !self.mode.is_paused()) else {
+        let Some(pool) =
+            self.pools.get(key).filter(|pool| !self.mode.is_paused() && !pool.is_paused)
+        else {
             return Opening::No;
         };
         // One attempt at a time, and after a failure not before the pause is over.
@@ -110,18 +112,25 @@ impl House {
         if demand != Demand::Waiting || timeout.is_zero() || pool.servers.total() >= most {
             return None;
         }
-        let first = pool.waiting.first()?;
-        Some((first, self.waiting_since(first)?.checked_add(timeout)?))
+        let (first, since) = self.first_waiting(pool)?;
+        Some((first, since.checked_add(timeout)?))
     }
 
     /// Since when a client has waited.
     pub fn waiting_since(&self, client: ClientKey) -> Option<Instant> {
         match self.clients.get(client)?.state {
-            client::State::Waiting { since } | client::State::AwaitingWelcome { since } => {
-                Some(since)
-            }
+            client::State::Waiting { since }
+            | client::State::AwaitingWelcome { since }
+            | client::State::AwaitingAccount { since, .. } => Some(since),
             _ => None,
         }
+    }
+
+    /// Who has waited the longest for a server of this pool, be it only to ask it something.
+    fn first_waiting(&self, pool: &Pool) -> Option<(ClientKey, Instant)> {
+        let first = [pool.waiting.first(), pool.askers.front().copied()].into_iter().flatten();
+        let first = first.filter_map(|client| Some((client, self.waiting_since(client)?)));
+        first.min_by_key(|(_, since)| *since)
     }
 
     fn longest_idle(&self, servers: &[ServerKey]) -> Option<ServerKey> {
@@ -141,13 +150,13 @@ impl House {
         else {
             return false;
         };
-        let Some(own) = pool.waiting.first().and_then(|first| self.waiting_since(first)) else {
+        let Some((_, own)) = self.first_waiting(pool) else {
             return false;
         };
         pool.groups.into_iter().any(|group| {
             let blocked = self.groups.longest_blocked(group, own_key);
-            let blocked = blocked.and_then(|other| self.pools.get(other)?.waiting.first());
-            blocked.and_then(|client| self.waiting_since(client)).is_some_and(|since| {
+            let blocked = blocked.and_then(|other| self.first_waiting(self.pools.get(other)?));
+            blocked.is_some_and(|(_, since)| {
                 since < own && now.saturating_duration_since(since) >= KEPT_OUT
             })
         })
@@ -171,7 +180,8 @@ impl House {
     /// Whether nobody needs a pool now.
     pub fn is_unused(&self, key: PoolKey) -> bool {
         self.pools.get(key).is_some_and(|pool| {
-            pool.members == 0 && pool.servers.total() == 0 && pool.cancels.is_empty()
+            let nobody_waits = pool.cancels.is_empty() && !pool.has_waiting();
+            pool.members == 0 && pool.servers.total() == 0 && nobody_waits
         })
     }
 }

@@ -92,7 +92,8 @@ impl Counters {
     }
 }
 
-fn microseconds(since: Instant, now: Instant) -> u64 {
+/// The time between two readings of the clock, as it is counted.
+pub fn microseconds(since: Instant, now: Instant) -> u64 {
     u64::try_from(now.saturating_duration_since(since).as_micros()).unwrap_or(u64::MAX)
 }
 

@@ -1,6 +1,7 @@
 //! A client: what it is doing, and what its next message asks for.
 
 use crate::keys::{ClientKey, PoolKey, ServerKey};
+use crate::session::client_login::Pending;
 use crate::session::egress::Egress;
 use crate::session::farewell::Reason;
 use crate::session::inbox::Inbox;
@@ -13,9 +14,19 @@ use std::time::Instant;
 /// What a client is doing. Each value makes sense in its state alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
-    /// Connected; has not said yet, or not proven, who it is. Leaves to `AwaitingWelcome`, `Idle`,
-    /// `AwaitingCancel`, `Closing`.
+    /// Connected; has not said yet, or not proven, who it is. Leaves to `AwaitingAccount`,
+    /// `AwaitingWelcome`, `Idle`, `AwaitingCancel`, `Closing`.
     LoggingIn,
+    /// Has said who it is, and a database is being asked about that (`auth_query`). Not read.
+    /// Leaves to `LoggingIn`, `Closing`.
+    AwaitingAccount {
+        /// The pool through which we ask.
+        pool: PoolKey,
+        /// The server that was asked; `None`: it waits for its turn.
+        server: Option<ServerKey>,
+        /// Since when.
+        since: Instant,
+    },
     /// May log in, but its pool has no server yet from which to learn the welcome. Queued, not
     /// read. Leaves to `Idle`, `Closing`.
     AwaitingWelcome {
@@ -52,8 +63,23 @@ pub enum State {
         /// The connection that carries it.
         carrier: ServerKey,
     },
+    /// On the admin console. Its messages are the console's business: see
+    /// `Effect::Attend`. Leaves to `Closing`.
+    Console {
+        /// What it may do there.
+        rights: Rights,
+    },
     /// Gone at the end of the turn.
     Closing,
+}
+
+/// What somebody may do on the admin console; see `console::rights` for the verbs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Rights {
+    /// Look at most of it.
+    Stats,
+    /// Everything.
+    Admin,
 }
 
 /// Where a connection stands in the queue it is in.
@@ -86,10 +112,14 @@ pub struct Client {
     pub parameters_proven: bool,
     /// The prepared statements that it has named.
     pub statements: Option<Box<ClientStatements>>,
+    /// Its login, while that waits for something.
+    pub login: Option<Box<Pending>>,
     /// Its pool, once its database and user are known.
     pub pool: Option<PoolKey>,
     /// Whether it counts as a client of that pool.
     pub is_counted: bool,
+    /// Whether it asked for the admin console, which is no pool.
+    pub on_console: bool,
     /// Its login name, once known.
     pub user: Option<Box<str>>,
     /// Where it came from.
@@ -119,8 +149,10 @@ impl Client {
             parameters,
             parameters_proven: false,
             statements: None,
+            login: None,
             pool: None,
             is_counted: false,
+            on_console: false,
             user: None,
             from,
             secret,
@@ -143,8 +175,9 @@ impl Client {
     /// Whether its socket is to be read. Who waits is not read, so that TCP holds it back.
     pub fn wants_read(&self) -> bool {
         let may_speak = match self.state {
-            State::LoggingIn | State::Idle | State::Active { .. } => true,
-            State::AwaitingWelcome { .. }
+            State::LoggingIn | State::Idle | State::Active { .. } | State::Console { .. } => true,
+            State::AwaitingAccount { .. }
+            | State::AwaitingWelcome { .. }
             | State::Waiting { .. }
             | State::AwaitingCancel { .. }
             | State::Cancelling { .. }

@@ -51,6 +51,8 @@ reasons! {
     FAILED_CANCEL_REQUEST = Silent("failed cancel request");
     /// A CancelRequest for a client that has no server.
     CANCEL_FOR_IDLE_CLIENT = Silent("cancel request for idle client");
+    /// A CancelRequest for a client of the admin console.
+    CANCEL_FOR_CONSOLE = Silent("cancel request for console client");
     /// A CancelRequest while parameters are being set.
     CANCEL_WHILE_SETTING = Silent("ignoring cancel request for server that is setting vars");
     /// The query to be cancelled ended before the request could be sent.
@@ -94,6 +96,8 @@ reasons! {
     TRUST_FAILED = Told("\"trust\" authentication failed");
     /// `auth_type` is `any` and the database has no forced user; and the like.
     CONFIG_ERROR = Told("bouncer config error");
+    /// `auth_query` knows nobody of this name.
+    NO_SUCH_USER = Told("no such user");
     /// Login took too long.
     CLIENT_LOGIN_TIMEOUT = Told("client_login_timeout");
     /// Login took too long because no server could be reached.
@@ -102,6 +106,14 @@ reasons! {
     QUERY_WAIT_TIMEOUT = Told("query_wait_timeout");
     /// The welcome does not fit.
     WELCOME_FAILED = Told("failed to prepare welcome message");
+    /// Neither in `admin_users` nor in `stats_users`.
+    NOT_ALLOWED = Told("not allowed");
+    /// A message to the console that no command can be.
+    QUERY_TOO_LONG = Told("query too long");
+    /// Terminate, on the console.
+    CONSOLE_CLOSE_REQUEST = Silent("close req");
+    /// Somebody on the console wants it so.
+    ADMIN_DISCONNECT = Told("admin forced disconnect");
     /// `disable_pqexec` is on.
     PQEXEC_DISALLOWED = Told("PQexec disallowed");
     /// A name in a Parse, Bind, Describe or Close that does not end.
@@ -152,6 +164,8 @@ reasons! {
     BAD_CANCEL_KEY = Told("bad cancel key");
     /// We cannot do what the server asks for.
     AUTHREQ_FAILED = Told("failed to answer authreq");
+    /// The question about a user does not fit.
+    AUTH_QUERY_UNSENT = Told("unable to send auth_query");
     /// The Startup to the server does not fit.
     STARTUP_FAILED = Told("startup pkt failed");
     /// No connection.

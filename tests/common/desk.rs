@@ -2,6 +2,7 @@
 
 use super::fake::{one_row, welcome};
 use super::raw::{self, Startup};
+use ringbouncer::auth::derivation::Derivation;
 use ringbouncer::auth::userlist::Userlist;
 use ringbouncer::config::Config;
 use ringbouncer::engine::Engine;
@@ -23,6 +24,8 @@ pub struct Desk {
     /// Who was closed, and the last bytes for each.
     pub closed: Vec<(Conn, Vec<u8>)>,
     pub reports: Vec<Averages>,
+    /// Keys that the side thread is to make, oldest first.
+    pub derivations: VecDeque<(Conn, Derivation)>,
 }
 
 /// A configuration of these sections, `[pgbouncer]` last.
@@ -43,6 +46,7 @@ impl Desk {
             dialled: VecDeque::new(),
             closed: Vec::new(),
             reports: Vec::new(),
+            derivations: VecDeque::new(),
         }
     }
 
@@ -56,6 +60,9 @@ impl Desk {
         while let Some(effect) = self.engine.next_effect() {
             match effect {
                 Effect::Connect { server, to } => self.dialled.push_back((server, to)),
+                Effect::Derive { conn, derivation } => {
+                    self.derivations.push_back((conn, derivation));
+                }
                 Effect::Report(averages) => self.reports.push(averages),
                 Effect::Close { conn } => {
                     let last = self.outgoing(conn);
