@@ -18,6 +18,7 @@
 //! | [`session`] | one conversation: what a client or a server may say now |
 //! | [`pool`] | who works for whom |
 //! | [`engine`] | one function for each thing that can happen |
+//! | [`console`] | the admin database: what it is asked, what it shows and does |
 //! | [`net`] | the turn of the loop, sockets, listeners, signals |
 //! | [`daemon`] | command line, log, pid file, start and end |
 //!
@@ -34,7 +35,7 @@
 //!    [`session::client::Verdict`]. The body need not have come in: it streams. An idle client's
 //!    query gives `NeedServer`.
 //! 4. [`pool::House::acquire`] takes an idle server, or lets the client wait, and then
-//!    `Engine::staff` in [`engine::openings`] asks [`pool::House::wants_server`] whether to open
+//!    `Engine::staff` in `engine::staffing` asks [`pool::House::opening`] whether to open
 //!    another.
 //! 5. [`pool::House::link`] ties the two together. In it [`session::params::catch_up`] writes what
 //!    the server lacks of the client's parameters, ahead of the client's message.
@@ -58,6 +59,7 @@
 
 pub mod auth;
 pub mod config;
+pub mod console;
 pub mod daemon;
 pub mod engine;
 pub mod keys;

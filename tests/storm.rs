@@ -383,6 +383,9 @@ impl Storm {
                 Effect::Connect { server, .. } => self.dialled.push(server),
                 Effect::Resolve { .. } => panic!("addresses are literals"),
                 Effect::Derive { .. } => panic!("nobody has a password"),
+                Effect::Attend { .. } | Effect::CancelAttendance { .. } => {
+                    panic!("nobody is on the console")
+                }
                 Effect::Report(_) => {}
                 Effect::Close { conn } => self.close(conn),
             }

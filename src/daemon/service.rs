@@ -6,12 +6,12 @@ use crate::auth::hba::Hba;
 use crate::auth::ident::Ident;
 use crate::auth::userlist::Userlist;
 use crate::config::Config;
-use crate::config::settings::Settings;
+use crate::config::settings::{self, Settings};
 use crate::config::values::{AuthType, SslMode};
 use crate::daemon::cli::{self, Options, Request};
 use crate::daemon::manager::Manager;
 use crate::daemon::pidfile::{self, Pidfile};
-use crate::daemon::{background, check, limits, logging, privileges};
+use crate::daemon::{background, check, limits, logging, orders, privileges};
 use crate::engine::Engine;
 use crate::net::{EventLoop, Flow, Signal, bind, inherit};
 use crate::pool::mode::{Awaited, Mode};
@@ -125,6 +125,7 @@ fn serve(config: Config, access: Access, options: &Options) -> Result<(), Fatal>
             ControlFlow::Continue(())
         }
         Flow::Continue => ControlFlow::Continue(()),
+        Flow::Order(client, order) => orders::obey(event_loop, (client, order), options),
     });
     ended.or_else(|error| fatal(sys::error_text(&error)))?;
     if event_loop.engine.is_over() {
@@ -270,7 +271,7 @@ fn end(line: &str) -> ControlFlow<()> {
 }
 
 /// The Unix socket stays: it leads to the console, and tells the next process that we are here.
-fn shut_down(event_loop: &mut EventLoop, awaited: Awaited, now: Instant) {
+pub(super) fn shut_down(event_loop: &mut EventLoop, awaited: Awaited, now: Instant) {
     event_loop.listeners().close_tcp();
     event_loop.engine.shut_down(awaited, now);
 }
@@ -287,11 +288,13 @@ fn log_end(mode: Mode) {
     }
 }
 
-/// All or nothing: a configuration that cannot be read whole changes nothing.
-fn reload(event_loop: &mut EventLoop, options: &Options) {
+/// All or nothing: a configuration that cannot be read whole changes nothing. `false`: so it was.
+pub(super) fn reload(event_loop: &mut EventLoop, options: &Options) -> bool {
     let running = event_loop.engine.config();
     let path = running.settings.conffile.clone().unwrap_or(options.config_file.clone());
-    match load(Path::new(&path)) {
+    let loaded = load(Path::new(&path));
+    let is_loaded = loaded.is_ok();
+    match loaded {
         Ok(config) => {
             let known = event_loop.engine.access().userlist.clone();
             let (access, _) = load_access(&config, known);
@@ -304,6 +307,34 @@ fn reload(event_loop: &mut EventLoop, options: &Options) {
     if let Err(error) = logging::set_logfile(&event_loop.engine.settings().logfile) {
         log::error!("{error}; keeping the old one");
     }
+    is_loaded
+}
+
+/// One setting changes: it is read and refused as in the file.
+pub(super) fn set(event_loop: &mut EventLoop, options: &Options, key: &str, value: &str) -> bool {
+    let Some(setting) = settings::find(key) else {
+        log::error!("unknown parameter: pgbouncer/{key}");
+        return false;
+    };
+    if !setting.changeable {
+        log::error!("{key} cannot change before the next start");
+        return false;
+    }
+    let mut config = event_loop.engine.config().clone();
+    if let Err(bad) = (setting.set)(&mut config.settings, value) {
+        bad.because.into_iter().for_each(|why| log::error!("{why}"));
+        return false;
+    }
+    if let Some(what) = unbuilt(&config.settings) {
+        log::error!("{what} is not built yet");
+        return false;
+    }
+    logging::configure(&config.settings, options.verbosity);
+    // It may have named another file.
+    let known = event_loop.engine.access().userlist.clone();
+    let (access, _) = load_access(&config, known);
+    event_loop.engine.reload(config, Some(access), Instant::now());
+    true
 }
 
 #[cfg(test)]

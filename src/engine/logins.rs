@@ -6,6 +6,7 @@ use crate::config::CONSOLE;
 use crate::config::entries::Database;
 use crate::config::values::AuthType;
 use crate::engine::Engine;
+use crate::engine::io::Effect;
 use crate::keys::{ClientKey, Conn, PoolKey};
 use crate::pool::{House, client_address};
 use crate::session::client::{Client, ClientAddress, State};
@@ -58,6 +59,7 @@ impl Engine {
             match client.state {
                 State::Idle => self.client_goes_on(key, now),
                 State::Proving(_) => self.proof_received(key, now),
+                State::Console { .. } => self.effects.push_back(Effect::Attend { client: key }),
                 _ => {}
             }
         }
@@ -106,6 +108,10 @@ impl Engine {
         let body = client.inbox.copy(startup::HEADER_BYTES as usize, bytes);
         client.inbox.skip(bytes);
         let secret: [u8; 8] = body.try_into().map_err(|_| Reason::BAD_CANCEL_REQUEST)?;
+        if let Some(client) = self.house.on_console_with(secret) {
+            self.effects.push_back(Effect::CancelAttendance { client });
+            return Err(Reason::CANCEL_FOR_CONSOLE);
+        }
         let (target, pool) = self.house.cancel_target(secret)?;
         if let Some(client) = self.house.clients.get_mut(key) {
             client.pool = Some(pool);
@@ -140,6 +146,9 @@ impl Engine {
             self.tell_client(key, |ring| emit::negotiate_protocol_version(ring, &options))
                 .map_err(|Full| Reason::WELCOME_FAILED)?;
         }
+        if startup.database == CONSOLE {
+            return self.on_console_startup(key, &startup, now);
+        }
         self.identify(key, startup, now)
     }
 
@@ -168,9 +177,6 @@ impl Engine {
         let (user, name) = (&startup.user, &startup.database);
         if let Some(client) = self.house.clients.get_mut(key) {
             client.user = Some(user.as_str().into());
-        }
-        if name == CONSOLE {
-            return Err(Reason::Told("the admin console is not built yet"));
         }
         let database = self.database(key, name);
         if user.len() > MAX_USER_BYTES {
@@ -222,19 +228,43 @@ impl Engine {
         if !is_known {
             log::info!("{} no such user: {user}", self.name_of(key));
         }
-        let pool = database.filter(|_| is_known).map(|database| {
-            let login = database.user.as_deref().unwrap_or(&user);
-            self.house.pool(&database, login, &self.config)
-        });
+        let pool = match database.filter(|_| is_known) {
+            Some(database) => Some(self.find_pool(key, &database, &user)?),
+            None => None,
+        };
         if let (Some(pool), Some(secret)) = (pool, asked) {
             self.learn_secret((pool, &user), secret);
         }
-        if let Some(client) = self.house.clients.get_mut(key) {
-            client.pool = pool;
-        }
+        self.log_login_attempt(key, name, &user, startup.replication);
+        let Startup { database: name, replication, .. } = startup;
+        let goal = Goal::Database { name, pool, replication };
+        self.have_proven(key, (Claim { user, secrets }, is_known), goal, now)
+    }
+
+    /// The pool of a client, for which it counts from now on.
+    fn find_pool(
+        &mut self,
+        key: ClientKey,
+        database: &Database,
+        user: &str,
+    ) -> Result<PoolKey, Reason> {
+        self.house.admits(database, user, &self.config)?;
+        let login = database.user.as_deref().unwrap_or(user);
+        let pool = self.house.pool(database, login, &self.config);
+        self.house.join_pool(key, pool);
+        Ok(pool)
+    }
+
+    pub(super) fn log_login_attempt(
+        &self,
+        key: ClientKey,
+        name: &str,
+        user: &str,
+        replication: Replication,
+    ) {
         if self.config.settings.log_connections.is_on() {
             let client = self.name_of(key);
-            let replication = match startup.replication {
+            let replication = match replication {
                 Replication::No => "no",
                 Replication::Logical => "database",
                 Replication::Physical => "yes",
@@ -243,9 +273,6 @@ impl Engine {
                 "{client} login attempt: db={name} user={user} tls=no replication={replication}"
             );
         }
-        let Startup { database, replication, .. } = startup;
-        let goal = Goal { database, pool, replication };
-        self.have_proven(key, (Claim { user, secrets }, is_known), goal, now)
     }
 
     pub(super) fn name_of(&self, key: ClientKey) -> impl std::fmt::Display {
@@ -280,9 +307,14 @@ impl Engine {
         if self.house.mode.is_shutting_down() {
             return Err(Reason::POOLER_SHUTTING_DOWN);
         }
+        let database = self.house.pools.get(pool).map(|pool| pool.database.name.as_str());
+        if let Some(name) = database.filter(|name| self.house.disabled_databases.contains(*name)) {
+            return Err(Reason::ToldOf(format!("database \"{name}\" is disabled")));
+        }
         if let Some(pool) = self.house.pools.get_mut(pool) {
             pool.stats.total.client_logins += 1;
         }
+        self.tend(pool, now);
         if self.house.pools.get(pool).is_some_and(|pool| pool.welcome.is_some()) {
             return self.welcome(key, pool);
         }

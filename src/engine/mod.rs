@@ -3,14 +3,17 @@
 //! tested in microseconds and replayed from a seed.
 //!
 //! [`io`] is its border. [`clients`] and [`servers`] have one function for each thing that can
-//! happen to one, [`statements`] what their prepared statements need; [`logins`] decides who is let in, [`openings`] opens servers, [`endings`] is
-//! the one place where a conversation ends. [`operate`] is what the operator does to the house,
+//! happen to one, [`consoles`] what
+//! those on the admin console need, [`statements`] what their prepared statements need; [`logins`] decides who is let in, `staffing` decides when to open servers, [`openings`] opens them, [`endings`] is
+//! the one place where a conversation ends. [`operate`] is what the operator does to the house, [`databases`] to a part of it,
 //! [`check`] its laws.
 
 pub mod asking;
 pub mod check;
 pub mod clients;
+pub mod consoles;
 pub mod credentials;
+pub mod databases;
 pub mod endings;
 pub mod io;
 pub mod logins;
@@ -18,6 +21,7 @@ pub mod openings;
 pub mod operate;
 mod proving;
 pub mod servers;
+mod staffing;
 pub mod statements;
 mod step;
 
@@ -69,7 +73,7 @@ impl Engine {
         let ring_bytes = pkt_buf.next_power_of_two().max(RING_BYTES);
         let tracked = Tracked::new(config.settings.track_extra_parameters.items());
         let periods = Periods::new(config.settings.stats_period, now);
-        Self {
+        let mut engine = Self {
             house: House::new(ring_bytes, tracked, periods),
             config,
             access: access.into(),
@@ -80,7 +84,9 @@ impl Engine {
             serving: None,
             next_sweep: None,
             next_trim: now + TRIM_PERIOD,
-        }
+        };
+        engine.open_kept_pools(now);
+        engine
     }
 
     /// The settings in force.
@@ -148,7 +154,8 @@ impl Engine {
     pub fn next_deadline(&self) -> Option<Instant> {
         let trim = self.house.rings.has_surplus().then_some(self.next_trim);
         let period = Some(self.house.periods.end());
-        [self.next_sweep, trim, period].into_iter().flatten().min()
+        let alarm = self.house.alarms.next();
+        [self.next_sweep, trim, period, alarm].into_iter().flatten().min()
     }
 
     /// A connection that may have work to do: its socket may be read, or written.
@@ -296,6 +303,9 @@ impl Engine {
         if self.house.periods.end() <= now {
             self.end_period(now);
         }
+        if self.house.alarms.next().is_some_and(|at| at <= now) {
+            self.answer_alarms(now);
+        }
         if self.next_sweep.is_some_and(|at| at <= now) {
             self.sweep(now);
         }
@@ -328,9 +338,6 @@ impl Engine {
         }
         for (server, reason) in due.servers {
             self.close_server(server, reason, now);
-        }
-        for pool in due.retries {
-            self.staff(pool, now);
         }
     }
 }

@@ -13,6 +13,17 @@ use crate::session::server::State;
 use std::collections::BTreeSet;
 use std::time::Instant;
 
+/// How a SHUTDOWN is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum End {
+    /// Now, without a word to anybody.
+    AtOnce,
+    /// When the servers are free.
+    Servers,
+    /// When the clients have gone.
+    Clients,
+}
+
 impl Engine {
     /// Has everybody who needs a server wait, until [`Engine::resume`].
     pub fn pause(&mut self, now: Instant) {
@@ -28,6 +39,7 @@ impl Engine {
         self.house.mode = Mode::Running;
         for pool in self.house.pools.keys() {
             self.staff(pool, now);
+            self.tend(pool, now);
         }
         // What is queued now is performed by the next turn, which must not be slept through.
         self.next_sweep = Some(now);
@@ -82,13 +94,13 @@ impl Engine {
     /// stays. Servers that would now be opened differently end: the free ones at once, the others
     /// when they are free.
     /// `None` for who may come in: that could not be read, and those of before stay.
-    pub fn reload(&mut self, mut config: Config, access: Option<impl Into<Access>>, now: Instant) {
+    pub fn reload(&mut self, mut config: Config, access: Option<Access>, now: Instant) {
         for name in config.keep_boot_only(&self.config.settings) {
             log::debug!("{name} cannot change before the next start");
         }
         let old = std::mem::replace(&mut self.config, config);
         if let Some(access) = access {
-            self.access = access.into();
+            self.access = access;
         }
         // Passwords may have changed: what was made of the old ones is of no use.
         self.derived.clear();
@@ -96,6 +108,7 @@ impl Engine {
         for key in self.house.pools.keys() {
             self.reload_pool(key, &old, now);
         }
+        self.open_kept_pools(now);
         // Deadlines may have become shorter.
         self.next_sweep = Some(now);
     }
@@ -150,10 +163,11 @@ impl Engine {
             self.retire_servers(key, now);
         }
         self.staff(key, now);
+        self.tend(key, now);
     }
 
     /// Ends the servers of a pool without hurting anybody.
-    fn retire_servers(&mut self, key: PoolKey, now: Instant) {
+    pub(super) fn retire_servers(&mut self, key: PoolKey, now: Instant) {
         for server_key in self.house.servers_of(key) {
             let Some(server) = self.house.servers.get_mut(server_key) else {
                 continue;

@@ -71,8 +71,8 @@ impl Engine {
                         Some(ClientAddress::Unix { .. }) | None => None,
                     },
                     has_tls: false,
-                    replicates: goal.replication == Replication::Physical,
-                    database: &goal.database,
+                    replicates: goal.is_physical_replication(),
+                    database: goal.name(),
                     user,
                 };
                 let rule = self.access.hba.rule_for(&visitor).ok_or(Reason::NO_METHOD)?;
@@ -181,8 +181,10 @@ impl Engine {
                 if let Some(farewell) = farewell {
                     self.request(key, &farewell)?;
                 }
-                if let (Some(client_key), Some(pool)) = (client_key, goal.pool) {
-                    self.client_proved_key((pool, &claim.user), client_key);
+                if let (Some(client_key), Goal::Database { pool: Some(pool), .. }) =
+                    (client_key, &goal)
+                {
+                    self.client_proved_key((*pool, &claim.user), client_key);
                 }
                 self.has_proven(key, goal, &claim.user, now)
             }
@@ -246,10 +248,13 @@ impl Engine {
         user: &str,
         now: Instant,
     ) -> Result<(), Reason> {
-        let Goal { database, pool, replication } = goal;
+        let (name, pool, replication) = match goal {
+            Goal::Console { rights } => return self.enter_console(key, rights),
+            Goal::Database { name, pool, replication } => (name, pool, replication),
+        };
         let Some(pool) = pool else {
-            log::info!("{} login failed: db={database} user={user}", self.name_of(key));
-            return Err(Reason::no_such_database(&database));
+            log::info!("{} login failed: db={name} user={user}", self.name_of(key));
+            return Err(Reason::no_such_database(&name));
         };
         if replication != Replication::No {
             return Err(Reason::Told("replication connections are not built yet"));

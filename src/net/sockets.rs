@@ -12,7 +12,7 @@ use mio::{Interest, Registry};
 use socket2::SockRef;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::{Shutdown, SocketAddr};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 /// The socket of one connection.
 #[derive(Debug)]
@@ -52,6 +52,14 @@ impl Stream {
             (Ok(None), Ok(())) => Some(Ok(())),
             (Ok(None), Err(error)) if error.kind() == io::ErrorKind::NotConnected => None,
             (Ok(None), Err(error)) => Some(Err(error)),
+        }
+    }
+
+    /// Its number in this process.
+    pub fn descriptor(&self) -> i32 {
+        match self {
+            Stream::Tcp(stream) => stream.as_raw_fd(),
+            Stream::Unix(stream) => stream.as_raw_fd(),
         }
     }
 
@@ -193,6 +201,15 @@ impl Sockets {
     pub fn remove(&mut self, conn: Conn) -> Option<Socket> {
         let (row, slot, serial) = self.row(conn);
         row.get_mut(slot)?.take_if(|socket| socket.serial == serial)
+    }
+
+    /// The socket of a connection, to look at.
+    pub fn get(&self, conn: Conn) -> Option<&Socket> {
+        let (row, slot, serial) = match conn {
+            Conn::Client(key) => (&self.clients, key.slot(), key.serial()),
+            Conn::Server(key) => (&self.servers, key.slot(), key.serial()),
+        };
+        row.get(slot as usize)?.as_ref().filter(|socket| socket.serial == serial)
     }
 
     fn row(&mut self, conn: Conn) -> (&mut Vec<Option<Socket>>, usize, u32) {

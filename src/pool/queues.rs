@@ -217,6 +217,8 @@ pub enum ClientStanding {
     Waiting,
     /// In `Pool::cancels`.
     AwaitingCancel,
+    /// Counted in `House::console_clients`.
+    Console,
     /// Nowhere.
     Gone,
 }
@@ -232,6 +234,7 @@ pub fn client_standing(state: &client::State) -> ClientStanding {
             ClientStanding::Waiting
         }
         client::State::AwaitingCancel { .. } => ClientStanding::AwaitingCancel,
+        client::State::Console { .. } => ClientStanding::Console,
         client::State::Cancelling { .. } | client::State::Closing => ClientStanding::Gone,
     }
 }
@@ -259,6 +262,8 @@ impl House {
         let standing = server_standing(&server.state);
         let key = self.servers.insert(server);
         if let (Some(pool), Some(standing)) = (self.pools.get_mut(pool), standing) {
+            pool.unused_since = None;
+            self.groups.add_server(pool.groups, key);
             pool.servers.join(&mut self.servers, key, (standing, End::Back));
         }
         key
@@ -276,6 +281,7 @@ impl House {
         let pool = client.pool.and_then(|pool| self.pools.get_mut(pool));
         match (from, pool) {
             (ClientStanding::LoggingIn, _) => self.logging_in.remove(&mut self.clients, key),
+            (ClientStanding::Console, _) => self.console_clients -= 1,
             (ClientStanding::Active, Some(pool)) => pool.active_clients -= 1,
             (ClientStanding::Waiting, Some(pool)) => pool.waiting.remove(&mut self.clients, key),
             (ClientStanding::AwaitingCancel, Some(pool)) => {
@@ -290,6 +296,7 @@ impl House {
             (ClientStanding::AwaitingCancel, Some(pool)) => {
                 pool.cancels.push_back(&mut self.clients, key);
             }
+            (ClientStanding::Console, _) => self.console_clients += 1,
             (ClientStanding::Gone, _) => {}
             (to, _) => panic!("a client cannot become {to:?} without a pool"),
         }
@@ -308,8 +315,9 @@ impl House {
         if let Some(from) = from {
             pool.servers.leave(&mut self.servers, key, from);
         }
-        if let Some(to) = to {
-            pool.servers.join(&mut self.servers, key, (to, end));
+        match to {
+            Some(to) => pool.servers.join(&mut self.servers, key, (to, end)),
+            None => self.groups.remove_server(pool.groups, key),
         }
     }
 }

@@ -66,8 +66,23 @@ pub enum State {
         /// The connection that carries it.
         carrier: ServerKey,
     },
+    /// On the admin console. Its messages are the console's business: see
+    /// `Effect::Attend`. Leaves to `Closing`.
+    Console {
+        /// What it may do there.
+        rights: Rights,
+    },
     /// Gone at the end of the turn.
     Closing,
+}
+
+/// What somebody may do on the admin console; see `console::rights` for the verbs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Rights {
+    /// Look at most of it.
+    Stats,
+    /// Everything.
+    Admin,
 }
 
 /// Where a connection stands in the queue it is in.
@@ -104,6 +119,10 @@ pub struct Client {
     pub login: Option<Box<Pending>>,
     /// Its pool, once its database and user are known.
     pub pool: Option<PoolKey>,
+    /// Whether it counts as a client of that pool.
+    pub is_counted: bool,
+    /// Whether it asked for the admin console, which is no pool.
+    pub on_console: bool,
     /// Its login name, once known.
     pub user: Option<Box<str>>,
     /// Where it came from.
@@ -135,6 +154,8 @@ impl Client {
             statements: None,
             login: None,
             pool: None,
+            is_counted: false,
+            on_console: false,
             user: None,
             from,
             secret,
@@ -157,7 +178,7 @@ impl Client {
     /// Whether its socket is to be read. Who waits is not read, so that TCP holds it back.
     pub fn wants_read(&self) -> bool {
         let may_speak = match self.state {
-            State::LoggingIn | State::Idle | State::Active { .. } => true,
+            State::LoggingIn | State::Idle | State::Active { .. } | State::Console { .. } => true,
             State::Proving(ref proving) => matches!(proving.step, Step::Asked(_)),
             State::AwaitingAccount { .. }
             | State::AwaitingWelcome { .. }

@@ -2,8 +2,10 @@
 
 use crate::auth::challenge::{Attempt, Challenge, Claim};
 use crate::auth::derivation::Derivation;
+use crate::config::CONSOLE;
 use crate::config::entries::Database;
 use crate::keys::PoolKey;
+use crate::session::client::Rights;
 use crate::session::farewell::Reason;
 use crate::session::params::{APPLICATION_NAME, Parameters, Tracked, Values};
 use crate::wire::startup;
@@ -54,13 +56,36 @@ pub struct Pending {
 
 /// Where a client wants to, once it has proven who it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Goal {
-    /// The database, as the client named it.
-    pub database: String,
-    /// Its pool; `None`: there is no such database.
-    pub pool: Option<PoolKey>,
-    /// Whether it wants to replicate.
-    pub replication: Replication,
+pub enum Goal {
+    /// To a database.
+    Database {
+        /// As the client named it.
+        name: String,
+        /// Its pool; `None`: there is no such database.
+        pool: Option<PoolKey>,
+        /// Whether it wants to replicate.
+        replication: Replication,
+    },
+    /// To the console.
+    Console {
+        /// What it may do there.
+        rights: Rights,
+    },
+}
+
+impl Goal {
+    /// The name by which rules know it.
+    pub fn name(&self) -> &str {
+        match self {
+            Goal::Database { name, .. } => name,
+            Goal::Console { .. } => CONSOLE,
+        }
+    }
+
+    /// Whether it wants to replicate all databases.
+    pub fn is_physical_replication(&self) -> bool {
+        matches!(self, Goal::Database { replication: Replication::Physical, .. })
+    }
 }
 
 /// A login in which the client has to prove who it is.

@@ -51,6 +51,8 @@ reasons! {
     FAILED_CANCEL_REQUEST = Silent("failed cancel request");
     /// A CancelRequest for a client that has no server.
     CANCEL_FOR_IDLE_CLIENT = Silent("cancel request for idle client");
+    /// A CancelRequest for a client of the admin console.
+    CANCEL_FOR_CONSOLE = Silent("cancel request for console client");
     /// A CancelRequest while parameters are being set.
     CANCEL_WHILE_SETTING = Silent("ignoring cancel request for server that is setting vars");
     /// The query to be cancelled ended before the request could be sent.
@@ -86,6 +88,10 @@ reasons! {
     USERNAME_TOO_LONG = Told("username too long");
     /// `max_client_conn` is reached.
     TOO_MANY_CLIENTS = Told("no more connections allowed (max_client_conn)");
+    /// `max_db_client_connections` is reached.
+    TOO_MANY_DATABASE_CLIENTS = Told("client connections exceeded (max_db_client_connections)");
+    /// `max_user_client_connections` is reached.
+    TOO_MANY_USER_CLIENTS = Told("client connections exceeded (max_user_client_connections)");
     /// `auth_type` is `trust` and the user is not known.
     TRUST_FAILED = Told("\"trust\" authentication failed");
     /// The rule that counts for him says so.
@@ -112,6 +118,14 @@ reasons! {
     QUERY_WAIT_TIMEOUT = Told("query_wait_timeout");
     /// The welcome does not fit.
     WELCOME_FAILED = Told("failed to prepare welcome message");
+    /// Neither in `admin_users` nor in `stats_users`.
+    NOT_ALLOWED = Told("not allowed");
+    /// A message to the console that no command can be.
+    QUERY_TOO_LONG = Told("query too long");
+    /// Terminate, on the console.
+    CONSOLE_CLOSE_REQUEST = Silent("close req");
+    /// Somebody on the console wants it so.
+    ADMIN_DISCONNECT = Told("admin forced disconnect");
     /// `disable_pqexec` is on.
     PQEXEC_DISALLOWED = Told("PQexec disallowed");
     /// A name in a Parse, Bind, Describe or Close that does not end.
@@ -188,6 +202,10 @@ reasons! {
     OBSOLETE = Told("obsolete connection");
     /// Said something while idle that it must not.
     IDLE_GOT_DIRTY = Told("idle server got dirty");
+    /// It is idle, and its place is needed for a server of another pool.
+    EVICTED = Told("evicted");
+    /// The pool has become smaller.
+    TOO_MANY_SERVERS = Told("too many servers in the pool");
     /// The reset query could not be sent.
     RESET_FAILED = Told("reset query failed");
     /// The connect query could not be sent.
