@@ -1,6 +1,8 @@
 //! Who is this: the files that say who may be whom, and how he has to prove it.
 
+pub mod access;
 pub mod answer;
+pub mod challenge;
 pub mod derivation;
 pub mod digest;
 pub mod hba;
@@ -8,6 +10,7 @@ pub mod ident;
 pub mod ldap;
 pub mod lookup;
 pub mod outside;
+pub mod scram;
 pub mod scram_client;
 pub mod secret;
 pub mod tokens;

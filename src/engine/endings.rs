@@ -42,6 +42,10 @@ impl Engine {
         self.log_client_ending(key, &reason, now);
         let is_cut_off = self.is_in_mid_reply(key);
         self.forget_asker(key);
+        if let Some(client) = self.house.clients.get_mut(key) {
+            // Whatever it waited for, its login does not go on.
+            client.login = None;
+        }
         let other_end = self.other_end(key);
         match other_end {
             OtherEnd::None => {}
@@ -53,11 +57,15 @@ impl Engine {
             self.say_farewell(key, &reason);
         }
         self.house.set_client_state(key, client::State::Closing);
+        let left = self.house.leave_pool(key);
         self.effects.push_back(Effect::Close { conn: Conn::Client(key) });
         match other_end {
             OtherEnd::None => {}
             OtherEnd::Release(server) => self.dismiss(server, now),
             OtherEnd::Close(server, reason) => self.close_server(server, reason, now),
+        }
+        if let Some(pool) = left {
+            self.tend(pool, now);
         }
     }
 
@@ -94,7 +102,12 @@ impl Engine {
         for requester in self.house.stale_cancels(pool, key) {
             self.close_client(requester, Reason::CANCEL_TOO_LATE, now);
         }
-        self.staff(pool, now);
+        // Who evicts it has a use for its place.
+        if reason != Reason::EVICTED {
+            self.place_is_free(pool, now);
+            self.staff(pool, now);
+        }
+        self.tend(pool, now);
     }
 
     /// Whether a part of a server's message has been passed on to this client, and the rest has
@@ -183,8 +196,6 @@ impl Engine {
             && let Some(pool) = self.house.pools.get_mut(pool)
         {
             pool.note_failure(&reason.text());
-            let retry_at = pool.retry_at(&self.config.settings);
-            self.next_sweep = [self.next_sweep, retry_at].into_iter().flatten().min();
         }
     }
 
@@ -231,8 +242,9 @@ impl Engine {
             return;
         };
         // As PgBouncer: who goes away before proving who he is leaves no line.
-        let came_to_nothing = client.state == client::State::LoggingIn
-            && [Reason::CLIENT_UNEXPECTED_EOF, Reason::UNEXPECTED_EOF].contains(reason);
+        let came_to_nothing =
+            matches!(client.state, client::State::LoggingIn | client::State::Proving(_))
+                && [Reason::CLIENT_UNEXPECTED_EOF, Reason::UNEXPECTED_EOF].contains(reason);
         let settings = &self.config.settings;
         if settings.log_disconnections.is_on() && !came_to_nothing {
             let name = self.house.client_name(key, settings);
