@@ -224,16 +224,19 @@ fn a_directory_lets_in_whom_it_knows() {
         (directory.options(SEARCH), "unknown", "right", "does not exist"),
         (directory.options(SEARCH), "twin", "right", "is not unique"),
         (directory.options(SEARCH), "outside*", "right", "invalid character"),
-        (directory.options("ldapbasedn=dc=test ldapbinddn=x"), "twin", "right", "initial LDAP bind"),
+        (
+            directory.options("ldapbasedn=dc=test ldapbinddn=x"),
+            "twin",
+            "right",
+            "initial LDAP bind",
+        ),
         (directory.options("color=red"), "twin", "right", "unknown LDAP option color"),
         ("ldapserver=127.0.0.1 ldapport=1 ldapprefix=x".into(), "twin", "right", "not connect"),
     ] {
         pooler.rewrite(|ini| drop(ini.set("auth_ldap_options", &options)));
         let reloads = pooler.log().matches("re-reading config").count();
         pooler.signal(libc::SIGHUP);
-        wait_for("the reload", || {
-            pooler.log().matches("re-reading config").count() > reloads
-        });
+        wait_for("the reload", || pooler.log().matches("re-reading config").count() > reloads);
         let refused = refusal(&pooler, user, password);
         assert_eq!(refused, failed, "{options}");
         wait_for(log, || pooler.log().contains(log));

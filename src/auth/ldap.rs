@@ -233,10 +233,9 @@ impl Words {
             _ if searches => {
                 return no("cannot use ldapprefix or ldapsuffix together with options of a search");
             }
-            (prefix, suffix) => Way::Made {
-                prefix: prefix.unwrap_or_default(),
-                suffix: suffix.unwrap_or_default(),
-            },
+            (prefix, suffix) => {
+                Way::Made { prefix: prefix.unwrap_or_default(), suffix: suffix.unwrap_or_default() }
+            }
         };
         Ok(Options { urls, starts_tls: self.starts_tls, way })
     }
@@ -332,12 +331,12 @@ mod tests {
 
     #[test]
     fn a_url_says_it_all() {
-        let options = Options::parse(
-            "ldapurl=\"LDAPS://h:1636/dc=x%20y?cn?sub?(&(cn=$username)(a=b))\"",
-        );
+        let options =
+            Options::parse("ldapurl=\"LDAPS://h:1636/dc=x%20y?cn?sub?(&(cn=$username)(a=b))\"");
         let error = "cannot use ldapsearchattribute together with ldapsearchfilter";
         assert_eq!(options.unwrap_err().to_string(), error);
-        let options = Options::parse("ldapurl=\"LDAPS://[::1]/dc=x%20y??sub?(&(cn=$username)(a=b))\"");
+        let options =
+            Options::parse("ldapurl=\"LDAPS://[::1]/dc=x%20y??sub?(&(cn=$username)(a=b))\"");
         let options = options.unwrap();
         assert_eq!(options.urls, ["ldaps://[::1]:636"]);
         let Way::Found(search) = options.way else {

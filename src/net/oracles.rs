@@ -120,7 +120,8 @@ mod directory {
         let found = directory.search(&search.base, scope, filter, vec!["1.1"]);
         let found = found.and_then(ldap3::SearchResult::success);
         let (entries, _) = found.map_err(|error| said("could not search LDAP", &error))?;
-        let entries = entries.into_iter().filter(|entry| !entry.is_ref() && !entry.is_intermediate());
+        let entries =
+            entries.into_iter().filter(|entry| !entry.is_ref() && !entry.is_intermediate());
         Ok(entries.map(|entry| SearchEntry::construct(entry).dn).collect())
     }
 }

@@ -27,12 +27,7 @@ struct Response {
 
 #[repr(C)]
 struct Conversation {
-    talk: extern "C" fn(
-        c_int,
-        *mut *const Message,
-        *mut *mut Response,
-        *mut c_void,
-    ) -> c_int,
+    talk: extern "C" fn(c_int, *mut *const Message, *mut *mut Response, *mut c_void) -> c_int,
     data: *mut c_void,
 }
 
@@ -49,8 +44,7 @@ unsafe extern "C" {
         conversation: *const Conversation,
         handle: *mut *mut Handle,
     ) -> c_int;
-    fn pam_set_item(handle: *mut Handle, item: c_int, value: *const c_void)
-    -> c_int;
+    fn pam_set_item(handle: *mut Handle, item: c_int, value: *const c_void) -> c_int;
     fn pam_authenticate(handle: *mut Handle, flags: c_int) -> c_int;
     fn pam_acct_mgmt(handle: *mut Handle, flags: c_int) -> c_int;
     fn pam_strerror(handle: *mut Handle, code: c_int) -> *const c_char;
@@ -68,9 +62,8 @@ extern "C" fn tell_password(
         return CONVERSATION_ERROR;
     };
     // SAFETY: calloc takes two numbers; PAM frees what we return, and zeroes are empty responses.
-    let answers: *mut Response = unsafe {
-        libc::calloc(amount.max(1), size_of::<Response>()).cast()
-    };
+    let answers: *mut Response =
+        unsafe { libc::calloc(amount.max(1), size_of::<Response>()).cast() };
     if answers.is_null() {
         return CONVERSATION_ERROR;
     }
