@@ -36,7 +36,9 @@ fn is_let_in(pooler: &Pooler, user: &str, password: &str) {
 /// A role that has to tell PostgreSQL its password in clear.
 fn role(name: &str, password: &str) {
     let mut client = Postgres::shared().client("postgres");
-    let sql = format!("CREATE ROLE {name} LOGIN PASSWORD '{password}' IN ROLE by_password");
+    let sql = format!(
+        "DROP ROLE IF EXISTS {name}; CREATE ROLE {name} LOGIN PASSWORD '{password}' IN ROLE by_password"
+    );
     client.batch_execute(&sql).expect("create a role");
 }
 

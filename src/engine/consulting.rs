@@ -48,7 +48,7 @@ impl Engine {
                 };
                 return Ok(Some(Oracle::Pam { remote_host }));
             }
-            (AuthType::Ldap, _) => settings.auth_ldap_options.as_deref(),
+            (AuthType::Ldap, _) => settings.auth_ldap_options.expose(),
             (_, Method::Ldap(words)) => Some(words.as_str()),
             _ => return Ok(None),
         };
