@@ -235,7 +235,9 @@ fn a_directory_lets_in_whom_it_knows() {
         (directory.options("color=red"), "twin", "right", "unknown LDAP option color"),
         ("ldapserver=127.0.0.1 ldapport=1 ldapprefix=x".into(), "twin", "right", "not connect"),
     ] {
-        pooler.rewrite(|ini| drop(ini.set("auth_ldap_options", &options)));
+        pooler.rewrite(|ini| {
+            ini.set("auth_ldap_options", &options);
+        });
         let reloads = pooler.log().matches("re-reading config").count();
         pooler.signal(libc::SIGHUP);
         wait_for("the reload", || pooler.log().matches("re-reading config").count() > reloads);
@@ -244,7 +246,9 @@ fn a_directory_lets_in_whom_it_knows() {
         wait_for(log, || pooler.log().contains(log));
     }
     let search = directory.options(SEARCH);
-    pooler.rewrite(|ini| drop(ini.set("auth_ldap_options", &search)));
+    pooler.rewrite(|ini| {
+        ini.set("auth_ldap_options", &search);
+    });
     pooler.signal(libc::SIGHUP);
     wait_for("a search that finds", || {
         pooler.config("outside_ldap", "app").password("right").connect(NoTls).is_ok()
