@@ -5,7 +5,6 @@ mod common;
 use common::desk::{Desk, config};
 use common::fake::welcome;
 use common::raw;
-use ringbouncer::auth::userlist::Userlist;
 use ringbouncer::keys::Conn;
 use ringbouncer::pool::queues::ServerStanding;
 use std::time::Duration;
@@ -58,7 +57,7 @@ fn server_of(desk: &Desk, client: Conn) -> Conn {
 }
 
 fn reload(desk: &mut Desk, text: &str) {
-    let users: Option<Userlist> = None;
+    let users = None;
     desk.engine.reload(config(text), users, desk.now);
     desk.perform();
 }
