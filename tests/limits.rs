@@ -5,6 +5,7 @@ mod common;
 use common::desk::{Desk, config};
 use common::fake::welcome;
 use common::raw;
+use ringbouncer::auth::userlist::Userlist;
 use ringbouncer::keys::Conn;
 use ringbouncer::pool::queues::ServerStanding;
 use std::time::Duration;
@@ -57,8 +58,8 @@ fn server_of(desk: &Desk, client: Conn) -> Conn {
 }
 
 fn reload(desk: &mut Desk, text: &str) {
-    let users = None;
-    desk.engine.reload(config(text), users, desk.now);
+    let users: Option<Userlist> = None;
+    desk.engine.reload(config(text), users.map(Into::into), desk.now);
     desk.perform();
 }
 
