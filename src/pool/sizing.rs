@@ -90,7 +90,11 @@ impl House {
                 continue;
             };
             if group.servers.len() >= limit {
-                let victim = (demand != Demand::Upkeep).then(|| self.longest_idle(&group.servers));
+                // Places that are about to become free are for those who have waited longer.
+                let others =
+                    group.blocked_pools() - usize::from(pool.blocked_by == Some(group_key));
+                let may_evict = demand != Demand::Upkeep && self.leaving(&group.servers) <= others;
+                let victim = may_evict.then(|| self.longest_idle(&group.servers));
                 return match victim.flatten() {
                     Some(victim) => Opening::Evict(victim),
                     None => Opening::Blocked(group_key),
@@ -131,6 +135,29 @@ impl House {
         let first = [pool.waiting.first(), pool.askers.front().copied()].into_iter().flatten();
         let first = first.filter_map(|client| Some((client, self.waiting_since(client)?)));
         first.min_by_key(|(_, since)| *since)
+    }
+
+    fn leaving(&self, servers: &[ServerKey]) -> usize {
+        let is_leaving = |key: &&ServerKey| {
+            let server = self.servers.get(**key);
+            server.is_some_and(|server| matches!(server.state, State::Leaving))
+        };
+        servers.iter().filter(is_leaving).count()
+    }
+
+    /// Whether somebody may be waiting for the place of a server of this pool: it, or a group of
+    /// its, has as many servers as it may.
+    pub fn is_place_scarce(&self, key: PoolKey, config: &Config) -> bool {
+        let pool = self.pools.get(key).filter(|pool| !self.mode.is_paused() && !pool.is_paused);
+        pool.is_some_and(|pool| {
+            let is_full = pool.size.is_some_and(|size| pool.servers.total() >= size);
+            let mut groups = pool.groups.into_iter().zip(pool.group_limits(config));
+            let is_group_full = |(group, limit): (GroupKey, Option<usize>)| {
+                let servers = self.groups.get(group).map_or(0, |group| group.servers.len());
+                limit.is_some_and(|limit| servers >= limit)
+            };
+            is_full || groups.any(is_group_full)
+        })
     }
 
     fn longest_idle(&self, servers: &[ServerKey]) -> Option<ServerKey> {

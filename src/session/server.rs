@@ -58,6 +58,10 @@ pub enum State {
         /// Who asked.
         requester: ClientKey,
     },
+    /// Has been told goodbye, and keeps its place among those that a limit counts until it has
+    /// gone: a backend of PostgreSQL lives a little longer than our word to it. Leaves to
+    /// `Closing`, soon in any case.
+    Leaving,
     /// Gone at the end of the turn.
     Closing,
 }
