@@ -83,7 +83,7 @@ impl Engine {
             return;
         }
         self.log_server_ending(key, &reason, now);
-        self.note_login_failure(key, &reason);
+        self.note_login_failure(key, &reason, now);
         let carried = self.carried_cancel(key);
         let asker = self.house.servers.get(key).and_then(Server::asker);
         let client = self.house.servers.get(key).and_then(Server::client);
@@ -217,7 +217,7 @@ impl Engine {
     }
 
     /// A server that never served: its pool remembers why.
-    fn note_login_failure(&mut self, key: ServerKey, reason: &Reason) {
+    fn note_login_failure(&mut self, key: ServerKey, reason: &Reason, now: Instant) {
         let Some(server) = self.house.servers.get(key) else {
             return;
         };
@@ -225,15 +225,10 @@ impl Engine {
             server.state,
             server::State::Connecting(Purpose::Serve) | server::State::LoggingIn(_)
         );
-        let pool = server.pool;
         // These are our own doing, and say nothing about the server.
         let ours = [Reason::CONNECT_STRING_CHANGED, Reason::DATABASE_REMOVED, Reason::PAUSE_MODE];
-        let is_ours = ours.contains(reason);
-        if was_to_serve
-            && !is_ours
-            && let Some(pool) = self.house.pools.get_mut(pool)
-        {
-            pool.note_failure(&reason.text());
+        if was_to_serve && !ours.contains(reason) {
+            self.house.note_failure(key, reason, &self.config.settings, now);
         }
     }
 

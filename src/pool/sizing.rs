@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 /// However short `server_login_retry` is: without a pause a refused connection would be tried again
 /// at once, for ever.
-const LEAST_RETRY: Duration = Duration::from_millis(100);
+pub const LEAST_RETRY: Duration = Duration::from_millis(100);
 
 /// How long the clients of a pool that shares a limit with another one wait before that one has to
 /// give up a server although its own clients wait, too.
@@ -72,7 +72,8 @@ impl House {
         if pool.servers.count(ServerStanding::Login) > 0 {
             return Opening::No;
         }
-        if let Some(at) = pool.retry_at(&config.settings).filter(|at| now < *at) {
+        let retry_at = self.retry_at(pool, &config.settings, now);
+        if let Some(at) = retry_at.filter(|at| now < *at) {
             return Opening::Later(at);
         }
         // Without a welcome nobody can log in, so that one connection is worth more than the limit.
@@ -220,12 +221,6 @@ impl Pool {
         most.is_some_and(|most| self.servers.connected() > most)
     }
 
-    /// Before this no further attempt is made.
-    pub fn retry_at(&self, settings: &Settings) -> Option<Instant> {
-        self.attempts.failure.as_ref()?;
-        self.attempts.last?.checked_add(settings.server_login_retry.max(LEAST_RETRY))
-    }
-
     /// Whether a connection may be opened that carries a cancel.
     pub fn has_room_for_carrier(&self) -> bool {
         self.size.is_none_or(|size| self.servers.total() < 2 * size)
@@ -238,36 +233,53 @@ impl Pool {
     }
 
     /// An attempt to open a server failed.
-    pub fn note_failure(&mut self, reason: &str) {
+    pub fn note_failure(&mut self, reason: &str, is_of_host: bool) {
         self.attempts.failure = Some(cut(reason, MAX_CACHED_BYTES).to_string());
+        self.attempts.failures = self.attempts.failures.saturating_add(1);
+        self.attempts.is_of_host = is_of_host;
     }
 
-    /// Chooses the host for the next attempt.
-    pub fn next_host(&mut self, socket_directory: &str) -> Whereabouts {
+    /// Its hosts with their port, in the order of the list.
+    pub fn host_names(&self, socket_directory: &str) -> Vec<String> {
+        let named = |host: &str| format!("{host}:{}", self.database.port);
+        let names: Vec<String> = self.database.hosts().map(named).collect();
+        if names.is_empty() { vec![named(socket_directory)] } else { names }
+    }
+
+    /// Which host of the list is next.
+    pub fn first_host(&self) -> usize {
+        use crate::config::values::LoadBalanceHosts::{Disable, RoundRobin};
+        let failed = self.attempts.failure.is_some();
+        match self.database.load_balance_hosts {
+            RoundRobin => self.attempts.host,
+            Disable => self.attempts.host + usize::from(failed),
+        }
+    }
+
+    /// Chooses the host for the next attempt, so many further than it would be: its place in the
+    /// list, and where it is.
+    pub fn next_host(&mut self, socket_directory: &str, skipped: usize) -> (usize, Whereabouts) {
         let hosts: Vec<&str> = self.database.hosts().collect();
         if hosts.is_empty() {
             return match socket_directory {
-                "" => Whereabouts::Nowhere,
-                directory => self.unix(directory),
+                "" => (0, Whereabouts::Nowhere),
+                directory => (0, self.unix(directory)),
             };
         }
         use crate::config::values::LoadBalanceHosts::{Disable, RoundRobin};
-        let failed = self.attempts.failure.is_some();
-        let index = match self.database.load_balance_hosts {
-            RoundRobin => self.attempts.host,
-            Disable => self.attempts.host + usize::from(failed),
-        };
-        let host = hosts[index % hosts.len()].to_string();
+        let index = self.first_host() + skipped;
+        let place = index % hosts.len();
+        let host = hosts[place].to_string();
         self.attempts.host = match self.database.load_balance_hosts {
             RoundRobin => (index + 1) % hosts.len(),
             Disable => index % hosts.len(),
         };
         if host.starts_with(['/', '@']) {
-            return self.unix(&host);
+            return (place, self.unix(&host));
         }
         match host.parse::<IpAddr>() {
-            Ok(address) => Whereabouts::At(self.tcp(address)),
-            Err(_) => Whereabouts::Named(host),
+            Ok(address) => (place, Whereabouts::At(self.tcp(address))),
+            Err(_) => (place, Whereabouts::Named(host)),
         }
     }
 
