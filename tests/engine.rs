@@ -11,6 +11,7 @@ use ringbouncer::engine::Engine;
 use ringbouncer::engine::io::{ClientAddress, Effect, Input};
 use ringbouncer::keys::{Conn, ServerKey};
 use ringbouncer::pool::mode::Awaited;
+use ringbouncer::session::server::{Server, State};
 use std::io::IoSlice;
 use std::time::{Duration, Instant};
 
@@ -65,6 +66,23 @@ impl World {
     /// The end of a turn.
     fn perform(&mut self) {
         self.handle(Input::Tick);
+        self.perform_effects();
+        // PostgreSQL goes when it is told goodbye.
+        while let Some(conn) = self.next_leaving() {
+            self.handle(Input::ReadClosed { conn });
+            self.perform_effects();
+        }
+        self.engine.check();
+    }
+
+    fn next_leaving(&self) -> Option<Conn> {
+        let mut servers = self.engine.house().servers.iter();
+        let is_leaving = |server: &Server| matches!(server.state, State::Leaving);
+        let (key, _) = servers.find(|(_, server)| is_leaving(server))?;
+        Some(Conn::Server(key))
+    }
+
+    fn perform_effects(&mut self) {
         while let Some(effect) = self.engine.next_effect() {
             match effect {
                 Effect::Connect { server, .. } => self.dialled.push(server),
@@ -85,7 +103,6 @@ impl World {
                 }
             }
         }
-        self.engine.check();
     }
 
     fn after(&mut self, time: Duration) {

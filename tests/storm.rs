@@ -475,7 +475,7 @@ impl Storm {
             }
             self.pump(1000);
             self.finish_turn();
-            self.now += Duration::from_millis(if self.dialled.is_empty() { 1 } else { 0 });
+            self.now += Duration::from_millis(if self.dialled.is_empty() { 10 } else { 0 });
         }
         for (key, client) in &self.clients {
             let state =

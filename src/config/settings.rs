@@ -315,6 +315,8 @@ settings! {
     compat_version: CompatVersion = "1.26", reload, ours;
     /// The form of log lines: text or json.
     log_format: LogFormat = "text", reload, ours;
+    /// The first pause after a host has failed, doubled up to server_login_retry; 0 is that one.
+    server_login_retry_min: Duration = "0", reload, ours;
 }
 
 /// The admin console is no database in which a query could run.

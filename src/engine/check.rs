@@ -154,6 +154,7 @@ impl Engine {
             ServerStanding::Tested,
             ServerStanding::Held,
             ServerStanding::Carrier,
+            ServerStanding::Leaving,
         ] {
             let stands = |key: &ServerKey| {
                 let server = self.house.servers.get(*key);

@@ -13,7 +13,11 @@ use crate::session::farewell::Reason;
 use crate::session::inbox::Rest;
 use crate::session::server::{self, Purpose, Server};
 use crate::wire::emit;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// A server that has been told goodbye and is still there has something else to do, such as a query
+/// whose client has left. Who waits for its place does not wait for that.
+const LEAVE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What becomes of a client's other end when it leaves.
 enum OtherEnd {
@@ -74,12 +78,12 @@ impl Engine {
         let Some(server) = self.house.servers.get(key) else {
             return;
         };
-        if matches!(server.state, server::State::Closing) {
+        let pool = server.pool;
+        if matches!(server.state, server::State::Closing) || self.has_left(key, now) {
             return;
         }
-        let pool = server.pool;
         self.log_server_ending(key, &reason, now);
-        self.note_login_failure(key, &reason);
+        self.note_login_failure(key, &reason, now);
         let carried = self.carried_cancel(key);
         let asker = self.house.servers.get(key).and_then(Server::asker);
         let client = self.house.servers.get(key).and_then(Server::client);
@@ -90,9 +94,14 @@ impl Engine {
             let told = if is_cut_off { Reason::Silent(CUT_OFF) } else { reason.clone() };
             self.close_client(client, told, now);
         }
-        self.terminate(key, &reason);
-        self.house.set_server_state(key, server::State::Closing, End::Back);
-        self.effects.push_back(Effect::Close { conn: Conn::Server(key) });
+        let is_told = self.terminate(key, &reason);
+        let is_awaited = is_told && reason != Reason::DATABASE_REMOVED;
+        if is_awaited && self.house.is_place_scarce(pool, &self.config) {
+            self.let_leave(key, now);
+        } else {
+            self.house.set_server_state(key, server::State::Closing, End::Back);
+            self.effects.push_back(Effect::Close { conn: Conn::Server(key) });
+        }
         if let Some(asker) = asker {
             self.close_client(asker, Reason::CONFIG_ERROR, now);
         }
@@ -108,6 +117,40 @@ impl Engine {
             self.staff(pool, now);
         }
         self.tend(pool, now);
+    }
+
+    /// A server that has been told goodbye keeps its place until it has gone, for as long as we
+    /// have patience: a limit that we keep is to be kept in PostgreSQL's eyes, too.
+    fn let_leave(&mut self, key: ServerKey, now: Instant) {
+        let House { servers, rings, .. } = &mut self.house;
+        if let Some(server) = servers.get_mut(key) {
+            server.inbox.clear(rings);
+        }
+        self.house.set_server_state(key, server::State::Leaving, End::Back);
+        self.leaving.push_back((now + LEAVE_PATIENCE, key));
+        self.make_runnable(Conn::Server(key));
+    }
+
+    /// The last word of a server that was leaving: its place is free. `false`: it was not leaving.
+    pub(super) fn has_left(&mut self, key: ServerKey, now: Instant) -> bool {
+        let server = self.house.servers.get(key);
+        let server = server.filter(|server| matches!(server.state, server::State::Leaving));
+        let Some(pool) = server.map(|server| server.pool) else {
+            return false;
+        };
+        self.house.set_server_state(key, server::State::Closing, End::Back);
+        self.effects.push_back(Effect::Close { conn: Conn::Server(key) });
+        self.place_is_free(pool, now);
+        self.staff(pool, now);
+        self.tend(pool, now);
+        true
+    }
+
+    /// We have been patient enough with servers that do not leave.
+    pub(super) fn see_off(&mut self, now: Instant) {
+        while let Some((_, key)) = self.leaving.pop_front_if(|(at, _)| *at <= now) {
+            self.has_left(key, now);
+        }
     }
 
     /// Whether a part of a server's message has been passed on to this client, and the rest has
@@ -152,8 +195,8 @@ impl Engine {
     }
 
     /// Says goodbye to a server that can understand it: not while logging in, nor in the middle of
-    /// a client's message, nor when the line is broken.
-    fn terminate(&mut self, key: ServerKey, reason: &Reason) {
+    /// a client's message, nor when the line is broken. Whether that was possible.
+    fn terminate(&mut self, key: ServerKey, reason: &Reason) -> bool {
         let House { servers, rings, .. } = &mut self.house;
         let server = servers.get_mut(key).expect("its caller has seen it");
         let has_logged_in = matches!(
@@ -169,17 +212,12 @@ impl Engine {
         let is_cut_off = matches!(server.state, server::State::Unlinked { cut_off: true })
             || !server.egress.is_empty();
         server.egress.clear(rings);
-        if has_logged_in
-            && !is_broken
-            && !is_cut_off
-            && server.egress.push_own(rings, emit::terminate).is_err()
-        {
-            log::debug!("no room for a Terminate");
-        }
+        let can_be_told = has_logged_in && !is_broken && !is_cut_off;
+        can_be_told && server.egress.push_own(rings, emit::terminate).is_ok()
     }
 
     /// A server that never served: its pool remembers why.
-    fn note_login_failure(&mut self, key: ServerKey, reason: &Reason) {
+    fn note_login_failure(&mut self, key: ServerKey, reason: &Reason, now: Instant) {
         let Some(server) = self.house.servers.get(key) else {
             return;
         };
@@ -187,15 +225,10 @@ impl Engine {
             server.state,
             server::State::Connecting(Purpose::Serve) | server::State::LoggingIn(_)
         );
-        let pool = server.pool;
         // These are our own doing, and say nothing about the server.
         let ours = [Reason::CONNECT_STRING_CHANGED, Reason::DATABASE_REMOVED, Reason::PAUSE_MODE];
-        let is_ours = ours.contains(reason);
-        if was_to_serve
-            && !is_ours
-            && let Some(pool) = self.house.pools.get_mut(pool)
-        {
-            pool.note_failure(&reason.text());
+        if was_to_serve && !ours.contains(reason) {
+            self.house.note_failure(key, reason, &self.config.settings, now);
         }
     }
 

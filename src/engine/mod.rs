@@ -62,6 +62,8 @@ pub struct Engine {
     /// The server that is being handed to one waiting client after the other: a thousand that
     /// are refused must not be a thousand calls deep.
     serving: Option<ServerKey>,
+    /// Servers that have been told goodbye, and when we close them in any case.
+    leaving: VecDeque<(Instant, ServerKey)>,
     /// The nearest deadline known.
     next_sweep: Option<Instant>,
     next_trim: Instant,
@@ -83,6 +85,7 @@ impl Engine {
             effects: VecDeque::new(),
             runnable: VecDeque::new(),
             serving: None,
+            leaving: VecDeque::new(),
             next_sweep: None,
             next_trim: now + TRIM_PERIOD,
         };
@@ -157,7 +160,8 @@ impl Engine {
         let trim = self.house.rings.has_surplus().then_some(self.next_trim);
         let period = Some(self.house.periods.end());
         let alarm = self.house.alarms.next();
-        [self.next_sweep, trim, period, alarm].into_iter().flatten().min()
+        let leaving = self.leaving.front().map(|(at, _)| *at);
+        [self.next_sweep, trim, period, alarm, leaving].into_iter().flatten().min()
     }
 
     /// A connection that may have work to do: its socket may be read, or written.
@@ -305,6 +309,7 @@ impl Engine {
         if self.house.periods.end() <= now {
             self.end_period(now);
         }
+        self.see_off(now);
         if self.house.alarms.next().is_some_and(|at| at <= now) {
             self.answer_alarms(now);
         }

@@ -33,16 +33,16 @@ impl Engine {
 
     /// Finds out where to connect to.
     pub(super) fn dial(&mut self, key: ServerKey, now: Instant) {
-        let House { servers, pools, .. } = &mut self.house;
-        let server = servers.get(key).expect("just opened");
-        let pool = pools.get_mut(server.pool).expect("a server's pool outlives it");
+        let server = self.house.servers.get(key).expect("just opened");
+        let pool = server.pool;
         let whereabouts = match server.state {
             // A cancel must reach the very server that runs the query.
             State::Connecting(Purpose::Cancel { target, .. }) => {
-                let address = servers.get(target).and_then(|target| target.address.clone());
+                let target = self.house.servers.get(target);
+                let address = target.and_then(|target| target.address.clone());
                 address.map_or(Whereabouts::Nowhere, Whereabouts::At)
             }
-            _ => pool.next_host(&self.config.settings.unix_socket_dir),
+            _ => self.house.choose_host(key, &self.config.settings, now),
         };
         match whereabouts {
             Whereabouts::At(address) => self.connect(key, address),
@@ -50,6 +50,7 @@ impl Engine {
                 self.effects.push_back(Effect::Resolve { server: key, host })
             }
             Whereabouts::Nowhere => {
+                let pool = self.house.pools.get(pool).expect("a server's pool outlives it");
                 log::error!("unix socket dir not configured: {}", pool.database.name);
                 self.close_server(key, Reason::CANNOT_CONNECT, now);
             }
@@ -251,13 +252,13 @@ impl Engine {
     }
 
     fn server_logged_in(&mut self, key: ServerKey, untracked: Vec<u8>, now: Instant) {
+        self.house.note_success(key);
         let House { servers, pools, rings, .. } = &mut self.house;
         let server = servers.get_mut(key).expect("its caller has seen it");
         server.activity = Activity::Ready;
         server.inbox.tidy(None, rings);
         let pool_key = server.pool;
         let pool = pools.get_mut(pool_key).expect("a server's pool outlives it");
-        pool.attempts.failure = None;
         if pool.welcome.is_none() {
             let defaults = server.parameters.clone();
             pool.welcome = Some(Welcome { untracked, defaults });

@@ -185,6 +185,7 @@ impl Engine {
                 | State::Resetting
                 | State::HeldForCancel
                 | State::CarryingCancel { .. }
+                | State::Leaving
                 | State::Closing => {}
             }
         }

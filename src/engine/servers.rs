@@ -104,6 +104,11 @@ impl Engine {
             | State::Connecting(_)
             | State::LoggingIn(_)
             | State::Closing => Step::Wait,
+            // It has nothing more to say to us.
+            State::Leaving => {
+                server.inbox.skip(server.inbox.unjudged());
+                Step::Wait
+            }
         };
         match last {
             Step::Close(reason) => Some(reason),
@@ -136,6 +141,9 @@ impl Engine {
 
     /// A server will send nothing more.
     pub(super) fn server_read_closed(&mut self, key: ServerKey, now: Instant) {
+        if self.has_left(key, now) {
+            return;
+        }
         let state = self.house.servers.get(key).map(|server| &server.state);
         let reason = match state {
             Some(State::CarryingCancel { .. }) => Reason::CANCEL_SENT,
@@ -146,6 +154,9 @@ impl Engine {
 
     /// A server takes nothing more, and says nothing about it.
     pub(super) fn server_write_closed(&mut self, key: ServerKey, now: Instant) {
+        if self.has_left(key, now) {
+            return;
+        }
         self.close_server(key, Reason::SERVER_CONNECTION_CLOSED, now);
     }
 

@@ -3,13 +3,14 @@
 //! The [`House`] holds all clients, servers and pools. [`queues`] is the one place that moves a
 //! connection from one state to another, [`link`] brings a client and a server together and takes
 //! them apart, [`sizing`] decides when to open another server, [`groups`] counts what limits of
-//! databases and users are about, [`alarms`] knows when to look at a pool again, [`cancel`] pairs CancelRequests
+//! databases and users are about, [`hosts`] knows which of them fail, [`alarms`] when to look at a pool again, [`cancel`] pairs CancelRequests
 //! with their targets, [`janitor`] finds whose time is up, [`stats`] counts. [`mode`] is what the operator has
 //! ordered for all of it.
 
 pub mod alarms;
 pub mod cancel;
 pub mod groups;
+pub mod hosts;
 pub mod janitor;
 pub mod link;
 pub mod mode;
@@ -29,6 +30,7 @@ use crate::session::prepared::Statements;
 use crate::session::server::{Server, ServerAddress};
 use alarms::Alarms;
 use groups::{Groups, Kind};
+use hosts::Hosts;
 use mode::Mode;
 use queues::{Queue, ServerQueues};
 use stats::{Periods, Stats};
@@ -70,6 +72,8 @@ pub struct House {
     pub console_stats: Stats,
     /// What limits of databases and users count.
     pub groups: Groups,
+    /// Hosts that fail.
+    pub hosts: Hosts,
     /// When to look at which pool again.
     pub alarms: Alarms,
     by_name: HashMap<(String, String), PoolKey>,
@@ -154,6 +158,12 @@ pub struct Attempts {
     pub last: Option<Instant>,
     /// Why the last one failed; `None`: it did not.
     pub failure: Option<String>,
+    /// Whether that says something about the host.
+    pub is_of_host: bool,
+    /// How many failed in a row.
+    pub failures: u32,
+    /// Before this there is no other.
+    pub retry_at: Option<Instant>,
     /// Which host of a list comes next.
     pub host: usize,
     /// Which address of a host comes next.
@@ -180,6 +190,7 @@ impl House {
             periods,
             console_stats: Stats::default(),
             groups: Groups::default(),
+            hosts: Hosts::default(),
             alarms: Alarms::default(),
             by_name: HashMap::new(),
         }

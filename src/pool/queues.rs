@@ -124,9 +124,11 @@ pub enum ServerStanding {
     Held,
     /// Carries a cancel, or is being connected for that.
     Carrier,
+    /// About to be gone. Only limits count it.
+    Leaving,
 }
 
-const STANDINGS: usize = 6;
+const STANDINGS: usize = 7;
 
 /// The servers of one pool, by where they stand. Those that work are only counted: nobody asks who
 /// has worked longest, and they come and go with every query.
@@ -150,7 +152,7 @@ impl ServerQueues {
         }
     }
 
-    /// All but those that log in or carry a cancel.
+    /// All but those that log in, carry a cancel or are about to be gone.
     pub fn connected(&self) -> usize {
         use ServerStanding::{Active, Held, Idle, Tested};
         [Active, Held, Idle, Tested].into_iter().map(|standing| self.count(standing)).sum()
@@ -202,6 +204,7 @@ pub fn server_standing(state: &server::State) -> Option<ServerStanding> {
         server::State::HeldForCancel => Some(ServerStanding::Held),
         server::State::Connecting(server::Purpose::Cancel { .. })
         | server::State::CarryingCancel { .. } => Some(ServerStanding::Carrier),
+        server::State::Leaving => Some(ServerStanding::Leaving),
         server::State::Closing => None,
     }
 }

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 /// However short `server_login_retry` is: without a pause a refused connection would be tried again
 /// at once, for ever.
-const LEAST_RETRY: Duration = Duration::from_millis(100);
+pub const LEAST_RETRY: Duration = Duration::from_millis(100);
 
 /// How long the clients of a pool that shares a limit with another one wait before that one has to
 /// give up a server although its own clients wait, too.
@@ -72,7 +72,8 @@ impl House {
         if pool.servers.count(ServerStanding::Login) > 0 {
             return Opening::No;
         }
-        if let Some(at) = pool.retry_at(&config.settings).filter(|at| now < *at) {
+        let retry_at = self.retry_at(pool, &config.settings, now);
+        if let Some(at) = retry_at.filter(|at| now < *at) {
             return Opening::Later(at);
         }
         // Without a welcome nobody can log in, so that one connection is worth more than the limit.
@@ -90,7 +91,11 @@ impl House {
                 continue;
             };
             if group.servers.len() >= limit {
-                let victim = (demand != Demand::Upkeep).then(|| self.longest_idle(&group.servers));
+                // Places that are about to become free are for those who have waited longer.
+                let others =
+                    group.blocked_pools() - usize::from(pool.blocked_by == Some(group_key));
+                let may_evict = demand != Demand::Upkeep && self.leaving(&group.servers) <= others;
+                let victim = may_evict.then(|| self.longest_idle(&group.servers));
                 return match victim.flatten() {
                     Some(victim) => Opening::Evict(victim),
                     None => Opening::Blocked(group_key),
@@ -131,6 +136,29 @@ impl House {
         let first = [pool.waiting.first(), pool.askers.front().copied()].into_iter().flatten();
         let first = first.filter_map(|client| Some((client, self.waiting_since(client)?)));
         first.min_by_key(|(_, since)| *since)
+    }
+
+    fn leaving(&self, servers: &[ServerKey]) -> usize {
+        let is_leaving = |key: &&ServerKey| {
+            let server = self.servers.get(**key);
+            server.is_some_and(|server| matches!(server.state, State::Leaving))
+        };
+        servers.iter().filter(is_leaving).count()
+    }
+
+    /// Whether somebody may be waiting for the place of a server of this pool: it, or a group of
+    /// its, has as many servers as it may.
+    pub fn is_place_scarce(&self, key: PoolKey, config: &Config) -> bool {
+        let pool = self.pools.get(key).filter(|pool| !self.mode.is_paused() && !pool.is_paused);
+        pool.is_some_and(|pool| {
+            let is_full = pool.size.is_some_and(|size| pool.servers.total() >= size);
+            let mut groups = pool.groups.into_iter().zip(pool.group_limits(config));
+            let is_group_full = |(group, limit): (GroupKey, Option<usize>)| {
+                let servers = self.groups.get(group).map_or(0, |group| group.servers.len());
+                limit.is_some_and(|limit| servers >= limit)
+            };
+            is_full || groups.any(is_group_full)
+        })
     }
 
     fn longest_idle(&self, servers: &[ServerKey]) -> Option<ServerKey> {
@@ -193,12 +221,6 @@ impl Pool {
         most.is_some_and(|most| self.servers.connected() > most)
     }
 
-    /// Before this no further attempt is made.
-    pub fn retry_at(&self, settings: &Settings) -> Option<Instant> {
-        self.attempts.failure.as_ref()?;
-        self.attempts.last?.checked_add(settings.server_login_retry.max(LEAST_RETRY))
-    }
-
     /// Whether a connection may be opened that carries a cancel.
     pub fn has_room_for_carrier(&self) -> bool {
         self.size.is_none_or(|size| self.servers.total() < 2 * size)
@@ -211,36 +233,53 @@ impl Pool {
     }
 
     /// An attempt to open a server failed.
-    pub fn note_failure(&mut self, reason: &str) {
+    pub fn note_failure(&mut self, reason: &str, is_of_host: bool) {
         self.attempts.failure = Some(cut(reason, MAX_CACHED_BYTES).to_string());
+        self.attempts.failures = self.attempts.failures.saturating_add(1);
+        self.attempts.is_of_host = is_of_host;
     }
 
-    /// Chooses the host for the next attempt.
-    pub fn next_host(&mut self, socket_directory: &str) -> Whereabouts {
+    /// Its hosts with their port, in the order of the list.
+    pub fn host_names(&self, socket_directory: &str) -> Vec<String> {
+        let named = |host: &str| format!("{host}:{}", self.database.port);
+        let names: Vec<String> = self.database.hosts().map(named).collect();
+        if names.is_empty() { vec![named(socket_directory)] } else { names }
+    }
+
+    /// Which host of the list is next.
+    pub fn first_host(&self) -> usize {
+        use crate::config::values::LoadBalanceHosts::{Disable, RoundRobin};
+        let failed = self.attempts.failure.is_some();
+        match self.database.load_balance_hosts {
+            RoundRobin => self.attempts.host,
+            Disable => self.attempts.host + usize::from(failed),
+        }
+    }
+
+    /// Chooses the host for the next attempt, so many further than it would be: its place in the
+    /// list, and where it is.
+    pub fn next_host(&mut self, socket_directory: &str, skipped: usize) -> (usize, Whereabouts) {
         let hosts: Vec<&str> = self.database.hosts().collect();
         if hosts.is_empty() {
             return match socket_directory {
-                "" => Whereabouts::Nowhere,
-                directory => self.unix(directory),
+                "" => (0, Whereabouts::Nowhere),
+                directory => (0, self.unix(directory)),
             };
         }
         use crate::config::values::LoadBalanceHosts::{Disable, RoundRobin};
-        let failed = self.attempts.failure.is_some();
-        let index = match self.database.load_balance_hosts {
-            RoundRobin => self.attempts.host,
-            Disable => self.attempts.host + usize::from(failed),
-        };
-        let host = hosts[index % hosts.len()].to_string();
+        let index = self.first_host() + skipped;
+        let place = index % hosts.len();
+        let host = hosts[place].to_string();
         self.attempts.host = match self.database.load_balance_hosts {
             RoundRobin => (index + 1) % hosts.len(),
             Disable => index % hosts.len(),
         };
         if host.starts_with(['/', '@']) {
-            return self.unix(&host);
+            return (place, self.unix(&host));
         }
         match host.parse::<IpAddr>() {
-            Ok(address) => Whereabouts::At(self.tcp(address)),
-            Err(_) => Whereabouts::Named(host),
+            Ok(address) => (place, Whereabouts::At(self.tcp(address))),
+            Err(_) => (place, Whereabouts::Named(host)),
         }
     }
 

@@ -58,6 +58,10 @@ pub enum State {
         /// Who asked.
         requester: ClientKey,
     },
+    /// Has been told goodbye, and keeps its place among those that a limit counts until it has
+    /// gone: a backend of PostgreSQL lives a little longer than our word to it. Leaves to
+    /// `Closing`, soon in any case.
+    Leaving,
     /// Gone at the end of the turn.
     Closing,
 }
@@ -126,6 +130,8 @@ pub struct Server {
     pub close_needed: bool,
     /// Where it is connected to, once known.
     pub address: Option<ServerAddress>,
+    /// The host of the list that it is at, with the port.
+    pub host: Option<Box<str>>,
     /// When it was begun.
     pub connected_at: Instant,
     /// Its place among those in the same state.
@@ -151,6 +157,7 @@ impl Server {
             has_served: false,
             close_needed: false,
             address: None,
+            host: None,
             connected_at: now,
             hook: Hook::default(),
             is_runnable: false,

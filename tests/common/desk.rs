@@ -10,6 +10,7 @@ use ringbouncer::engine::io::{ClientAddress, Effect, Input, ServerAddress};
 use ringbouncer::keys::{Conn, PoolKey, ServerKey};
 use ringbouncer::pool::Pool;
 use ringbouncer::pool::stats::Averages;
+use ringbouncer::session::server::{Server, State};
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::time::{Duration, Instant};
@@ -57,6 +58,23 @@ impl Desk {
     /// The end of a turn.
     pub fn perform(&mut self) {
         self.handle(Input::Tick);
+        self.perform_effects();
+        // PostgreSQL goes when it is told goodbye.
+        while let Some(conn) = self.next_leaving() {
+            self.handle(Input::ReadClosed { conn });
+            self.perform_effects();
+        }
+        self.engine.check();
+    }
+
+    fn next_leaving(&self) -> Option<Conn> {
+        let mut servers = self.engine.house().servers.iter();
+        let is_leaving = |server: &Server| matches!(server.state, State::Leaving);
+        let (key, _) = servers.find(|(_, server)| is_leaving(server))?;
+        Some(Conn::Server(key))
+    }
+
+    fn perform_effects(&mut self) {
         while let Some(effect) = self.engine.next_effect() {
             match effect {
                 Effect::Connect { server, to } => self.dialled.push_back((server, to)),
@@ -73,7 +91,6 @@ impl Desk {
                 other => panic!("nobody on this desk does {other:?}"),
             }
         }
-        self.engine.check();
     }
 
     /// Time passes, and the engine wakes whenever it wants to.

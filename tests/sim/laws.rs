@@ -3,8 +3,8 @@
 use crate::book::Mode;
 use ringbouncer::config::PoolMode;
 use ringbouncer::engine::Engine;
-use ringbouncer::keys::{ClientKey, PoolKey};
-use ringbouncer::pool::queues::ServerStanding;
+use ringbouncer::keys::{ClientKey, PoolKey, ServerKey};
+use ringbouncer::pool::queues::{ServerStanding, server_standing};
 use ringbouncer::session::client::State;
 use ringbouncer::session::server;
 
@@ -66,6 +66,27 @@ impl Queues {
                 .into_iter()
                 .any(|key| house.servers.get(key).is_some_and(|server| server.is_done()));
             assert!(!waits || !is_free, "somebody waits while a server is free");
+        }
+    }
+}
+
+/// No database and no user has more servers than it may, those that are leaving included. (What
+/// carries a cancel may come on top.)
+pub fn check_limits(engine: &Engine) {
+    let house = engine.house();
+    for (_, pool) in house.pools.iter() {
+        let limits = pool.group_limits(engine.config());
+        for (group, limit) in pool.groups.into_iter().zip(limits) {
+            let (Some(group), Some(limit)) = (house.groups.get(group), limit) else {
+                continue;
+            };
+            let serves = |key: &&ServerKey| {
+                let server = house.servers.get(**key);
+                let standing = server.and_then(|server| server_standing(&server.state));
+                standing != Some(ServerStanding::Carrier)
+            };
+            let present = group.servers.iter().filter(serves).count();
+            assert!(present <= limit, "{present} servers of {}, {limit} allowed", group.name);
         }
     }
 }

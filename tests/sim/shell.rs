@@ -2,7 +2,7 @@
 //! read and one write at a time.
 
 use crate::backend::Backend;
-use crate::laws::Queues;
+use crate::laws::{Queues, check_limits};
 use crate::prng::Prng;
 use crate::socket::{Outcome, Socket};
 use crate::trace;
@@ -125,6 +125,7 @@ impl Shell {
         let queues = Queues::of(&self.engine);
         self.engine.handle(input, self.now);
         queues.check(&self.engine);
+        check_limits(&self.engine);
     }
 
     /// One turn of the loop.

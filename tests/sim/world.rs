@@ -14,6 +14,7 @@ use crate::trace;
 use crate::wire;
 use ringbouncer::engine::Engine;
 use ringbouncer::keys::Conn;
+use ringbouncer::session::server::State;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
@@ -292,7 +293,10 @@ impl World {
             let is_ready = backend.phase == Serving::Ready;
             if moved && is_ready && backend.retired.is_none() {
                 // What was written before the engine closed it may still arrive.
-                if let Some(server) = self.shell.engine.house().servers.get(*server) {
+                let server = self.shell.engine.house().servers.get(*server);
+                if let Some(server) =
+                    server.filter(|server| !matches!(server.state, State::Leaving))
+                {
                     let heir = server.client().map(|client| self.shell.ids[&client]);
                     backend.retired = Some(heir);
                 }

@@ -82,6 +82,7 @@ pub fn servers(view: &View<'_>) -> Vec<Conn> {
                 }
             }
             ServerStanding::Held => 6,
+            ServerStanding::Leaving => return None,
         })
     };
     sorted(server_places(view, rank))
@@ -100,7 +101,7 @@ pub fn sockets(view: &View<'_>) -> Vec<Conn> {
         ServerStanding::Idle => Some(3),
         ServerStanding::Tested => Some(5),
         ServerStanding::Login => Some(6),
-        ServerStanding::Carrier | ServerStanding::Held => None,
+        ServerStanding::Carrier | ServerStanding::Held | ServerStanding::Leaving => None,
     };
     let mut places = client_places(view, client_rank);
     places.extend(server_places(view, server_rank));
@@ -282,7 +283,7 @@ fn server_facts<'a>(
         (State::Active { .. } | State::Asking { .. } | State::Unlinked { .. }, false) => "active",
         (State::HeldForCancel, _) => "being_canceled",
         (State::CarryingCancel { .. }, _) => "active_cancel",
-        (State::Closing, _) => return None,
+        (State::Leaving | State::Closing, _) => return None,
     };
     let unconnected = || ("(bad-af)".to_owned(), 0);
     let (remote, local) = match &server.address {
