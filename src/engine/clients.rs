@@ -108,6 +108,7 @@ impl Engine {
                     if let Some(pool) = self.house.clients.get(key).and_then(|client| client.pool) {
                         self.note_wait(pool, now);
                         self.staff(pool, now);
+                        self.house.note_cause(key);
                     }
                     return false;
                 }

@@ -6,6 +6,7 @@ use crate::engine::io::{Effect, ServerAddress};
 use crate::keys::{Conn, PoolKey, ServerKey};
 use crate::pool::queues::End;
 use crate::pool::sizing::Whereabouts;
+use crate::pool::stats::microseconds;
 use crate::pool::{House, Pool, Welcome};
 use crate::ring::Ring;
 use crate::session::client;
@@ -286,6 +287,7 @@ impl Engine {
         let pool_key = server.pool;
         let pool = pools.get_mut(pool_key).expect("a server's pool outlives it");
         pool.attempts.failure = None;
+        pool.times.connect.record(microseconds(server.connected_at, now));
         if pool.welcome.is_none() {
             let defaults = server.parameters.clone();
             pool.welcome = Some(Welcome { untracked, defaults });

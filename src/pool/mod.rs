@@ -7,12 +7,14 @@
 //! ordered for all of it.
 
 pub mod cancel;
+pub mod causes;
 pub mod janitor;
 pub mod link;
 pub mod mode;
 pub mod queues;
 pub mod sizing;
 pub mod stats;
+pub mod times;
 
 use crate::auth::digest::KEY_BYTES;
 use crate::config::entries::Database;
@@ -24,12 +26,14 @@ use crate::session::client::{Client, ClientAddress};
 use crate::session::params::{Parameters, Tracked, Values};
 use crate::session::prepared::Statements;
 use crate::session::server::{Server, ServerAddress};
+use causes::{Endings, Waits};
 use mode::Mode;
 use queues::{Queue, ServerQueues};
 use stats::{Periods, Stats};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fmt;
 use std::time::{Duration, Instant};
+use times::Times;
 
 /// All connections, and the pools that they belong to.
 pub struct House {
@@ -61,6 +65,10 @@ pub struct House {
     pub console_clients: usize,
     /// Over which times averages go.
     pub periods: Periods,
+    /// The number of the connection that came last.
+    pub last_serial: u32,
+    /// Why connections have ended.
+    pub endings: Endings,
     /// What was done on the console.
     pub console_stats: Stats,
     by_name: HashMap<(String, String), PoolKey>,
@@ -75,6 +83,10 @@ pub struct Pool {
     pub user: String,
     /// When a server goes back.
     pub mode: PoolMode,
+    /// How long things took here.
+    pub times: Times,
+    /// Why clients waited here.
+    pub waits: Waits,
     /// Whether its database is paused; changed together with `House::paused_databases`.
     pub is_paused: bool,
     /// How many servers at most; `None`: no limit.
@@ -155,6 +167,8 @@ impl House {
             disabled_databases: BTreeSet::new(),
             console_clients: 0,
             periods,
+            last_serial: 0,
+            endings: Endings::default(),
             console_stats: Stats::default(),
             by_name: HashMap::new(),
         }
@@ -175,6 +189,8 @@ impl House {
             database: database.clone(),
             user: user.to_string(),
             mode: PoolMode::Session,
+            times: Times::default(),
+            waits: Waits::default(),
             is_paused: self.paused_databases.contains(&database.name),
             size: None,
             servers: ServerQueues::default(),

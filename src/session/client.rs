@@ -120,6 +120,8 @@ pub struct Client {
     pub on_console: bool,
     /// Its login name, once known.
     pub user: Option<Box<str>>,
+    /// What it waits for, or waited for last: a `pool::causes::Cause`.
+    pub wait_cause: u8,
     /// Where it came from.
     pub from: ClientAddress,
     /// Its secret key for CancelRequests.
@@ -151,6 +153,7 @@ impl Client {
             pool: None,
             on_console: false,
             user: None,
+            wait_cause: 0,
             from,
             secret,
             connected_at: now,

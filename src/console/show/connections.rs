@@ -360,7 +360,7 @@ fn buffers(inbox: &Inbox, egress: &Egress) -> [Cell; 7] {
 pub fn is_quiet(view: &View<'_>, conn: Conn) -> bool {
     let house = view.engine.house();
     let (inbox, egress) = match conn {
-        Conn::Client(key) if key == view.asker => return false,
+        Conn::Client(key) if Some(key) == view.asker => return false,
         Conn::Client(key) => match house.clients.get(key) {
             Some(client) => (&client.inbox, &client.egress),
             None => return true,
