@@ -3,6 +3,7 @@
 //! None of this is on the way of a query that finds a server at once.
 
 use crate::keys::ClientKey;
+use crate::pool::groups::Kind;
 use crate::pool::queues::ServerStanding;
 use crate::pool::stats::microseconds;
 use crate::pool::{House, Pool};
@@ -89,6 +90,11 @@ impl House {
         };
         if self.mode.is_paused() || pool.is_paused {
             Cause::Paused
+        } else if let Some(group) = pool.blocked_by.and_then(|key| self.groups.get(key)) {
+            match group.kind {
+                Kind::Database => Cause::DatabaseLimit,
+                Kind::User => Cause::UserLimit,
+            }
         } else if is_full && servers.count(ServerStanding::Held) > 0 {
             Cause::Cancel
         } else if is_full && servers.count(ServerStanding::Tested) > 0 {

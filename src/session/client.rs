@@ -116,6 +116,8 @@ pub struct Client {
     pub login: Option<Box<Pending>>,
     /// Its pool, once its database and user are known.
     pub pool: Option<PoolKey>,
+    /// Whether it counts as a client of that pool.
+    pub is_counted: bool,
     /// Whether it asked for the admin console, which is no pool.
     pub on_console: bool,
     /// Its login name, once known.
@@ -151,6 +153,7 @@ impl Client {
             statements: None,
             login: None,
             pool: None,
+            is_counted: false,
             on_console: false,
             user: None,
             wait_cause: 0,
