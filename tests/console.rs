@@ -548,3 +548,120 @@ fn our_own_tables_tell_who_waits_for_whom() {
     let rings = table(&mut console, "SHOW RINGS");
     assert_eq!(rings[0]["value"], "65536");
 }
+
+/// Every command in every state, many times a second, while others work: nobody hangs, nothing
+/// falls over, and who may only look does nothing.
+#[test]
+fn a_storm_of_commands_breaks_nothing() {
+    const COMMANDS: [&str; 24] = [
+        "PAUSE app",
+        "RESUME app",
+        "KILL app",
+        "RECONNECT",
+        "RECONNECT app",
+        "DISABLE app",
+        "ENABLE app",
+        "RELOAD",
+        "SET query_wait_timeout = 60",
+        "SHOW CLIENTS",
+        "SHOW SOCKETS",
+        "SHOW STATS",
+        "SHOW HISTOGRAMS",
+        "KILL_CLIENT 1",
+        "WAIT_CLOSE app",
+        "SUSPEND",
+        "PAUSE",
+        "RESUME",
+        "KILL",
+        "WAIT_CLOSE",
+        "SHOW nonsense",
+        "SHOW WAITS; SHOW POOLS",
+        "ENABLE nosuch",
+        "PAUSE nosuch",
+    ];
+    let pooler = start();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for seed in 0..3 {
+            let (pooler, done) = (&pooler, &done);
+            scope.spawn(move || {
+                let mut random = common::Random::new(seed);
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    let mut raw = pooler.unnamed();
+                    raw.lenient = true;
+                    raw.send(
+                        &Startup::v3().param("user", "alice").param("database", "app").bytes(),
+                    );
+                    for _ in 0..random.below(20) {
+                        raw.send(&raw::query("SELECT 1"));
+                        raw.stream
+                            .set_read_timeout(Some(std::time::Duration::from_millis(50)))
+                            .unwrap();
+                        if raw.stream.peek(&mut [0]).is_err() {
+                            break;
+                        }
+                        raw.stream.set_read_timeout(Some(common::PATIENCE)).unwrap();
+                    }
+                }
+            });
+        }
+        let mut random = common::Random::new(7);
+        let mut stats = pooler.raw_with(startup("carol"));
+        for _ in 0..400 {
+            let command = COMMANDS[random.below(COMMANDS.len())];
+            // A command that waits is left alone, as by an operator who loses patience.
+            let mut console = admin(&pooler);
+            console.send(&raw::query(command));
+            if !command.contains("PAUSE") && !command.contains("WAIT") {
+                let answer = console.until_ready();
+                assert_eq!(answer.last().unwrap().tag, b'Z', "{command}");
+            }
+            let answer = stats.query(command);
+            let for_stats = command.starts_with("SHOW");
+            assert_eq!(
+                answer[0].tag == b'E',
+                !for_stats || command.contains("nonsense"),
+                "{command}"
+            );
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        let mut console = admin(&pooler);
+        console.query("RESUME");
+        console.query("RESUME app");
+        console.query("RESUME postgres");
+        console.query("ENABLE app");
+    });
+    pooler.assert_serves();
+}
+
+#[test]
+fn commands_in_a_pause_are_refused_as_the_matrix_says() {
+    let pooler = start();
+    let mut console = admin(&pooler);
+    assert_eq!(tag(&mut console, "PAUSE app"), "PAUSE");
+    assert_eq!(error(&mut console, "SUSPEND"), "cannot suspend with paused databases");
+    assert_eq!(error(&mut console, "RESUME"), "pooler is not paused/suspended");
+    assert_eq!(tag(&mut console, "PAUSE"), "PAUSE");
+    for refused in ["PAUSE", "PAUSE app", "SUSPEND", "KILL", "KILL app"] {
+        assert_eq!(error(&mut console, refused), "already suspended/paused", "{refused}");
+    }
+    for accepted in [
+        "RECONNECT",
+        "RECONNECT app",
+        "WAIT_CLOSE",
+        "DISABLE app",
+        "ENABLE app",
+        "RELOAD",
+        "RESUME",
+    ] {
+        let word = accepted.split(' ').next().unwrap();
+        assert_eq!(tag(&mut console, accepted), word);
+    }
+    assert_eq!(table(&mut console, "SHOW DATABASES")[0]["paused"], "1", "RESUME leaves that");
+    assert_eq!(tag(&mut console, "RESUME app"), "RESUME");
+    assert_eq!(tag(&mut console, "SHUTDOWN WAIT_FOR_CLIENTS"), "SHUTDOWN");
+    assert_eq!(error(&mut console, "RESUME"), "pooler is shutting down");
+    assert_eq!(tag(&mut console, "SHUTDOWN WAIT_FOR_SERVERS"), "SHUTDOWN");
+    let mut pooler = pooler;
+    assert!(pooler.wait_for_exit().success());
+}

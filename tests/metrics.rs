@@ -117,8 +117,6 @@ fn bad_guests_are_borne() {
         (0..40).map(|_| TcpStream::connect(("127.0.0.1", lease.port)).unwrap()).collect();
     pooler.assert_serves();
     drop(silent);
-    let (head, _) = ask(&lease, &format!("GET /{} HTTP/1.1\r\n", "x".repeat(9000)));
-    assert!(head.starts_with("HTTP/1.1 431"), "{head}");
     wait_for("room for a guest", || {
         let mut stream = TcpStream::connect(("127.0.0.1", lease.port)).unwrap();
         let mut answer = String::new();
@@ -126,6 +124,8 @@ fn bad_guests_are_borne() {
             && stream.read_to_string(&mut answer).is_ok()
             && answer.ends_with("alive\n")
     });
+    let (head, _) = ask(&lease, &format!("GET /{} HTTP/1.1\r\n", "x".repeat(9000)));
+    assert!(head.starts_with("HTTP/1.1 431"), "{head}");
     pooler.assert_serves();
 }
 

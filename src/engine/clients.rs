@@ -26,6 +26,7 @@ impl Engine {
             return;
         };
         client.inbox.filled(bytes);
+        client.spoke_at = now;
         match client.state {
             State::LoggingIn => self.login_received(key, now),
             State::Console { .. } => self.effects.push_back(Effect::Attend { client: key }),

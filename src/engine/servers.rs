@@ -27,6 +27,7 @@ impl Engine {
             return;
         };
         server.inbox.filled(bytes);
+        server.spoke_at = now;
         match server.state {
             State::LoggingIn(_) => self.server_login_received(key, now),
             State::Asking { .. } => self.answer_received(key, now),

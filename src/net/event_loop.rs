@@ -88,8 +88,9 @@ impl<E: Heart> EventLoop<E> {
 
     /// Opens the listeners that the settings name.
     pub fn listen(&mut self) -> Result<(), ListenError> {
-        self.listeners.open(self.engine.settings(), self.poll.registry())?;
-        self.metrics.open(&self.engine.settings().metrics_listen, self.poll.registry())
+        // Whoever can connect to us finds our health shown, too.
+        self.metrics.open(&self.engine.settings().metrics_listen, self.poll.registry())?;
+        self.listeners.open(self.engine.settings(), self.poll.registry())
     }
 
     /// The listeners, to ask or close them. They go when the loop is dropped.

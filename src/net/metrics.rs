@@ -22,6 +22,8 @@ const MAX_QUESTION_BYTES: usize = 8 * 1024;
 /// From the knock to the last byte of the answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 const BACKLOG: i32 = 16;
+/// So often what a guest still says is read, and thrown away.
+const MAX_DRAINS: u32 = 16;
 
 enum Door {
     Tcp(TcpListener),
@@ -252,6 +254,14 @@ impl Guest {
             }
         }
         self.stream.shutdown_write();
+        // Words left unread would have the kernel take the answer back.
+        let mut rest = [0; MAX_QUESTION_BYTES];
+        for _ in 0..MAX_DRAINS {
+            match self.stream.read(&mut rest) {
+                Ok(count) if count > 0 => {}
+                _ => break,
+            }
+        }
         Err(Leaves)
     }
 }

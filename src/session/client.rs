@@ -130,6 +130,8 @@ pub struct Client {
     pub secret: [u8; 8],
     /// When it was accepted.
     pub connected_at: Instant,
+    /// When it last sent something.
+    pub spoke_at: Instant,
     /// When the query began that is not answered yet: with its first message, before a server was
     /// found.
     pub query_since: Option<Instant>,
@@ -160,6 +162,7 @@ impl Client {
             from,
             secret,
             connected_at: now,
+            spoke_at: now,
             query_since: None,
             transaction_since: None,
             hook: Hook::default(),

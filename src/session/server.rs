@@ -128,6 +128,8 @@ pub struct Server {
     pub address: Option<ServerAddress>,
     /// When it was begun.
     pub connected_at: Instant,
+    /// When it last sent something.
+    pub spoke_at: Instant,
     /// Its place among those in the same state.
     pub hook: Hook<ServerKey>,
     /// Whether it is on the list of connections with work to do.
@@ -152,6 +154,7 @@ impl Server {
             close_needed: false,
             address: None,
             connected_at: now,
+            spoke_at: now,
             hook: Hook::default(),
             is_runnable: false,
         }
