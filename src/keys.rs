@@ -102,6 +102,11 @@ impl<K: Key, T> Keyed<K, T> {
     pub fn insert(&mut self, value: T) -> K {
         let serial = self.next_serial;
         self.next_serial = self.next_serial.wrapping_add(1);
+        self.insert_as(serial, value)
+    }
+
+    /// As above, under a serial from a counter that several slabs share.
+    pub fn insert_as(&mut self, serial: u32, value: T) -> K {
         let slot = self.slab.insert(Entry { serial, value });
         K::new(u32::try_from(slot).expect("fewer than 2^32 connections"), serial)
     }

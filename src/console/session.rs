@@ -288,7 +288,12 @@ impl Session {
 }
 
 fn view<'a>(desk: &'a Desk<'_>) -> View<'a> {
-    View { engine: desk.engine, outside: desk.outside, asker: desk.client, moment: desk.moment }
+    View {
+        engine: desk.engine,
+        outside: desk.outside,
+        asker: Some(desk.client),
+        moment: desk.moment,
+    }
 }
 
 /// The text of a Query. What is no UTF-8 is no command either, and shown as far as it can be.

@@ -26,6 +26,7 @@ impl Engine {
             return;
         };
         client.inbox.filled(bytes);
+        client.spoke_at = now;
         match client.state {
             State::LoggingIn => self.login_received(key, now),
             State::Proving(_) => self.proof_received(key, now),
@@ -109,6 +110,7 @@ impl Engine {
                     if let Some(pool) = self.house.clients.get(key).and_then(|client| client.pool) {
                         self.note_wait(pool, now);
                         self.staff(pool, now);
+                        self.house.note_cause(key);
                     }
                     return false;
                 }

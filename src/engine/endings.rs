@@ -7,6 +7,7 @@ use crate::engine::Engine;
 use crate::engine::io::Effect;
 use crate::keys::{ClientKey, Conn, PoolKey, ServerKey};
 use crate::pool::House;
+use crate::pool::causes::Side;
 use crate::pool::queues::End;
 use crate::session::client::{self, Client};
 use crate::session::farewell::Reason;
@@ -44,6 +45,12 @@ impl Engine {
             client::State::AwaitingCancel { .. } | client::State::Cancelling { .. }
         );
         self.log_client_ending(key, &reason, now);
+        self.house.endings.count(Side::Client, &reason);
+        if let client::State::Waiting { since } | client::State::AwaitingWelcome { since } =
+            client.state
+        {
+            self.house.count_wait(key, since, now);
+        }
         let is_cut_off = self.is_in_mid_reply(key);
         self.forget_asker(key);
         if let Some(client) = self.house.clients.get_mut(key) {
@@ -83,6 +90,7 @@ impl Engine {
             return;
         }
         self.log_server_ending(key, &reason, now);
+        self.house.endings.count(Side::Server, &reason);
         self.note_login_failure(key, &reason, now);
         let carried = self.carried_cancel(key);
         let asker = self.house.servers.get(key).and_then(Server::asker);

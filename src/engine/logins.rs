@@ -325,12 +325,15 @@ impl Engine {
         }
         self.tend(pool, now);
         if self.house.pools.get(pool).is_some_and(|pool| pool.welcome.is_some()) {
-            return self.welcome(key, pool);
+            self.welcome(key, pool)?;
+            self.house.note_login(key, now);
+            return Ok(());
         }
         self.house.set_client_state(key, State::AwaitingWelcome { since: now });
         // The time for the login was noted when the client was accepted.
         self.note_wait(pool, now);
         self.staff(pool, now);
+        self.house.note_cause(key);
         Ok(())
     }
 
@@ -346,7 +349,10 @@ impl Engine {
             }
             self.house.wait_ends(key, now);
             match self.welcome(key, pool) {
-                Ok(()) => self.client_goes_on(key, now),
+                Ok(()) => {
+                    self.house.note_login(key, now);
+                    self.client_goes_on(key, now);
+                }
                 Err(reason) => self.close_client(key, reason, now),
             }
         }

@@ -6,6 +6,7 @@ use crate::engine::io::{Effect, ServerAddress};
 use crate::keys::{Conn, PoolKey, ServerKey};
 use crate::pool::queues::End;
 use crate::pool::sizing::Whereabouts;
+use crate::pool::stats::microseconds;
 use crate::pool::{House, Welcome};
 use crate::ring::Ring;
 use crate::session::client;
@@ -259,6 +260,7 @@ impl Engine {
         server.inbox.tidy(None, rings);
         let pool_key = server.pool;
         let pool = pools.get_mut(pool_key).expect("a server's pool outlives it");
+        pool.times.connect.record(microseconds(server.connected_at, now));
         if pool.welcome.is_none() {
             let defaults = server.parameters.clone();
             pool.welcome = Some(Welcome { untracked, defaults });

@@ -52,6 +52,15 @@ impl Engine {
         self.clear_out(now);
     }
 
+    /// Whether a client that comes now can be served: we neither pause nor end, and there is a
+    /// pool whose servers can be reached, unless nobody has needed one yet.
+    pub fn is_ready(&self) -> bool {
+        let House { mode, pools, .. } = &self.house;
+        let mut pools = pools.iter().map(|(_, pool)| pool).peekable();
+        *mode == Mode::Running
+            && (pools.peek().is_none() || pools.any(|pool| pool.fails_fast().is_none()))
+    }
+
     /// Whether whom we waited for has gone, and with them everything that was still to be done.
     pub fn is_over(&self) -> bool {
         let Mode::ShuttingDown { awaited, .. } = self.house.mode else {

@@ -4,10 +4,11 @@ use crate::config::values::PoolMode;
 use crate::engine::step::{Step, last_step};
 use crate::engine::{Engine, statements};
 use crate::keys::{ClientKey, Conn, ServerKey};
-use crate::pool::House;
 use crate::pool::link::Released;
 use crate::pool::queues::End;
 use crate::pool::stats::Counters;
+use crate::pool::times::Times;
+use crate::pool::{House, Pool};
 use crate::session::client::{self, Client};
 use crate::session::farewell::Reason;
 use crate::session::params::{Tracked, Values};
@@ -26,6 +27,7 @@ impl Engine {
             return;
         };
         server.inbox.filled(bytes);
+        server.spoke_at = now;
         match server.state {
             State::LoggingIn(_) => self.server_login_received(key, now),
             State::Asking { .. } => self.answer_received(key, now),
@@ -83,7 +85,9 @@ impl Engine {
                 let pool = pools.get_mut(server.pool).expect("a server's pool outlives it");
                 let forbids_transactions = pool.mode == PoolMode::Statement;
                 let rules = Rules { max_packet_bytes, forbids_transactions };
-                let mut tools = Tools { tracked, values, counters: &mut pool.stats.total, now };
+                let Pool { stats, times, .. } = pool;
+                let counters = &mut stats.total;
+                let mut tools = Tools { tracked, values, counters, times, now };
                 last_step(|| match statements::emit_made_up(client, server, rings) {
                     true => linked_step(server, client, rules, &mut tools),
                     false => Step::Wait,
@@ -91,7 +95,9 @@ impl Engine {
             }
             State::Idle { .. } | State::HeldForCancel | State::Resetting => {
                 let pool = pools.get_mut(server.pool).expect("a server's pool outlives it");
-                let mut tools = Tools { tracked, values, counters: &mut pool.stats.total, now };
+                let Pool { stats, times, .. } = pool;
+                let counters = &mut stats.total;
+                let mut tools = Tools { tracked, values, counters, times, now };
                 last_step(|| unlinked_step(server, max_packet_bytes, &mut tools))
             }
             State::CarryingCancel { .. } => {
@@ -273,6 +279,7 @@ struct Tools<'a> {
     values: &'a mut Values,
     /// Of its pool.
     counters: &'a mut Counters,
+    times: &'a mut Times,
     now: Instant,
 }
 
@@ -282,7 +289,7 @@ impl Tools<'_> {
     fn note_ready(&mut self, server: &Server, client: &mut Client) {
         if server.pipeline.is_empty() {
             let in_transaction = server.activity == Activity::InTransaction;
-            self.counters.request_ends(client, in_transaction, self.now);
+            self.counters.request_ends(self.times, client, in_transaction, self.now);
         }
     }
 }

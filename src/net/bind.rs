@@ -43,6 +43,8 @@ pub enum ListenError {
     Chmod(PathBuf, u32, io::Error),
     /// A descriptor from the service manager is no listener.
     Inherited(i32),
+    /// The door for monitoring could not be opened.
+    Metrics(String, io::Error),
     /// The poller did not take a listener.
     Register(io::Error),
 }
@@ -70,6 +72,9 @@ impl fmt::Display for ListenError {
             }
             Self::Inherited(descriptor) => {
                 write!(f, "failed to set up socket passed from service manager (fd {descriptor})")
+            }
+            Self::Metrics(at, error) => {
+                write!(f, "metrics_listen: cannot listen on {at}: {}", error_text(error))
             }
             Self::Register(error) => write!(f, "epoll_ctl() failed: {}", error_text(error)),
         }

@@ -5,6 +5,7 @@ use super::connect;
 use super::heart::Heart;
 use super::helper::Helper;
 use super::listen::{Accepted, Listeners};
+use super::metrics::{Metrics, Reply};
 use super::options::TcpOptions;
 use super::outside::Shell;
 use super::pump::{self, Pump};
@@ -13,6 +14,7 @@ use super::secrets::Secrets;
 use super::signals::{Signal, Signals};
 use super::sockets::Sockets;
 use super::token::Token;
+use crate::console::metrics::Dialect;
 use crate::console::{Answer, Console, Moment, Order};
 use crate::engine::Engine;
 use crate::engine::io::{Effect, Input, ServerAddress};
@@ -45,6 +47,7 @@ pub struct EventLoop<E = Engine> {
     /// The heart; whoever holds the loop between two turns may speak to it.
     pub engine: E,
     console: Console,
+    metrics: Metrics,
     poll: Poll,
     events: Events,
     sockets: Sockets,
@@ -69,6 +72,7 @@ impl<E: Heart> EventLoop<E> {
         Ok(Self {
             engine,
             console: Console::default(),
+            metrics: Metrics::default(),
             poll,
             events: Events::with_capacity(MAX_EVENTS),
             sockets: Sockets::default(),
@@ -84,6 +88,8 @@ impl<E: Heart> EventLoop<E> {
 
     /// Opens the listeners that the settings name.
     pub fn listen(&mut self) -> Result<(), ListenError> {
+        // Whoever can connect to us finds our health shown, too.
+        self.metrics.open(&self.engine.settings().metrics_listen, self.poll.registry())?;
         self.listeners.open(self.engine.settings(), self.poll.registry())
     }
 
@@ -125,6 +131,9 @@ impl<E: Heart> EventLoop<E> {
         self.pump.run(&mut self.sockets, &mut self.engine, now); // a bounded share each
         self.engine.handle(Input::Tick, now);
         self.perform_all();
+        if self.metrics.has_work() {
+            self.serve_metrics();
+        }
         if self.console.has_waiting() {
             self.engine.settle(&mut self.console);
             self.perform_all();
@@ -136,6 +145,26 @@ impl<E: Heart> EventLoop<E> {
             return Ok(Flow::Signal(signal));
         }
         Ok(self.report.take().map_or(Flow::Continue, Flow::Report))
+    }
+
+    fn serve_metrics(&mut self) {
+        let at = Moment { now: self.now, wall: SystemTime::now() };
+        let outside = Shell { sockets: &self.sockets, listeners: &self.listeners };
+        let engine = &self.engine;
+        self.metrics.serve(self.poll.registry(), at.now, |asked| match asked.path {
+            "/metrics" => {
+                let dialect = match asked.open_metrics {
+                    true => Dialect::OpenMetrics,
+                    false => Dialect::Prometheus,
+                };
+                let body = engine.metrics(&outside, at, dialect);
+                Reply { status: "200 OK", content_type: dialect.content_type(), body }
+            }
+            "/healthz" => Reply::plain("200 OK", "alive"),
+            "/readyz" if engine.is_ready() => Reply::plain("200 OK", "ready"),
+            "/readyz" => Reply::plain("503 Service Unavailable", "not ready"),
+            _ => Reply::plain("404 Not Found", "not found"),
+        });
     }
 
     fn perform_all(&mut self) {
@@ -166,8 +195,12 @@ impl<E: Heart> EventLoop<E> {
         if must_not_sleep {
             return Some(Duration::ZERO);
         }
-        let deadlines =
-            [self.engine.next_deadline(), self.listeners.deadline(), self.pump.deadline()];
+        let deadlines = [
+            self.engine.next_deadline(),
+            self.listeners.deadline(),
+            self.pump.deadline(),
+            self.metrics.deadline(),
+        ];
         let next = deadlines.into_iter().flatten().min()?;
         Some(next.saturating_duration_since(self.now))
     }
@@ -185,6 +218,10 @@ impl<E: Heart> EventLoop<E> {
                 Some(Token::Listener(slot)) => self.listeners.mark_ready(slot),
                 Some(Token::Waker) => self.helper.mark_ready(),
                 Some(Token::Signals) => self.signals.collect(),
+                Some(Token::MetricsDoor) => self.metrics.mark_door(),
+                Some(Token::MetricsGuest { slot, serial }) => {
+                    self.metrics.mark_guest(slot, serial);
+                }
                 None => {}
             }
         }

@@ -2,6 +2,8 @@
 //! that merely echoes. Dispatch is static: it costs nothing.
 
 use crate::config::settings::Settings;
+use crate::console::metrics::{self, Dialect};
+use crate::console::show::View;
 use crate::console::{Console, Moment, Outside};
 use crate::engine::Engine;
 use crate::engine::io::{ClientAddress, Effect, Input};
@@ -56,6 +58,10 @@ pub trait Heart {
     fn cancel_attendance(&mut self, console: &mut Console, client: ClientKey, now: Instant);
     /// Those who wait on the console may have what they wait for.
     fn settle(&mut self, console: &mut Console);
+    /// The page of metrics.
+    fn metrics(&self, outside: &dyn Outside, at: Moment, dialect: Dialect) -> String;
+    /// Whether a client that comes now can be served.
+    fn is_ready(&self) -> bool;
     /// Whether there is nothing left to turn for.
     fn is_over(&self) -> bool;
 }
@@ -123,6 +129,12 @@ impl Heart for Engine {
     }
     fn settle(&mut self, console: &mut Console) {
         console.settle(self);
+    }
+    fn metrics(&self, outside: &dyn Outside, moment: Moment, dialect: Dialect) -> String {
+        metrics::page(&View { engine: self, outside, asker: None, moment }, dialect)
+    }
+    fn is_ready(&self) -> bool {
+        Engine::is_ready(self)
     }
     fn is_over(&self) -> bool {
         Engine::is_over(self)

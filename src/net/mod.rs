@@ -7,7 +7,7 @@
 //!               pump ◀──▶ heart (engine)  helper     what may block, elsewhere
 //!                ▲                        signals    the operator's wishes
 //!           event_loop: one turn after the other; inherit: sockets handed to us
-//!           outside: what the console asks of all this
+//!           outside: what the console asks of all this; metrics: the door for monitoring
 //! ```
 
 pub mod bind;
@@ -18,6 +18,7 @@ pub mod heart;
 pub mod helper;
 pub mod inherit;
 pub mod listen;
+pub mod metrics;
 pub mod options;
 pub mod oracles;
 pub mod outside;

@@ -26,7 +26,12 @@ pub enum Stream {
 impl Stream {
     /// Asks for the events of both directions, once for the life of the socket.
     pub fn register(&mut self, registry: &Registry, conn: Conn) -> io::Result<()> {
-        let (token, both) = (Token::Conn(conn).into(), Interest::READABLE | Interest::WRITABLE);
+        self.register_as(registry, Token::Conn(conn))
+    }
+
+    /// As above, for whatever the socket belongs to.
+    pub fn register_as(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
+        let (token, both) = (token.into(), Interest::READABLE | Interest::WRITABLE);
         match self {
             Stream::Tcp(stream) => registry.register(stream, token, both),
             Stream::Unix(stream) => registry.register(stream, token, both),

@@ -18,6 +18,11 @@ const LISTENER: u64 = 2;
 const HOUSE: u64 = 3;
 const WAKER_SLOT: u32 = 0;
 const SIGNALS_SLOT: u32 = 1;
+const METRICS_DOOR_SLOT: u32 = 2;
+/// From here on up: those who ask for metrics.
+const METRICS_GUEST_SLOT: u32 = 16;
+/// Up to here.
+const METRICS_LAST_SLOT: u32 = 255;
 
 const _: () = assert!(usize::BITS == 64, "a token needs 64 bits");
 
@@ -32,6 +37,15 @@ pub enum Token {
     Waker,
     /// The process got a signal.
     Signals,
+    /// Somebody wants to see the metrics.
+    MetricsDoor,
+    /// The connection of somebody who does.
+    MetricsGuest {
+        /// Its place.
+        slot: u32,
+        /// Which of that place's guests.
+        serial: u32,
+    },
 }
 
 impl Token {
@@ -45,6 +59,10 @@ impl Token {
             LISTENER => Some(Token::Listener(slot)),
             _ if slot == WAKER_SLOT => Some(Token::Waker),
             _ if slot == SIGNALS_SLOT => Some(Token::Signals),
+            _ if slot == METRICS_DOOR_SLOT => Some(Token::MetricsDoor),
+            _ if (METRICS_GUEST_SLOT..=METRICS_LAST_SLOT).contains(&slot) => {
+                Some(Token::MetricsGuest { slot: slot - METRICS_GUEST_SLOT, serial })
+            }
             _ => None,
         }
     }
@@ -58,6 +76,12 @@ impl From<Token> for mio::Token {
             Token::Listener(slot) => (LISTENER, slot, 0),
             Token::Waker => (HOUSE, WAKER_SLOT, 0),
             Token::Signals => (HOUSE, SIGNALS_SLOT, 0),
+            Token::MetricsDoor => (HOUSE, METRICS_DOOR_SLOT, 0),
+            Token::MetricsGuest { slot, serial } => {
+                let slot = METRICS_GUEST_SLOT + slot;
+                assert!(slot <= METRICS_LAST_SLOT, "there are few guests");
+                (HOUSE, slot, serial)
+            }
         };
         // A slot that ran into the kind could deliver one client's events to another.
         assert!(u64::from(slot) <= SLOT_MASK, "fewer than 2^30 connections");
@@ -72,7 +96,13 @@ mod tests {
     #[test]
     fn every_token_survives_the_way_through_the_kernel() {
         let last = SLOT_MASK as u32;
-        let mut tokens = vec![Token::Waker, Token::Signals, Token::Listener(0), Token::Listener(7)];
+        let mut tokens = vec![
+            Token::Waker,
+            Token::Signals,
+            Token::MetricsDoor,
+            Token::Listener(0),
+            Token::Listener(7),
+        ];
         for slot in [0, 1, 77, last] {
             for serial in [0, 1, u32::MAX] {
                 tokens.push(Token::Conn(Conn::Client(ClientKey::new(slot, serial))));
@@ -90,7 +120,7 @@ mod tests {
     #[test]
     fn numbers_never_given_out_are_nobody() {
         assert_eq!(Token::decode(mio::Token(usize::MAX)), None);
-        assert_eq!(Token::decode(mio::Token(3 << SLOT_BITS | 2)), None);
+        assert_eq!(Token::decode(mio::Token(3 << SLOT_BITS | 3)), None);
     }
 
     #[test]

@@ -9,6 +9,7 @@
 
 pub mod alarms;
 pub mod cancel;
+pub mod causes;
 pub mod groups;
 pub mod hosts;
 pub mod janitor;
@@ -17,6 +18,7 @@ pub mod mode;
 pub mod queues;
 pub mod sizing;
 pub mod stats;
+pub mod times;
 
 use crate::auth::digest::KEY_BYTES;
 use crate::config::entries::Database;
@@ -29,6 +31,7 @@ use crate::session::params::{Parameters, Tracked, Values};
 use crate::session::prepared::Statements;
 use crate::session::server::{Server, ServerAddress};
 use alarms::Alarms;
+use causes::{Endings, Waits};
 use groups::{Groups, Kind};
 use hosts::Hosts;
 use mode::Mode;
@@ -37,6 +40,7 @@ use stats::{Periods, Stats};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fmt;
 use std::time::{Duration, Instant};
+use times::Times;
 
 /// All connections, and the pools that they belong to.
 pub struct House {
@@ -68,6 +72,10 @@ pub struct House {
     pub console_clients: usize,
     /// Over which times averages go.
     pub periods: Periods,
+    /// The number of the connection that came last.
+    pub last_serial: u32,
+    /// Why connections have ended.
+    pub endings: Endings,
     /// What was done on the console.
     pub console_stats: Stats,
     /// What limits of databases and users count.
@@ -88,6 +96,10 @@ pub struct Pool {
     pub user: String,
     /// When a server goes back.
     pub mode: PoolMode,
+    /// How long things took here.
+    pub times: Times,
+    /// Why clients waited here.
+    pub waits: Waits,
     /// Whether its database is paused; changed together with `House::paused_databases`.
     pub is_paused: bool,
     /// How many servers at most; `None`: no limit.
@@ -188,6 +200,8 @@ impl House {
             disabled_databases: BTreeSet::new(),
             console_clients: 0,
             periods,
+            last_serial: 0,
+            endings: Endings::default(),
             console_stats: Stats::default(),
             groups: Groups::default(),
             hosts: Hosts::default(),
@@ -213,6 +227,8 @@ impl House {
             database: database.clone(),
             user: user.to_string(),
             mode: PoolMode::Session,
+            times: Times::default(),
+            waits: Waits::default(),
             is_paused: self.paused_databases.contains(&database.name),
             size: None,
             reserve: 0,

@@ -252,9 +252,16 @@ pub enum End {
 }
 
 impl House {
+    /// Clients and servers are numbered in one sequence: the column `id`.
+    fn next_serial(&mut self) -> u32 {
+        self.last_serial = self.last_serial.wrapping_add(1);
+        self.last_serial
+    }
+
     /// A client that has just been accepted joins those that log in.
     pub fn admit_client(&mut self, client: Client) -> ClientKey {
-        let key = self.clients.insert(client);
+        let serial = self.next_serial();
+        let key = self.clients.insert_as(serial, client);
         self.logging_in.push_back(&mut self.clients, key);
         key
     }
@@ -263,7 +270,8 @@ impl House {
     pub fn admit_server(&mut self, server: Server) -> ServerKey {
         let pool = server.pool;
         let standing = server_standing(&server.state);
-        let key = self.servers.insert(server);
+        let serial = self.next_serial();
+        let key = self.servers.insert_as(serial, server);
         if let (Some(pool), Some(standing)) = (self.pools.get_mut(pool), standing) {
             pool.unused_since = None;
             self.groups.add_server(pool.groups, key);

@@ -13,6 +13,7 @@
 
 use crate::keys::ClientKey;
 use crate::pool::House;
+use crate::pool::times::Times;
 use crate::session::client::{Client, State};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -82,12 +83,22 @@ impl Counters {
 
     /// A client has got ReadyForQuery, and nothing more is owed to it.
     #[inline]
-    pub fn request_ends(&mut self, client: &mut Client, in_transaction: bool, now: Instant) {
+    pub fn request_ends(
+        &mut self,
+        times: &mut Times,
+        client: &mut Client,
+        in_transaction: bool,
+        now: Instant,
+    ) {
         if let Some(since) = client.query_since.take() {
-            self.query_us += microseconds(since, now);
+            let took = microseconds(since, now);
+            self.query_us += took;
+            times.query.record(took);
         }
         if !in_transaction && let Some(since) = client.transaction_since.take() {
-            self.transaction_us += microseconds(since, now);
+            let took = microseconds(since, now);
+            self.transaction_us += took;
+            times.transaction.record(took);
         }
     }
 }
@@ -213,8 +224,8 @@ impl fmt::Display for Averages {
 
 impl House {
     /// A client that waits gets what it waited for.
-    pub fn wait_ends(&mut self, client: ClientKey, now: Instant) {
-        let client = self.clients.get(client);
+    pub fn wait_ends(&mut self, key: ClientKey, now: Instant) {
+        let client = self.clients.get(key);
         let since = client.and_then(|client| match client.state {
             State::Waiting { since } | State::AwaitingWelcome { since } => Some(since),
             _ => None,
@@ -222,6 +233,9 @@ impl House {
         let pool = client.and_then(|client| self.pools.get_mut(client.pool?));
         if let (Some(since), Some(pool)) = (since, pool) {
             pool.stats.total.wait_us += microseconds(since, now);
+        }
+        if let Some(since) = since {
+            self.count_wait(key, since, now);
         }
     }
 

@@ -125,12 +125,16 @@ pub struct Client {
     pub on_console: bool,
     /// Its login name, once known.
     pub user: Option<Box<str>>,
+    /// What it waits for, or waited for last: a `pool::causes::Cause`.
+    pub wait_cause: u8,
     /// Where it came from.
     pub from: ClientAddress,
     /// Its secret key for CancelRequests.
     pub secret: [u8; 8],
     /// When it was accepted.
     pub connected_at: Instant,
+    /// When it last sent something.
+    pub spoke_at: Instant,
     /// When the query began that is not answered yet: with its first message, before a server was
     /// found.
     pub query_since: Option<Instant>,
@@ -157,9 +161,11 @@ impl Client {
             is_counted: false,
             on_console: false,
             user: None,
+            wait_cause: 0,
             from,
             secret,
             connected_at: now,
+            spoke_at: now,
             query_since: None,
             transaction_since: None,
             hook: Hook::default(),

@@ -231,6 +231,12 @@ impl ServerStatements {
         self.0.pop_lru().map(|(_, statement)| statement)
     }
 
+    /// The name of the one that was used last.
+    pub fn last_used(&self) -> Option<String> {
+        let (_, statement) = self.0.iter().next()?;
+        Some(String::from_utf8_lossy(statement.server_name().as_bytes()).into_owned())
+    }
+
     /// Nothing is prepared there any more.
     pub fn clear(&mut self) {
         self.0.clear();

@@ -134,6 +134,8 @@ pub struct Server {
     pub host: Option<Box<str>>,
     /// When it was begun.
     pub connected_at: Instant,
+    /// When it last sent something.
+    pub spoke_at: Instant,
     /// Its place among those in the same state.
     pub hook: Hook<ServerKey>,
     /// Whether it is on the list of connections with work to do.
@@ -159,6 +161,7 @@ impl Server {
             address: None,
             host: None,
             connected_at: now,
+            spoke_at: now,
             hook: Hook::default(),
             is_runnable: false,
         }

@@ -153,7 +153,7 @@ struct Facts<'a> {
     /// Remote, then ours.
     ends: [(String, i32); 2],
     connected_at: Instant,
-    spoke_at: Option<Instant>,
+    spoke_at: Instant,
     wait: Duration,
     close_needed: bool,
     link: Option<Conn>,
@@ -181,7 +181,7 @@ pub fn row(view: &View<'_>, conn: Conn, with_buffers: bool) -> Option<Row> {
         Cell::text(local.0),
         Cell::Int(local.1),
         time(facts.connected_at),
-        time(facts.spoke_at.unwrap_or(view.moment.now)),
+        time(facts.spoke_at),
         Cell::count(usize::try_from(facts.wait.as_secs()).unwrap_or(usize::MAX)),
         Cell::count(facts.wait.subsec_micros() as usize),
         Cell::Int(i32::from(facts.close_needed)),
@@ -251,7 +251,7 @@ fn client_facts<'a>(
         state,
         ends: [remote, local_end(view, conn)],
         connected_at: client.connected_at,
-        spoke_at: None,
+        spoke_at: client.spoke_at,
         wait,
         close_needed: false,
         link: client.server().map(Conn::Server),
@@ -307,7 +307,7 @@ fn server_facts<'a>(
         state,
         ends: [remote, local],
         connected_at: server.connected_at,
-        spoke_at: None,
+        spoke_at: server.spoke_at,
         wait: Duration::ZERO,
         close_needed: server.close_needed,
         link: server.client().map(Conn::Client),
@@ -361,7 +361,7 @@ fn buffers(inbox: &Inbox, egress: &Egress) -> [Cell; 7] {
 pub fn is_quiet(view: &View<'_>, conn: Conn) -> bool {
     let house = view.engine.house();
     let (inbox, egress) = match conn {
-        Conn::Client(key) if key == view.asker => return false,
+        Conn::Client(key) if Some(key) == view.asker => return false,
         Conn::Client(key) => match house.clients.get(key) {
             Some(client) => (&client.inbox, &client.egress),
             None => return true,

@@ -35,7 +35,6 @@ struct Use {
 
 pub fn rows(view: &View<'_>) -> Vec<Row> {
     let house = view.engine.house();
-    let mut used: BTreeMap<&str, Use> = BTreeMap::new();
     let mut entries: BTreeMap<&str, &Database> = BTreeMap::new();
     for (name, entry) in &view.engine.config().databases {
         entries.insert(name, entry);
@@ -43,17 +42,15 @@ pub fn rows(view: &View<'_>) -> Vec<Row> {
     for (_, pool) in house.pools.iter() {
         // Those made from `*` are known by their pools alone.
         entries.entry(&pool.database.name).or_insert(&pool.database);
-        used.entry(&pool.database.name).or_default().servers += pool.servers.total();
-    }
-    for (_, client) in house.clients.iter() {
-        if let Some(pool) = client.pool.and_then(|pool| house.pools.get(pool)) {
-            used.entry(&pool.database.name).or_default().clients += 1;
-        }
     }
     let mut rows: Vec<(&str, Row)> = entries
         .into_iter()
         .map(|(name, entry)| {
-            let used = used.get(name).copied().unwrap_or_default();
+            let group = house.groups.database(name);
+            let used = group.map_or(Use::default(), |group| Use {
+                servers: group.servers.len(),
+                clients: group.clients,
+            });
             (name, row(view, entry, used))
         })
         .collect();

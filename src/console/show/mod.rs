@@ -8,7 +8,8 @@ mod config;
 mod connections;
 mod databases;
 mod misc;
-mod pools;
+pub(in crate::console) mod own;
+pub(in crate::console) mod pools;
 mod stats;
 mod users;
 
@@ -25,8 +26,8 @@ pub struct View<'a> {
     pub engine: &'a Engine,
     /// What only the shell knows.
     pub outside: &'a dyn Outside,
-    /// Who asks.
-    pub asker: ClientKey,
+    /// Who asks, if it is a client.
+    pub asker: Option<ClientKey>,
     /// When.
     pub moment: Moment,
 }
@@ -106,6 +107,16 @@ topics! {
     StatsAverages = "STATS_AVERAGES";
     /// What was done in all databases.
     Totals = "TOTALS";
+    /// Ours: who has the servers.
+    Holders = "HOLDERS";
+    /// Ours: what clients wait for.
+    Waits = "WAITS";
+    /// Ours: why connections ended.
+    Errors = "ERRORS";
+    /// Ours: how long things take.
+    Histograms = "HISTOGRAMS";
+    /// Ours: the buffers.
+    Rings = "RINGS";
 }
 
 impl Topic {
@@ -146,6 +157,11 @@ impl Topic {
             Topic::StatsTotals => stats::totals_columns(version),
             Topic::StatsAverages => stats::averages_columns(version),
             Topic::Totals => vec![("name", Text), ("value", Numeric)],
+            Topic::Holders => own::HOLDERS_COLUMNS.to_vec(),
+            Topic::Waits => own::WAITS_COLUMNS.to_vec(),
+            Topic::Errors => own::ERRORS_COLUMNS.to_vec(),
+            Topic::Histograms => own::histogram_columns(),
+            Topic::Rings => own::RINGS_COLUMNS.to_vec(),
         }
     }
 
@@ -175,6 +191,11 @@ impl Topic {
             Topic::StatsTotals => stats::by_database(view, stats::Which::Totals),
             Topic::StatsAverages => stats::by_database(view, stats::Which::Averages),
             Topic::Totals => stats::sums(view),
+            Topic::Holders => own::holders(view),
+            Topic::Waits => own::waits(view),
+            Topic::Errors => own::errors(view),
+            Topic::Histograms => own::histograms(view),
+            Topic::Rings => own::rings(view),
         })
     }
 
@@ -185,6 +206,11 @@ impl Topic {
         let is_quiet = self == Topic::ActiveSockets && connections::is_quiet(view, conn);
         (!is_quiet).then_some(found)
     }
+}
+
+/// The rows of SHOW LISTS.
+pub fn lists(view: &View<'_>) -> Vec<Row> {
+    misc::lists(view)
 }
 
 /// `0x…`, as the log shows it behind the letter.
@@ -199,6 +225,7 @@ pub const HELP: &str = "
 \tSHOW FDS|SOCKETS|ACTIVE_SOCKETS|LISTS|MEM|STATE
 \tSHOW DNS_HOSTS|DNS_ZONES
 \tSHOW STATS|STATS_TOTALS|STATS_AVERAGES|TOTALS
+\tSHOW HOLDERS|WAITS|ERRORS|HISTOGRAMS|RINGS
 \tSET key = arg
 \tRELOAD
 \tPAUSE [<db>]
@@ -229,7 +256,12 @@ mod tests {
 
     #[test]
     fn columns_are_those_of_the_contract() {
+        use Topic::{Errors, Histograms, Holders, Rings, Waits};
         for topic in Topic::ALL {
+            if [Holders, Waits, Errors, Histograms, Rings].contains(topic) {
+                assert_eq!(contract(*topic), [], "ours alone");
+                continue;
+            }
             let columns = topic.columns(CompatVersion::V1_26);
             let ours: Vec<_> = columns
                 .iter()

@@ -3,7 +3,7 @@
 use super::View;
 use crate::config::{CONSOLE, Database};
 use crate::console::table::{Cell, Column, Row, Type::Int, Type::Text};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 pub const COLUMNS: [Column; 8] = [
     ("name", Text),
@@ -35,18 +35,12 @@ pub fn names(view: &View<'_>) -> BTreeSet<String> {
 
 pub fn rows(view: &View<'_>) -> Vec<Row> {
     let house = view.engine.house();
-    let (mut servers, mut clients) = (BTreeMap::new(), BTreeMap::new());
-    for (_, pool) in house.pools.iter() {
-        *servers.entry(pool.user.as_str()).or_insert(0) += pool.servers.total();
-    }
-    for user in house.clients.iter().filter_map(|(_, client)| client.user.as_deref()) {
-        *clients.entry(user).or_insert(0) += 1;
-    }
     names(view)
         .into_iter()
         .map(|name| {
-            let servers = servers.get(name.as_str()).copied().unwrap_or(0);
-            let clients = clients.get(name.as_str()).copied().unwrap_or(0);
+            let group = house.groups.user(&name);
+            let (servers, clients) =
+                group.map_or((0, 0), |group| (group.servers.len(), group.clients));
             row(view, &name, servers, clients)
         })
         .collect()

@@ -1,6 +1,7 @@
 //! An engine that sends back what it gets, through one ring per connection.
 
 use crate::config::settings::Settings;
+use crate::console::metrics::Dialect;
 use crate::console::{Console, Moment, Outside};
 use crate::engine::io::{ClientAddress, Effect, Input, ServerAddress};
 use crate::keys::{ClientKey, Conn, Keyed, ServerKey};
@@ -281,6 +282,14 @@ impl Heart for Echo {
     }
 
     fn settle(&mut self, _: &mut Console) {}
+
+    fn metrics(&self, _: &dyn Outside, _: Moment, _: Dialect) -> String {
+        String::new()
+    }
+
+    fn is_ready(&self) -> bool {
+        true
+    }
 
     fn is_over(&self) -> bool {
         false
