@@ -313,6 +313,7 @@ fn pass_on(
         relay::message(&mut client.inbox, &mut server.egress, bytes);
         return bytes;
     }
+    server.pipeline.on_copy_data();
     let ring = client.inbox.ring().expect("a message lies in a ring");
     let here = ring.stretch(client.inbox.judged());
     let run = frame::relay_run(here, &frontend::RELAY, rules.max_packet_bytes);
