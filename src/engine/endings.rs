@@ -42,6 +42,10 @@ impl Engine {
         self.log_client_ending(key, &reason, now);
         let is_cut_off = self.is_in_mid_reply(key);
         self.forget_asker(key);
+        if let Some(client) = self.house.clients.get_mut(key) {
+            // Whatever it waited for, its login does not go on.
+            client.login = None;
+        }
         let other_end = self.other_end(key);
         match other_end {
             OtherEnd::None => {}
@@ -238,8 +242,9 @@ impl Engine {
             return;
         };
         // As PgBouncer: who goes away before proving who he is leaves no line.
-        let came_to_nothing = client.state == client::State::LoggingIn
-            && [Reason::CLIENT_UNEXPECTED_EOF, Reason::UNEXPECTED_EOF].contains(reason);
+        let came_to_nothing =
+            matches!(client.state, client::State::LoggingIn | client::State::Proving(_))
+                && [Reason::CLIENT_UNEXPECTED_EOF, Reason::UNEXPECTED_EOF].contains(reason);
         let settings = &self.config.settings;
         if settings.log_disconnections.is_on() && !came_to_nothing {
             let name = self.house.client_name(key, settings);

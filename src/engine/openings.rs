@@ -201,7 +201,7 @@ impl Engine {
         inbox.skip(header.bytes);
         let pool = pools.get(*pool).expect("a server's pool outlives it");
         let tools = Tools {
-            credentials: credentials(pool, &self.userlist),
+            credentials: credentials(pool, &self.access.userlist),
             has_connect_query: pool.database.connect_query.is_some(),
             parameters,
             tracked,
