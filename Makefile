@@ -1,6 +1,8 @@
 # Everything that one does with ringbouncer: run, test, bench, install.
 
 CARGO ?= cargo
+# What is built in besides: pam, ldap. `pam` needs Debian's libpam0g-dev.
+FEATURES ?=
 PREFIX ?= /usr/local
 DESTDIR ?=
 BINDIR = $(DESTDIR)$(PREFIX)/bin
@@ -14,7 +16,7 @@ UNITDIR = $(DESTDIR)$(PREFIX)/lib/systemd/system
 all: build
 
 build:
-	$(CARGO) build --release
+	$(CARGO) build --release --features "$(FEATURES)"
 
 # A pooler on port 6432 in front of a throw-away PostgreSQL; Ctrl-C ends both.
 # PGHOST and PGPORT name a PostgreSQL of your own.
@@ -23,13 +25,14 @@ run:
 
 # The test runner's own summary is the last thing printed.
 test:
-	@bash etc/need.sh postgresql
+	@bash etc/need.sh postgresql slapd libpam0g-dev libpam-wrapper
 	@$(CARGO) fmt --check
-	@$(CARGO) clippy --all-targets -- -D warnings
-	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --quiet --no-deps --lib
+	@$(CARGO) check
+	@$(CARGO) clippy --all-targets --all-features -- -D warnings
+	@RUSTDOCFLAGS="-D warnings" $(CARGO) doc --quiet --no-deps --lib --all-features
 	@if $(CARGO) nextest --version >/dev/null 2>&1; \
-	then $(CARGO) test --quiet --doc && $(CARGO) nextest run; \
-	else $(CARGO) test --no-fail-fast; \
+	then $(CARGO) test --quiet --doc --all-features && $(CARGO) nextest run --all-features; \
+	else $(CARGO) test --no-fail-fast --all-features; \
 	fi
 
 # Ringbouncer beside other poolers and beside none.

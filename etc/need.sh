@@ -1,7 +1,7 @@
 #!/bin/bash
 # Installs the named Debian packages whose programs are missing.
 #
-# usage: need.sh [postgresql] [pgbouncer] [haproxy]
+# usage: need.sh [postgresql] [pgbouncer] [haproxy] [slapd] [libpam0g-dev] [libpam-wrapper]
 
 set -euo pipefail
 
@@ -11,6 +11,8 @@ present() {
         compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null && return
         command -v pg_config >/dev/null && [ -x "$(pg_config --bindir)/initdb" ]
         ;;
+    libpam0g-dev) [ -e /usr/include/security/pam_appl.h ] ;;
+    libpam-wrapper) compgen -G '/usr/lib/*/libpam_wrapper.so' >/dev/null ;;
     *) PATH=$PATH:/usr/sbin:/usr/local/sbin command -v "$1" >/dev/null ;;
     esac
 }

@@ -2,6 +2,9 @@
 //! Each block stands under a `// SAFETY:` line.
 #![allow(unsafe_code)]
 
+#[cfg(feature = "pam")]
+pub mod pam;
+
 use std::ffi::{CStr, CString};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};

@@ -73,6 +73,7 @@ impl World {
                     let salted = Some(derivation.run());
                     self.engine.handle(Input::Derived { conn, derivation, salted }, self.now);
                 }
+                Effect::Consult { .. } => panic!("nobody else is asked"),
                 Effect::Attend { .. } | Effect::CancelAttendance { .. } => {
                     panic!("nobody is on the console")
                 }

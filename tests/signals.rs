@@ -91,7 +91,7 @@ fn users_stay_known_if_their_file_cannot_be_read() {
 fn a_way_to_log_in_that_is_not_built_is_refused_at_reload() {
     let mut pooler = Pooler::start(|_| ());
     pooler.rewrite(|ini| {
-        ini.set("auth_type", "pam").database("added", &connect_string("app"));
+        ini.set("auth_type", "cert").database("added", &connect_string("app"));
     });
     pooler.signal(libc::SIGHUP);
     wait_for_line(&pooler, "WARNING config file loading failed");

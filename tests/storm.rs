@@ -383,6 +383,7 @@ impl Storm {
                 Effect::Connect { server, .. } => self.dialled.push(server),
                 Effect::Resolve { .. } => panic!("addresses are literals"),
                 Effect::Derive { .. } => panic!("nobody has a password"),
+                Effect::Consult { .. } => panic!("nobody else is asked"),
                 Effect::Attend { .. } | Effect::CancelAttendance { .. } => {
                     panic!("nobody is on the console")
                 }

@@ -7,7 +7,8 @@
 
 use super::complaint::Complaint;
 use super::values::{
-    AuthType, BadValue, CompatVersion, List, LogFormat, PoolMode, SslMode, Switch, Value,
+    AuthType, BadValue, CompatVersion, DirectoryWords, List, LogFormat, PoolMode, SslMode, Switch,
+    Value,
 };
 use std::time::Duration;
 
@@ -123,7 +124,7 @@ settings! {
     /// The maps between system users and ours, for those rules.
     auth_ident_file: Option<String> = null, reload;
     /// How to ask the LDAP server, for auth_type ldap.
-    auth_ldap_options: Option<String> = null, reload;
+    auth_ldap_options: DirectoryWords = null, reload;
     /// The query that finds a user's secret; $1 is the name.
     auth_query: String = "SELECT rolname, CASE WHEN rolvaliduntil < now() THEN NULL ELSE rolpassword END FROM pg_authid WHERE rolname=$1 AND rolcanlogin", reload;
     /// How clients prove who they are.

@@ -306,6 +306,39 @@ impl Value for Option<String> {
     }
 }
 
+/// Words that may hold a password (`ldapbindpasswd=…`), which is never shown.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct DirectoryWords(Option<String>);
+
+impl DirectoryWords {
+    const PASSWORD: &str = "ldapbindpasswd=";
+
+    /// The words themselves; whoever calls this takes care that they reach no log.
+    pub fn expose(&self) -> Option<&str> {
+        self.0.as_deref()
+    }
+}
+
+impl Value for DirectoryWords {
+    fn parse(text: &str) -> Result<Self, BadValue> {
+        Ok(Self(Some(text.to_owned())))
+    }
+    fn show(&self) -> Option<String> {
+        let words = self.0.as_deref()?;
+        // What follows is not shown either: nobody has to find the end of a password here.
+        Some(match words.split_once(Self::PASSWORD) {
+            Some((before, _)) => format!("{before}{}****", Self::PASSWORD),
+            None => words.to_owned(),
+        })
+    }
+}
+
+impl fmt::Debug for DirectoryWords {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?}", self.show())
+    }
+}
+
 impl Value for List {
     fn parse(text: &str) -> Result<Self, BadValue> {
         Ok(Self(text.to_owned()))
@@ -423,6 +456,16 @@ fn six_digits(value: f64) -> String {
 
 #[cfg(test)]
 mod tests {
+    /// Reliability 17: no secret is shown.
+    #[test]
+    fn the_password_for_a_directory_is_not_shown() {
+        let words = "ldapserver=h ldapbindpasswd=\"hush hush\" ldapbasedn=x";
+        let value = super::DirectoryWords::parse(words).unwrap();
+        assert_eq!(value.expose(), Some(words));
+        assert_eq!(value.show().as_deref(), Some("ldapserver=h ldapbindpasswd=****"));
+        assert!(!format!("{value:?}").contains("hush"));
+    }
+
     use super::*;
 
     /// Reads the text and prints it again; `None` if it is refused.

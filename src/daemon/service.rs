@@ -4,6 +4,7 @@ use crate::auth::Notes;
 use crate::auth::access::Access;
 use crate::auth::hba::Hba;
 use crate::auth::ident::Ident;
+use crate::auth::outside;
 use crate::auth::userlist::Userlist;
 use crate::config::Config;
 use crate::config::settings::{self, Settings};
@@ -163,7 +164,12 @@ fn unbuilt(settings: &Settings) -> Option<String> {
         |mode: SslMode| matches!(mode, SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull);
     let (auth_type, clients, servers) =
         (settings.auth_type, settings.client_tls_sslmode, settings.server_tls_sslmode);
-    if matches!(auth_type, AuthType::Cert | AuthType::Pam | AuthType::Ldap) {
+    if auth_type == AuthType::Pam && !outside::HAS_PAM
+        || auth_type == AuthType::Ldap && !outside::HAS_LDAP
+    {
+        let word = auth_type.word();
+        Some(format!("auth_type {word} needs a build with the cargo feature {word}: it"))
+    } else if auth_type == AuthType::Cert {
         Some(format!("auth_type {}", auth_type.word()))
     } else if needs_tls(clients) {
         Some(format!("client_tls_sslmode {}", clients.word()))
@@ -349,7 +355,10 @@ mod tests {
         };
         assert_eq!(refused("auth_type = trust\nclient_tls_sslmode = prefer"), None);
         assert_eq!(refused(""), None);
-        assert_eq!(refused("auth_type = pam").as_deref(), Some("auth_type pam"));
+        let built_in = [("pam", outside::HAS_PAM), ("ldap", outside::HAS_LDAP)];
+        for (word, is_built_in) in built_in {
+            assert_eq!(refused(&format!("auth_type = {word}")).is_none(), is_built_in);
+        }
         for (line, what) in [
             ("client_tls_sslmode = require", "client_tls_sslmode require"),
             ("server_tls_sslmode = verify-full", "server_tls_sslmode verify-full"),

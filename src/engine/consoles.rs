@@ -87,7 +87,9 @@ impl Engine {
             client.user = Some(name.into());
         }
         self.log_login_attempt(key, CONSOLE, &startup.user, startup.replication);
-        let is_known = self.access.userlist.contains(&startup.user);
+        let is_known = self.access.userlist.contains(&startup.user)
+            // Whoever knows the passwords, it is our lists that say who may come to the console.
+            || self.is_for_others(key, &startup.user, &Goal::Console { rights: Rights::Stats });
         let rights = match access {
             Access::Owner => {
                 log::info!("{} pgbouncer access from unix socket", self.name_of(key));

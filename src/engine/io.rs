@@ -11,6 +11,7 @@
 //! tells what else happened by an [`Input`], and afterwards performs each [`Effect`].
 
 use crate::auth::derivation::{Derivation, SaltedPassword};
+use crate::auth::outside::{Answer, Question};
 use crate::keys::{ClientKey, Conn, ServerKey};
 use crate::pool::stats::Averages;
 use std::net::{IpAddr, SocketAddr};
@@ -76,6 +77,13 @@ pub enum Input {
         /// `None`: there is too much of such work already.
         salted: Option<SaltedPassword>,
     },
+    /// The answer to [`Effect::Consult`].
+    Consulted {
+        /// Whose password it was about.
+        client: ClientKey,
+        /// Whether it is right.
+        answer: Answer,
+    },
     /// Time has passed: act on deadlines. Sent once a turn, after everything else.
     Tick,
 }
@@ -104,6 +112,14 @@ pub enum Effect {
         conn: Conn,
         /// Of what.
         derivation: Derivation,
+    },
+    /// Ask PAM or a directory about a client's password without holding up the loop; answered by
+    /// [`Input::Consulted`].
+    Consult {
+        /// Whose password it is.
+        client: ClientKey,
+        /// What is asked.
+        question: Question,
     },
     /// A client of the admin console has something for the console: a message, room for the rest
     /// of a reply. The console stands above the engine, so the shell brings them together.

@@ -189,7 +189,16 @@ impl Engine {
                 let forced = database.as_ref().and_then(|database| database.user.as_ref());
                 forced.map(|_| true).ok_or(Reason::CONFIG_ERROR)?
             }
-            _ => self.access.userlist.contains(user),
+            _ => {
+                let (name, replication) = (name.clone(), startup.replication);
+                let goal = Goal::Database { name, pool: None, replication };
+                let is_for_others = self.is_for_others(key, user, &goal);
+                // As PgBouncer: two who know the users of a database are one too many.
+                if is_for_others && database.as_ref().is_some_and(|d| d.auth_user.is_some()) {
+                    return Err(Reason::CONFIG_ERROR);
+                }
+                is_for_others || self.access.userlist.contains(user)
+            }
         };
         let login = Pending { startup, database, query: String::new() };
         if is_known {

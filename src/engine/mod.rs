@@ -12,6 +12,7 @@ pub mod asking;
 pub mod check;
 pub mod clients;
 pub mod consoles;
+mod consulting;
 pub mod credentials;
 pub mod databases;
 pub mod endings;
@@ -141,6 +142,7 @@ impl Engine {
             Input::Derived { conn, derivation, salted } => {
                 self.on_derived(conn, (derivation, salted), now);
             }
+            Input::Consulted { client, answer } => self.on_consulted(client, answer, now),
             Input::Tick => self.tick(now),
         }
     }

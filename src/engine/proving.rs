@@ -32,6 +32,9 @@ impl Engine {
         now: Instant,
     ) -> Result<(), Reason> {
         let (method, map) = self.way_for(key, &claim.user, &goal)?;
+        if let Some(oracle) = self.oracle_outside(key, &method)? {
+            return self.ask_for_password(key, (claim, goal), oracle);
+        }
         let (request, challenge) = match method {
             Method::Trust if is_known => return self.has_proven(key, goal, &claim.user, now),
             Method::Trust => return Err(Reason::TRUST_FAILED),
@@ -42,8 +45,8 @@ impl Engine {
             Method::Peer => return Err(Reason::PEER_REJECTED),
             // Without TLS there is no certificate.
             Method::Cert => return Err(Reason::CERTIFICATE_FAILED),
-            Method::Ldap(_) => return Err(Reason::Told("LDAP is not built yet")),
-            Method::Password => Challenge::password(),
+            // A directory was asked above.
+            Method::Password | Method::Ldap(_) => Challenge::password(),
             Method::Md5 if !claim.keeps_scram() => Challenge::md5(),
             Method::Md5 | Method::ScramSha256 => Challenge::sasl(None),
         };
@@ -53,16 +56,15 @@ impl Engine {
     }
 
     /// By `auth_type`, or with `hba` by the first rule that fits.
-    fn way_for(&self, key: ClientKey, user: &str, goal: &Goal) -> Result<Way, Reason> {
+    pub(super) fn way_for(&self, key: ClientKey, user: &str, goal: &Goal) -> Result<Way, Reason> {
         let method = match self.config.settings.auth_type {
             AuthType::Any | AuthType::Trust => Method::Trust,
             AuthType::Plain => Method::Password,
             AuthType::Md5 => Method::Md5,
             AuthType::ScramSha256 => Method::ScramSha256,
             AuthType::Cert => Method::Cert,
-            auth_type @ (AuthType::Pam | AuthType::Ldap) => {
-                return Err(Reason::ToldOf(format!("{} is not built yet", auth_type.word())));
-            }
+            // Somebody else knows the password: see `consulting`.
+            AuthType::Pam | AuthType::Ldap => Method::Password,
             AuthType::Hba => {
                 let from = self.house.clients.get(key).map(|client| client.from);
                 let visitor = Visitor {
@@ -131,7 +133,7 @@ impl Engine {
             return Ok(None);
         };
         match &client.state {
-            State::Proving(proving) if matches!(proving.step, Step::Asked(_)) => {}
+            State::Proving(proving) if proving.step.awaits_answer() => {}
             _ => return Ok(None),
         }
         let tag = client.inbox.peek_tag();
@@ -154,17 +156,31 @@ impl Engine {
 
     fn on_answer(&mut self, key: ClientKey, body: &[u8], now: Instant) -> Result<(), Reason> {
         let iterations = u32::try_from(self.config.settings.scram_iterations).unwrap_or(1);
-        let Some(Proving { claim, goal, step: Step::Asked(challenge) }) = self.take_proving(key)
-        else {
+        let Some(Proving { claim, goal, step }) = self.take_proving(key) else {
             return Ok(());
+        };
+        let (challenge, oracle) = match step {
+            Step::Asked(challenge) => (challenge, None),
+            Step::AskedFor { challenge, oracle } => (challenge, Some(oracle)),
+            Step::Consulting { .. } | Step::Checking { .. } => return Err(Reason::BAD_PACKET),
         };
         let (request, challenge) = match challenge.step(body, &claim, (&self.salts, iterations)) {
             Next::Ask(request, challenge) => (Some(request), challenge),
             Next::Again(challenge) => (None, challenge),
-            Next::Judge(attempt) => return self.judge(key, (claim, goal, attempt), now),
+            Next::Judge(attempt) => {
+                if let (Attempt::Password(password), Some(oracle)) = (&attempt, oracle) {
+                    self.consult(key, (claim, goal), (oracle, password.clone()));
+                    return Ok(());
+                }
+                return self.judge(key, (claim, goal, attempt), now);
+            }
             Next::Refuse(refusal) => return Err(self.refuse(key, refusal)),
         };
-        self.put_proving(key, Proving { claim, goal, step: Step::Asked(challenge) });
+        let step = match oracle {
+            Some(oracle) => Step::AskedFor { challenge, oracle },
+            None => Step::Asked(challenge),
+        };
+        self.put_proving(key, Proving { claim, goal, step });
         request.map_or(Ok(()), |request| self.request(key, &request))
     }
 
@@ -212,7 +228,7 @@ impl Engine {
         match &self.house.clients.get(key)?.state {
             State::Proving(proving) => match &proving.step {
                 Step::Checking { needed, .. } => Some(needed),
-                Step::Asked(_) => None,
+                Step::Asked(_) | Step::AskedFor { .. } | Step::Consulting { .. } => None,
             },
             _ => None,
         }
@@ -241,7 +257,7 @@ impl Engine {
     }
 
     /// A client is who it says. Only now is it told whether there is such a database.
-    fn has_proven(
+    pub(super) fn has_proven(
         &mut self,
         key: ClientKey,
         goal: Goal,
@@ -270,12 +286,12 @@ impl Engine {
     }
 
     /// Sends an Authentication message.
-    fn request(&mut self, key: ClientKey, body: &[u8]) -> Result<(), Reason> {
+    pub(super) fn request(&mut self, key: ClientKey, body: &[u8]) -> Result<(), Reason> {
         self.tell_client(key, |ring| emit::authentication(ring, body))
             .map_err(|emit::Full| Reason::WELCOME_FAILED)
     }
 
-    fn take_proving(&mut self, key: ClientKey) -> Option<Proving> {
+    pub(super) fn take_proving(&mut self, key: ClientKey) -> Option<Proving> {
         self.house.clients.get(key)?;
         // Both states stand in the same queue: nothing moves.
         match self.house.set_client_state(key, State::LoggingIn) {
@@ -284,7 +300,7 @@ impl Engine {
         }
     }
 
-    fn put_proving(&mut self, key: ClientKey, proving: Proving) {
+    pub(super) fn put_proving(&mut self, key: ClientKey, proving: Proving) {
         self.house.set_client_state(key, State::Proving(Box::new(proving)));
     }
 }

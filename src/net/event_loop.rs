@@ -227,6 +227,12 @@ impl<E: Heart> EventLoop<E> {
                     self.engine.handle(input, self.now);
                 }
             }
+            Effect::Consult { client, question } => {
+                if !self.helper.consult(client, question) {
+                    let answer = Err("too many wait for such an answer".to_owned());
+                    self.engine.handle(Input::Consulted { client, answer }, self.now);
+                }
+            }
             Effect::Attend { client } => {
                 let at = Moment { now: self.now, wall: SystemTime::now() };
                 let outside = Shell { sockets: &self.sockets, listeners: &self.listeners };

@@ -1,14 +1,17 @@
 //! Work that may block or take long, on side threads: one looks up host names, one makes keys of
-//! passwords. A name server that does not answer holds up no login, and a storm of logins no name.
+//! passwords, one asks PAM and one directories about passwords. A name server that does not answer
+//! holds up no login, and a storm of logins no name.
 //!
 //! Jobs go there over bounded queues, answers come back over another, and a waker ends the sleep
 //! of the loop. A thread starts with its first job: who names servers by address has none.
 
 use super::heart::Heart;
+use super::oracles;
 use super::token::Token;
 use crate::auth::derivation::Derivation;
+use crate::auth::outside::{Oracle, Question};
 use crate::engine::io::Input;
-use crate::keys::{Conn, ServerKey};
+use crate::keys::{ClientKey, Conn, ServerKey};
 use mio::{Registry, Waker};
 use std::io;
 use std::net::{IpAddr, ToSocketAddrs};
@@ -20,6 +23,9 @@ use std::time::Instant;
 const MAX_NAMES: usize = 256;
 /// So many keys may wait to be made: some seconds of work.
 const MAX_KEYS: usize = 4096;
+/// So many clients may wait until PAM, or a directory, has looked at their passwords. Those that
+/// come last in such a queue are mostly out of time before it is their turn.
+const MAX_QUESTIONS: usize = 256;
 
 /// Something that a side thread does.
 trait Job: Send + 'static {
@@ -51,6 +57,17 @@ impl Job for Key {
     }
 }
 
+struct Consultation {
+    client: ClientKey,
+    question: Question,
+}
+
+impl Job for Consultation {
+    fn run(self) -> Input {
+        Input::Consulted { client: self.client, answer: oracles::ask(&self.question) }
+    }
+}
+
 /// Our end of one side thread.
 struct Lane<J> {
     /// The thread's name, and what waits for it.
@@ -71,6 +88,8 @@ pub struct Helper {
     replies: Replies,
     names: Lane<Name>,
     keys: Lane<Key>,
+    pam: Lane<Consultation>,
+    directories: Lane<Consultation>,
     has_answers: bool,
 }
 
@@ -83,6 +102,8 @@ impl Helper {
             replies: Replies { waker, there, here },
             names: Lane { name: "names", limit: MAX_NAMES, jobs: None },
             keys: Lane { name: "keys", limit: MAX_KEYS, jobs: None },
+            pam: Lane { name: "PAM logins", limit: MAX_QUESTIONS, jobs: None },
+            directories: Lane { name: "LDAP logins", limit: MAX_QUESTIONS, jobs: None },
             has_answers: false,
         })
     }
@@ -97,6 +118,17 @@ impl Helper {
     pub fn derive(&mut self, conn: Conn, derivation: Derivation) -> Result<(), Derivation> {
         let submitted = self.keys.submit(Key { conn, derivation }, &self.replies);
         submitted.map_err(|key| key.derivation)
+    }
+
+    /// Asks somebody else about a client's password; false if that is not possible now, which is
+    /// logged.
+    #[must_use]
+    pub fn consult(&mut self, client: ClientKey, question: Question) -> bool {
+        let lane = match question.oracle {
+            Oracle::Pam { .. } => &mut self.pam,
+            Oracle::Ldap(_) => &mut self.directories,
+        };
+        lane.submit(Consultation { client, question }, &self.replies).is_ok()
     }
 
     /// The waker's event came.

@@ -19,6 +19,7 @@ pub mod helper;
 pub mod inherit;
 pub mod listen;
 pub mod options;
+pub mod oracles;
 pub mod outside;
 pub mod pump;
 pub mod readiness;

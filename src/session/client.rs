@@ -1,7 +1,7 @@
 //! A client: what it is doing, and what its next message asks for.
 
 use crate::keys::{ClientKey, PoolKey, ServerKey};
-use crate::session::client_login::{Pending, Proving, Step};
+use crate::session::client_login::{Pending, Proving};
 use crate::session::egress::Egress;
 use crate::session::farewell::Reason;
 use crate::session::inbox::Inbox;
@@ -179,7 +179,7 @@ impl Client {
     pub fn wants_read(&self) -> bool {
         let may_speak = match self.state {
             State::LoggingIn | State::Idle | State::Active { .. } | State::Console { .. } => true,
-            State::Proving(ref proving) => matches!(proving.step, Step::Asked(_)),
+            State::Proving(ref proving) => proving.step.awaits_answer(),
             State::AwaitingAccount { .. }
             | State::AwaitingWelcome { .. }
             | State::Waiting { .. }

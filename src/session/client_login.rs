@@ -2,7 +2,9 @@
 
 use crate::auth::challenge::{Attempt, Challenge, Claim};
 use crate::auth::derivation::Derivation;
+use crate::auth::outside::Oracle;
 use crate::config::CONSOLE;
+use crate::config::Secret;
 use crate::config::entries::Database;
 use crate::keys::PoolKey;
 use crate::session::client::Rights;
@@ -104,6 +106,20 @@ pub struct Proving {
 pub enum Step {
     /// It was asked. Leaves to `Asked`, `Checking`, or the login's end.
     Asked(Challenge),
+    /// It was asked for a password that somebody else knows. Leaves to `Consulting`.
+    AskedFor {
+        /// What is awaited.
+        challenge: Challenge,
+        /// Who knows.
+        oracle: Oracle,
+    },
+    /// Somebody else is asked about its password. Not read. Leaves to the login's end.
+    Consulting {
+        /// The password: if it is right, it opens servers, too.
+        password: Secret,
+        /// What the client is told if it is not.
+        refusal: &'static str,
+    },
     /// Its answer waits for a key. Not read. Leaves to `Checking`, or the login's end.
     Checking {
         /// The answer.
@@ -245,6 +261,16 @@ fn add_host(parameters: &mut Parameters, host: &str, values: &mut Values) {
     let length = crate::session::farewell::cut(&cut, MAX_APPLICATION_NAME_BYTES).len();
     with_host.truncate(length);
     parameters.set(APPLICATION_NAME, values.intern(&with_host));
+}
+
+impl Step {
+    /// Whether a message of the client is awaited.
+    pub fn awaits_answer(&self) -> bool {
+        match self {
+            Step::Asked(_) | Step::AskedFor { .. } => true,
+            Step::Consulting { .. } | Step::Checking { .. } => false,
+        }
+    }
 }
 
 #[cfg(test)]

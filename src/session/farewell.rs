@@ -106,6 +106,10 @@ reasons! {
     STARTUP_AGAIN = Told("client re-sent startup pkt");
     /// The side thread has more to do than it will get done in time.
     TOO_MANY_PROOFS = Told("too many passwords are being checked, try again later");
+    /// `auth_type` is `ldap`, without a word about how.
+    NO_LDAP_OPTIONS = Told("auth_ldap_options is null");
+    /// The directory does not know this password, or cannot be asked.
+    LDAP_FAILED = Told("LDAP authentication failed");
     /// `auth_type` is `any` and the database has no forced user; and the like.
     CONFIG_ERROR = Told("bouncer config error");
     /// `auth_query` knows nobody of this name.

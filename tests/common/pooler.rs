@@ -17,6 +17,8 @@ pub struct Ini {
     settings: Vec<(String, String)>,
     /// Names and secrets of the user list.
     secrets: Vec<(String, String)>,
+    /// What its environment has besides ours.
+    environment: Vec<(String, String)>,
 }
 
 impl Ini {
@@ -26,6 +28,7 @@ impl Ini {
             users: Vec::new(),
             settings: Vec::new(),
             secrets: Vec::new(),
+            environment: Vec::new(),
         };
         for name in ["postgres", "alice", "bob", "carol"] {
             ini.known(name);
@@ -42,6 +45,12 @@ impl Ini {
     /// One setting of `[pgbouncer]`; a later value replaces an earlier one.
     pub fn set(&mut self, name: &str, value: &str) -> &mut Ini {
         replace(&mut self.settings, name, value);
+        self
+    }
+
+    /// One variable of its environment.
+    pub fn environment(&mut self, name: &str, value: &str) -> &mut Ini {
+        replace(&mut self.environment, name, value);
         self
     }
 
@@ -149,6 +158,7 @@ impl Pooler {
         let mut command = Command::new(binary());
         command.arg(dir.join("pooler.ini")).current_dir("/");
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        command.envs(ini.environment.iter().map(|(name, value)| (name, value)));
         if let Some(account) = account() {
             command.uid(account.uid).gid(account.gid);
         }

@@ -268,6 +268,7 @@ impl Shell {
                 let turns = if self.is_calm { 0 } else { rng.below(10) };
                 self.keys.push((turns, conn, derivation));
             }
+            Effect::Consult { .. } => panic!("nobody else is asked"),
             Effect::Attend { .. } | Effect::CancelAttendance { .. } => {
                 panic!("nobody is on the console")
             }

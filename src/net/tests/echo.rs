@@ -191,6 +191,7 @@ impl Heart for Echo {
                 self.close(Conn::Server(server));
             }
             Input::Resolved { server, addresses } => self.resolved.push((server, addresses)),
+            Input::Consulted { .. } => panic!("nobody else is asked"),
             Input::Tick => {
                 self.last_tick = now;
                 self.reads.push(None);
