@@ -318,6 +318,10 @@ fn pass_on(
     }
     let ring = client.inbox.ring().expect("a message lies in a ring");
     let here = ring.stretch(client.inbox.judged());
+    // A Flush comes this way, too.
+    if here.first() == Some(&b'd') {
+        server.pipeline.on_copy_data();
+    }
     let run = frame::relay_run(here, &frontend::RELAY, rules.max_packet_bytes);
     if run.bytes == 0 {
         // Its header wraps around the end of the ring.

@@ -146,6 +146,7 @@ impl House {
         let client = server.client().and_then(|client| self.clients.get(client));
         let mode = self.pools.get(server.pool).map(|pool| pool.mode);
         server.is_done()
+            && !server.pipeline.may_owe_a_sync()
             && mode != Some(PoolMode::Session)
             && client
                 .is_some_and(|client| !client.is_copying_in() && !client.inbox.is_mid_message())

@@ -39,6 +39,24 @@ struct Owed {
     serial: u32,
     /// What is prepared by a Parse that we know of, or closed by a Close of our own.
     statement: Option<Arc<Statement>>,
+    /// CopyData was sent between the request before it and this one.
+    is_behind_data: bool,
+}
+
+/// Whether more may be owed than what we have noted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Doubt {
+    #[default]
+    None,
+    /// A COPY failed with a Sync on its way ahead of all data. The server has ignored that, unless
+    /// the COPY failed before it read anything.
+    Slight,
+    /// A COPY failed with a Sync on its way between its data, and the server may have failed
+    /// before that or after it. Leaves to `Grave` with the ReadyForQuery of the failure.
+    Fresh,
+    /// Such a Sync may still be answered. Leaves to `None` with any other reply, for that answers
+    /// something that was sent later.
+    Grave,
 }
 
 /// Something that an error kept the server from doing.
@@ -66,9 +84,9 @@ pub struct Pipeline {
     copying_in: bool,
     /// An error came, and no Sync was sent since: the server ignores everything up to the next.
     skipping: bool,
-    /// A COPY failed with a Sync on its way: whether the server has ignored that, nobody can tell.
-    /// What is owed from then on is a guess.
-    uncertain: bool,
+    doubt: Doubt,
+    /// CopyData was sent since the last request.
+    data_sent: bool,
 }
 
 impl Pipeline {
@@ -89,7 +107,17 @@ impl Pipeline {
 
     /// Whether a reply might still come although nothing is owed. Such a server serves nobody else.
     pub fn is_uncertain(&self) -> bool {
-        self.uncertain
+        self.doubt != Doubt::None
+    }
+
+    /// Whether that is as likely as not: then the client has to be there to get it.
+    pub fn may_owe_a_sync(&self) -> bool {
+        matches!(self.doubt, Doubt::Fresh | Doubt::Grave)
+    }
+
+    /// CopyData was passed on.
+    pub fn on_copy_data(&mut self) {
+        self.data_sent = true;
     }
 
     /// Whether the reply that is coming now was asked for by us, as a whole simple query.
@@ -101,7 +129,8 @@ impl Pipeline {
 
     /// A request was passed on.
     pub fn expect(&mut self, request: Request, action: Action) {
-        self.push(Owed { request, action, serial: 0, statement: None });
+        let is_behind_data = std::mem::take(&mut self.data_sent);
+        self.push(Owed { request, action, serial: 0, statement: None, is_behind_data });
     }
 
     /// A Parse of a statement that we know, or a Close of our own, was sent.
@@ -112,7 +141,8 @@ impl Pipeline {
         serial: u32,
         statement: Arc<Statement>,
     ) {
-        self.push(Owed { request, action, serial, statement: Some(statement) });
+        let statement = Some(statement);
+        self.push(Owed { request, action, serial, statement, is_behind_data: false });
     }
 
     fn push(&mut self, owed: Owed) {
@@ -132,9 +162,14 @@ impl Pipeline {
 
     /// A reply came that may answer the oldest request; what becomes of it.
     pub fn settle(&mut self, reply: Reply) -> Action {
+        self.dispel_doubt();
         if reply == Reply::Command && self.copying_in {
             self.copying_in = false;
-            self.drop_copy(|request| request == Request::CopyDone);
+            // An Execute is settled together with the COPY, and what is behind that is not.
+            if self.settle_copy() {
+                self.drop_strays();
+                return Action::Forward;
+            }
         }
         let answered = match reply {
             Reply::Parse => Request::Parse,
@@ -176,6 +211,7 @@ impl Pipeline {
 
     /// An ErrorResponse came. What it kept the server from doing.
     pub fn on_error(&mut self) -> Vec<Lost> {
+        self.dispel_doubt();
         if self.copying_in {
             self.copying_in = false;
             return self.on_copy_failed();
@@ -186,30 +222,54 @@ impl Pipeline {
         }
     }
 
-    /// Up to where had the server read when it failed? In an extended query everything up to the
-    /// end of the COPY is ignored, but for a Sync that it has not read yet.
+    /// Up to where had the server read when it failed? A COPY is ended by its end and by nothing
+    /// else: whoever asks for something in the middle of it is thrown out. So the server failed
+    /// before it read any other request, and all from there on is in force. Only of a Sync nobody
+    /// can tell: in a COPY it is ignored.
     fn on_copy_failed(&mut self) -> Vec<Lost> {
-        if self.oldest() != Some(Request::Execute) {
-            return self.drop_copy(is_copy_end);
+        let is_simple = self.oldest() == Some(Request::Query);
+        let in_doubt = |owed: &&Owed| owed.request == Request::Sync;
+        let syncs = self.owed.iter().skip(1).take_while(in_doubt).count();
+        let behind_data = |owed: &Owed| owed.is_behind_data;
+        match self.owed.range(1.min(self.owed.len())..).take(syncs).any(behind_data) {
+            true => self.doubt = Doubt::Fresh,
+            false if syncs > 0 && !self.may_owe_a_sync() => self.doubt = Doubt::Slight,
+            false => {}
         }
-        let end = self.owed.iter().position(|owed| is_copy_end(owed.request));
-        let end = end.unwrap_or(self.owed.len());
-        self.uncertain |= self.owed.iter().take(end).any(|owed| owed.request == Request::Sync);
-        let mut lost: Vec<Lost> =
-            self.owed.drain(..end).filter_map(|owed| owed.lost(false)).collect();
-        lost.extend(self.skip_to_sync(false));
+        let first = usize::from(is_simple);
+        let past = (1 + syncs).min(self.owed.len());
+        let ends = self.owed.get(past).is_some_and(|owed| is_copy_end(owed.request));
+        let past = past + usize::from(ends);
+        let skipped = self.owed.drain(first.min(past)..past);
+        let mut lost: Vec<Lost> = skipped.filter_map(|owed| owed.lost(false)).collect();
+        if !is_simple {
+            lost.extend(self.skip_to_sync(false));
+        }
         lost
+    }
+
+    /// A reply other than ReadyForQuery answers what was sent behind the Sync in doubt.
+    #[inline]
+    fn dispel_doubt(&mut self) {
+        if self.doubt == Doubt::Grave {
+            self.doubt = Doubt::None;
+        }
     }
 
     /// A ReadyForQuery came.
     pub fn on_ready_for_query(&mut self) -> Action {
         self.skipping = false;
         let action = match self.oldest() {
+            // Nothing has been said about that query: this is for the Sync in doubt.
+            Some(Request::Query) if self.doubt == Doubt::Grave => Action::Forward,
             Some(Request::Query | Request::FunctionCall | Request::Sync) => {
                 self.owed.pop_front().map_or(Action::Forward, |owed| owed.action)
             }
             _ => Action::Forward,
         };
+        if self.doubt == Doubt::Fresh {
+            self.doubt = Doubt::Grave;
+        }
         self.drop_strays();
         action
     }
@@ -218,15 +278,19 @@ impl Pipeline {
         self.owed.front().map(|owed| owed.request)
     }
 
-    /// A COPY is over: what was noted up to the client's end of it is settled, a Sync among it
-    /// included, since the server ignored that. A simple query stays: its ReadyForQuery is still
-    /// to come. If the end has not been sent the server has read nothing else, as far as we know.
-    fn drop_copy(&mut self, is_end: impl Fn(Request) -> bool) -> Vec<Lost> {
+    /// A COPY has succeeded: what was noted up to the client's end of it is settled, a Sync among
+    /// it included, since the server ignored that. A simple query stays: its ReadyForQuery is still
+    /// to come. Whether an Execute was settled with it.
+    fn settle_copy(&mut self) -> bool {
         let first = usize::from(self.oldest() == Some(Request::Query));
-        let Some(last) = self.owed.iter().position(|owed| is_end(owed.request)) else {
-            return Vec::new();
-        };
-        self.owed.drain(first..=last).filter_map(|owed| owed.lost(false)).collect()
+        match self.owed.iter().position(|owed| owed.request == Request::CopyDone) {
+            Some(last) => {
+                let is_extended = self.oldest() == Some(Request::Execute);
+                self.owed.drain(first..=last);
+                is_extended
+            }
+            None => false,
+        }
     }
 
     /// Ends of a COPY that there was not: the server has ignored them.
@@ -283,6 +347,7 @@ mod tests {
                     frontend::Message::Request(request) | frontend::Message::CopyEnd(request) => {
                         pipeline.expect(request, Action::Forward);
                     }
+                    _ if tag == b'd' => pipeline.on_copy_data(),
                     _ => {}
                 },
                 _ => match backend::classify(tag) {
@@ -370,6 +435,18 @@ mod tests {
             (0, ">Q >d >c >d >c <G <C <G <C <Z"),
             // The COPY fails before it reads the next query.
             (1, ">Q >Q <G <E <Z"),
+            // It fails before it reads what cannot stand in a COPY.
+            (2, ">Q >d >Q >d >c <G <E <Z"),
+            (0, ">Q >d >Q >d >c <G <E <Z <T <D <C <Z"),
+            (2, ">P >B >E >d >P >S >d >c <1 <2 <G <E"),
+            (0, ">P >B >E >d >P >S >d >c <1 <2 <G <E <Z"),
+            // A portal is executed again after its COPY, which is an error.
+            (0, ">P >B >E >d >c >E >Q >S <1 <2 <G <C <E <Z"),
+            (1, ">P >B >E >d >c >E >Q >S >Q <1 <2 <G <C <E <Z"),
+            // A Sync in doubt that does count.
+            (1, ">Q >d >S >d >c >Q <G <E <Z <Z"),
+            (0, ">Q >d >S >d >c >Q <G <E <Z <Z <T <D <C <Z"),
+            (0, ">Q >d >S >d >c >Q <G <E <Z <T <D <C <Z"),
             // No COPY at all.
             (0, ">Q >c >f <C <Z"),
             (1, ">Q >c >Q <C <Z"),
@@ -390,6 +467,9 @@ mod tests {
             (false, ">E <G >c >S <E <Z"),
             (false, ">E >S <G >c >S <C <Z"),
             (false, ">E >S <E <Z"),
+            (true, ">Q >S >c <G <E <Z"),
+            (true, ">Q >d >S >c <G <E <Z <Z"),
+            (false, ">Q >d >S >c >Q <G <E <Z <Z <C <Z"),
         ] {
             assert_eq!(played(script).is_uncertain(), doubt, "{script}");
         }
