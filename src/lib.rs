@@ -18,6 +18,7 @@
 //! | [`session`] | one conversation: what a client or a server may say now |
 //! | [`pool`] | who works for whom |
 //! | [`engine`] | one function for each thing that can happen |
+//! | [`tls`] | how bytes are protected on their way |
 //! | [`net`] | the turn of the loop, sockets, listeners, signals |
 //! | [`daemon`] | command line, log, pid file, start and end |
 //!
@@ -66,4 +67,5 @@ pub mod pool;
 pub mod ring;
 pub mod session;
 pub mod sys;
+pub mod tls;
 pub mod wire;

@@ -18,8 +18,9 @@ pub fn run(path: &Path) -> ExitCode {
     };
     let (users, has_all_users) = service::load_userlist(&config);
     let has_all_rules = rules_are_whole(&config.settings);
+    let has_tls = service::set_up_tls(&config.settings).is_ok();
     print!("{}", report(&config, users.len()));
-    if has_all_users && has_all_rules { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if has_all_users && has_all_rules && has_tls { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// Reads the files of rules, if there are any; tells whether nothing was left out.

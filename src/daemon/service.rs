@@ -3,7 +3,8 @@
 use crate::auth::userlist::Userlist;
 use crate::config::Config;
 use crate::config::settings::Settings;
-use crate::config::values::{AuthType, SslMode};
+use crate::config::tls::ServerTls;
+use crate::config::values::AuthType;
 use crate::daemon::cli::{self, Options, Request};
 use crate::daemon::manager::Manager;
 use crate::daemon::pidfile::{self, Pidfile};
@@ -12,6 +13,7 @@ use crate::engine::Engine;
 use crate::net::{EventLoop, Signal, bind, inherit};
 use crate::pool::mode::{Awaited, Mode};
 use crate::sys::{self, Side};
+use crate::tls;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -54,6 +56,8 @@ fn start_and_run(options: &Options) -> Result<(), Fatal> {
     logging::configure(&config.settings, options.verbosity);
     logging::name_logfile(&config.settings.logfile);
     let (userlist, _) = load_userlist(&config);
+    // The key is read before we step down, for it may be root's alone.
+    let tls = set_up_tls(&config.settings).or_else(|NotLoaded| fatal("TLS setup failed"))?;
     take_privileges(&config, options)?;
     logging::open_logfile().map_err(|error| {
         error.report();
@@ -67,7 +71,7 @@ fn start_and_run(options: &Options) -> Result<(), Fatal> {
         }
     }
     limits::report(&config, &userlist);
-    serve(config, userlist, options)
+    serve((config, userlist, tls), options)
 }
 
 /// Steps from the rights that we were started with down to those that we shall have.
@@ -104,11 +108,15 @@ fn pid_path(settings: &Settings) -> Option<PathBuf> {
     Some(&settings.pidfile).filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 
-fn serve(config: Config, userlist: Userlist, options: &Options) -> Result<(), Fatal> {
+fn serve(
+    (config, userlist, tls): (Config, Userlist, tls::Setup),
+    options: &Options,
+) -> Result<(), Fatal> {
     let pid_path = pid_path(&config.settings);
     let engine = Engine::new(config, userlist, Instant::now());
     sys::return_large_blocks(engine.house().rings.ring_bytes());
     let mut event_loop = EventLoop::new(engine).or_else(|error| fatal(sys::error_text(&error)))?;
+    event_loop.set_tls(tls);
     event_loop.listen().or_else(fatal)?;
     let _pidfile = pid_path.map(|path| Pidfile::write(&path)).transpose().or_else(fatal)?;
     log::info!("process up: {}", cli::process_up_text());
@@ -148,19 +156,20 @@ pub(super) fn load(path: &Path) -> Result<Config, NotLoaded> {
 /// What the file asks for and we cannot keep: to go on without it would let in, or listen in,
 /// somebody who should not.
 fn unbuilt(settings: &Settings) -> Option<String> {
-    let needs_tls =
-        |mode: SslMode| matches!(mode, SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull);
-    let (auth_type, clients, servers) =
-        (settings.auth_type, settings.client_tls_sslmode, settings.server_tls_sslmode);
+    let auth_type = settings.auth_type;
     if !matches!(auth_type, AuthType::Trust | AuthType::Any) {
         Some(format!("auth_type {}", auth_type.word()))
-    } else if needs_tls(clients) {
-        Some(format!("client_tls_sslmode {}", clients.word()))
-    } else if needs_tls(servers) {
-        Some(format!("server_tls_sslmode {}", servers.word()))
     } else {
         None
     }
+}
+
+/// What is wrong with it is in the log.
+pub(super) fn set_up_tls(settings: &Settings) -> Result<tls::Setup, NotLoaded> {
+    tls::Setup::new(settings).map_err(|error| {
+        log::error!("{error}");
+        NotLoaded
+    })
 }
 
 /// The users, and whether those are all. As PgBouncer: a list that cannot be read is no reason not
@@ -266,7 +275,18 @@ fn reload(event_loop: &mut EventLoop, options: &Options) {
                 log::warn!("keeping the users known so far");
             }
             logging::configure(&config.settings, options.verbosity);
-            event_loop.engine.reload(config, userlist, Instant::now());
+            // What cannot be spoken is not asked for: all else changes, TLS stays.
+            let tls = set_up_tls(&config.settings).inspect_err(|NotLoaded| {
+                log::error!("TLS configuration could not be reloaded, keeping old configuration");
+            });
+            let (clients, servers) =
+                (config.settings.client_tls_sslmode, ServerTls::new(&config.settings));
+            let now = Instant::now();
+            event_loop.engine.reload(config, userlist, now);
+            if let Ok(tls) = tls {
+                event_loop.set_tls(tls);
+                event_loop.engine.apply_tls(clients, servers, now);
+            }
         }
         Err(NotLoaded) => log::warn!("config file loading failed"),
     }
@@ -288,12 +308,5 @@ mod tests {
         };
         assert_eq!(refused("auth_type = trust\nclient_tls_sslmode = prefer"), None);
         assert_eq!(refused("").as_deref(), Some("auth_type md5"));
-        for (line, what) in [
-            ("client_tls_sslmode = require", "client_tls_sslmode require"),
-            ("server_tls_sslmode = verify-full", "server_tls_sslmode verify-full"),
-        ] {
-            let lines = format!("auth_type = any\n{line}");
-            assert_eq!(refused(&lines).as_deref(), Some(what));
-        }
     }
 }

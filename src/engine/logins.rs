@@ -18,10 +18,13 @@ use std::time::Instant;
 impl Engine {
     /// Bytes came from a client that has not logged in.
     pub(super) fn login_received(&mut self, key: ClientKey, now: Instant) {
+        if self.begins_with_tls(key) {
+            return;
+        }
         while let Some(first) = self.first_packet(key) {
             let outcome = match first {
                 First::NeedMore => break,
-                First::SslRequest => self.decline(key, Reason::DATA_AFTER_SSL),
+                First::SslRequest => self.on_ssl_request(key),
                 First::GssEncRequest => self.decline(key, Reason::DATA_AFTER_GSSENC),
                 First::CancelRequest(bytes) if !self.has_come_in(key, bytes) => break,
                 First::CancelRequest(bytes) => self.on_cancel_request(key, bytes, now),
@@ -50,7 +53,7 @@ impl Engine {
     /// `None`: it is not logging in any more.
     fn first_packet(&self, key: ClientKey) -> Option<First> {
         let client = self.house.clients.get(key)?;
-        if client.state != State::LoggingIn {
+        if client.state != State::LoggingIn || client.line.is_starting() {
             return None;
         }
         let ring = client.inbox.ring()?;
@@ -68,7 +71,7 @@ impl Engine {
 
     /// "No" to a request for encryption. What stands behind it in the same read was sent by a
     /// client that did not wait for the answer, or by somebody in between.
-    fn decline(&mut self, key: ClientKey, trailing: Reason) -> Result<(), Reason> {
+    pub(super) fn decline(&mut self, key: ClientKey, trailing: Reason) -> Result<(), Reason> {
         let House { clients, rings, .. } = &mut self.house;
         let client = clients.get_mut(key).ok_or(Reason::BAD_PACKET)?;
         if client.inbox.unjudged() > startup::HEADER_BYTES {
@@ -108,6 +111,9 @@ impl Engine {
         bytes: u64,
         now: Instant,
     ) -> Result<(), Reason> {
+        if self.lacks_tls(key) {
+            return Err(Reason::SSL_REQUIRED);
+        }
         let startup = self.read_startup(key, bytes)?;
         let settings = &self.config.settings;
         let limit = usize::try_from(settings.max_client_conn).unwrap_or(0);
@@ -192,8 +198,9 @@ impl Engine {
                 Replication::Logical => "database",
                 Replication::Physical => "yes",
             };
+            let tls = self.tls_text(key);
             log::info!(
-                "{client} login attempt: db={name} user={user} tls=no replication={replication}"
+                "{client} login attempt: db={name} user={user} tls={tls} replication={replication}"
             );
         }
         if !is_known {

@@ -72,6 +72,15 @@ impl Engine {
             }
             _ => pool.next_host(&self.config.settings.unix_socket_dir),
         };
+        let host = match (&whereabouts, &server.state) {
+            (_, State::Connecting(Purpose::Cancel { target, .. })) => {
+                servers.get(*target).and_then(|target| target.host.clone())
+            }
+            (Whereabouts::Named(host), _) => Some(host.as_str().into()),
+            (Whereabouts::At(ServerAddress::Tcp(to)), _) => Some(to.ip().to_string().into()),
+            (Whereabouts::At(ServerAddress::Unix(_)) | Whereabouts::Nowhere, _) => None,
+        };
+        servers.get_mut(key).expect("just seen").host = host;
         match whereabouts {
             Whereabouts::At(address) => self.connect(key, address),
             Whereabouts::Named(host) => {
@@ -138,10 +147,10 @@ impl Engine {
             return;
         };
         match server.state {
-            State::Connecting(Purpose::Cancel { target, requester }) => {
-                self.send_cancel(key, target, requester, now);
+            State::Connecting(purpose @ Purpose::Cancel { .. }) => {
+                self.introduce(key, purpose, now)
             }
-            State::Connecting(Purpose::Serve) => {
+            State::Connecting(purpose @ Purpose::Serve) => {
                 if self.config.settings.log_connections.is_on() {
                     let name = self.house.server_name(key);
                     match local {
@@ -149,13 +158,13 @@ impl Engine {
                         None => log::info!("{name} new connection to server"),
                     }
                 }
-                self.send_startup(key, now);
+                self.introduce(key, purpose, now);
             }
             _ => {}
         }
     }
 
-    fn send_startup(&mut self, key: ServerKey, now: Instant) {
+    pub(super) fn send_startup(&mut self, key: ServerKey, now: Instant) {
         let login = State::LoggingIn(Box::default());
         self.house.set_server_state(key, login, End::Back);
         let House { servers, pools, rings, .. } = &mut self.house;
@@ -326,7 +335,7 @@ impl Engine {
         }
     }
 
-    fn send_cancel(
+    pub(super) fn send_cancel(
         &mut self,
         key: ServerKey,
         target_key: ServerKey,

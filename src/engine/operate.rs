@@ -151,14 +151,17 @@ impl Engine {
     }
 
     /// Ends the servers of a pool without hurting anybody.
-    fn retire_servers(&mut self, key: PoolKey, now: Instant) {
+    pub(super) fn retire_servers(&mut self, key: PoolKey, now: Instant) {
         for server_key in self.house.servers_of(key) {
             let Some(server) = self.house.servers.get_mut(server_key) else {
                 continue;
             };
             server.close_needed = true;
             match server.state {
-                State::Connecting(_) | State::LoggingIn(_) => {
+                State::Connecting(_)
+                | State::AskingForTls(_)
+                | State::StartingTls(_)
+                | State::LoggingIn(_) => {
                     self.close_server(server_key, Reason::CONNECT_STRING_CHANGED, now);
                 }
                 State::Idle { .. } => self.close_server(server_key, Reason::DATABASE_CHANGED, now),

@@ -27,6 +27,7 @@ impl Engine {
         server.inbox.filled(bytes);
         match server.state {
             State::LoggingIn(_) => self.server_login_received(key, now),
+            State::AskingForTls(_) => self.ssl_answer_received(key, now),
             _ => self.server_goes_on(key, now),
         }
     }
@@ -96,6 +97,8 @@ impl Engine {
             }
             State::Unlinked { .. }
             | State::Connecting(_)
+            | State::AskingForTls(_)
+            | State::StartingTls(_)
             | State::LoggingIn(_)
             | State::Closing => Step::Wait,
         };

@@ -13,9 +13,11 @@ use super::signals::{Signal, Signals};
 use super::sockets::Sockets;
 use super::token::Token;
 use crate::engine::Engine;
-use crate::engine::io::{Effect, Input, ServerAddress};
+use crate::engine::io::{Effect, Handshake, Input, ServerAddress};
 use crate::keys::{Conn, ServerKey};
 use crate::sys::error_text;
+use crate::tls::{Session, Setup};
+use crate::wire::startup;
 use mio::{Events, Poll};
 use std::io;
 use std::ops::ControlFlow;
@@ -45,6 +47,7 @@ pub struct EventLoop<E = Engine> {
     helper: Helper,
     signals: Signals,
     secrets: Secrets,
+    tls: Setup,
     /// The clock as this turn read it, or the last one.
     now: Instant,
 }
@@ -66,6 +69,7 @@ impl<E: Heart> EventLoop<E> {
             helper,
             signals,
             secrets: Secrets::default(),
+            tls: Setup::default(),
             now: Instant::now(),
         })
     }
@@ -73,6 +77,11 @@ impl<E: Heart> EventLoop<E> {
     /// Opens the listeners that the settings name.
     pub fn listen(&mut self) -> Result<(), ListenError> {
         self.listeners.open(self.engine.settings(), self.poll.registry())
+    }
+
+    /// From now on TLS is spoken like this. Sessions that there are go on as they began.
+    pub fn set_tls(&mut self, tls: Setup) {
+        self.tls = tls;
     }
 
     /// The listeners, to ask or close them. They go when the loop is dropped.
@@ -200,12 +209,39 @@ impl<E: Heart> EventLoop<E> {
                     self.engine.handle(input, self.now);
                 }
             }
+            Effect::StartTls { conn, handshake } => self.start_tls(conn, handshake),
             Effect::Close { conn } => {
                 // Dropping the socket takes it out of the poller, too.
                 if let Some(socket) = self.sockets.remove(conn) {
                     pump::farewell(conn, socket, &self.engine);
                 }
                 self.engine.forget(conn);
+            }
+        }
+    }
+
+    fn start_tls(&mut self, conn: Conn, handshake: Handshake) {
+        let session = match handshake {
+            Handshake::Answer => self
+                .tls
+                .for_client()
+                .and_then(|side| Session::with_client(side, startup::SSL_YES, Vec::new())),
+            Handshake::Begun(received) => {
+                self.tls.for_client().and_then(|side| Session::with_client(side, b"", received))
+            }
+            Handshake::Open { host, tls } => self
+                .tls
+                .for_server(&tls)
+                .and_then(|config| Session::with_server(config, &host, tls.sslmode)),
+        };
+        match session {
+            Ok(session) => {
+                self.sockets.secure(conn, session);
+                self.engine.make_runnable(conn);
+            }
+            Err(error) => {
+                let failed = Input::TlsFailed { conn, error, is_ours: true };
+                self.engine.handle(failed, self.now);
             }
         }
     }

@@ -5,6 +5,7 @@
 //!                │ ▲                      readiness  what is known of a socket
 //!         fill   ▼ │  drain               options    what users may set on one
 //!               pump ◀──▶ heart (engine)  helper     what may block, elsewhere
+//!            secured: the same through TLS
 //!                ▲                        signals    the operator's wishes
 //!           event_loop: one turn after the other; inherit: sockets handed to us
 //! ```
@@ -21,6 +22,7 @@ pub mod options;
 pub mod pump;
 pub mod readiness;
 pub mod secrets;
+mod secured;
 pub mod signals;
 pub mod sockets;
 pub mod token;

@@ -4,6 +4,7 @@ use crate::keys::{ClientKey, PoolKey, ServerKey};
 use crate::session::egress::Egress;
 use crate::session::farewell::Reason;
 use crate::session::inbox::Inbox;
+use crate::session::line::Line;
 use crate::session::params::Parameters;
 use crate::session::prepared::ClientStatements;
 use crate::wire::frame::{HEADER_BYTES, Header, Peek};
@@ -92,6 +93,8 @@ pub struct Client {
     pub user: Option<Box<str>>,
     /// Where it came from.
     pub from: ClientAddress,
+    /// How its line is protected.
+    pub line: Line,
     /// Its secret key for CancelRequests.
     pub secret: [u8; 8],
     /// When it was accepted.
@@ -115,6 +118,7 @@ impl Client {
             pool: None,
             user: None,
             from,
+            line: Line::Plain,
             secret,
             connected_at: now,
             hook: Hook::default(),
@@ -133,7 +137,9 @@ impl Client {
     /// Whether its socket is to be read. Who waits is not read, so that TCP holds it back.
     pub fn wants_read(&self) -> bool {
         let may_speak = match self.state {
-            State::LoggingIn | State::Idle | State::Active { .. } => true,
+            // During a handshake what comes in is the shell's business.
+            State::LoggingIn => !self.line.is_starting(),
+            State::Idle | State::Active { .. } => true,
             State::AwaitingWelcome { .. }
             | State::Waiting { .. }
             | State::AwaitingCancel { .. }

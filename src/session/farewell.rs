@@ -65,6 +65,13 @@ reasons! {
     CANCEL_GIVEN_UP =
         Silent("client gave up on cancel request, so we also give up forwarding to server");
 
+    /// An SSLRequest through TLS.
+    SSL_INSIDE_SSL = Silent("SSL req inside SSL");
+    /// The answer to an SSLRequest cannot be sent.
+    SSL_NOT_ANSWERED = Silent("failed to ack SSL");
+
+    /// A Startup without TLS, where that is required.
+    SSL_REQUIRED = Told("SSL required");
     /// Bytes behind an SSLRequest (reliability 7).
     DATA_AFTER_SSL = Told("received unencrypted data after SSL request");
     /// Bytes behind a GSSENCRequest (reliability 7).
@@ -148,6 +155,14 @@ reasons! {
     BAD_CANCEL_KEY = Told("bad cancel key");
     /// We cannot do what the server asks for.
     AUTHREQ_FAILED = Told("failed to answer authreq");
+    /// The server does not speak TLS, which is required.
+    SERVER_REFUSED_SSL = Told("server refused SSL");
+    /// Neither yes nor no to our SSLRequest.
+    BAD_SSL_ANSWER = Told("bad sslreq answer");
+    /// Bytes behind a server's answer to our SSLRequest (reliability 7).
+    DATA_AFTER_SSL_ANSWER = Told("received unencrypted data after SSL response");
+    /// TLS with servers cannot be set up.
+    SSL_SETUP_FAILED = Told("sslreq processing failed");
     /// The Startup to the server does not fit.
     STARTUP_FAILED = Told("startup pkt failed");
     /// No connection.

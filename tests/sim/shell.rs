@@ -259,6 +259,7 @@ impl Shell {
                 self.dial(server, Some(to), rng);
             }
             Effect::Resolve { server, .. } => self.dial(server, None, rng),
+            Effect::StartTls { .. } => unreachable!("no TLS in this world"),
             Effect::Derive { conn, derivation } => {
                 let salted = Some(derivation.run());
                 self.engine.handle(Input::Derived { conn, derivation, salted }, self.now);
