@@ -134,6 +134,12 @@ impl<K: Key, T> Keyed<K, T> {
         self.slab.iter().map(|(slot, entry)| (K::new(slot as u32, entry.serial), &entry.value))
     }
 
+    /// As [`Keyed::iter`], to change them.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = (K, &mut T)> {
+        let entries = self.slab.iter_mut();
+        entries.map(|(slot, entry)| (K::new(slot as u32, entry.serial), &mut entry.value))
+    }
+
     /// All keys, taken first so that the caller may change what it walks over.
     pub fn keys(&self) -> Vec<K> {
         self.iter().map(|(key, _)| key).collect()

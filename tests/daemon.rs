@@ -444,6 +444,29 @@ fn the_service_manager_is_told() {
     assert_eq!(stage.wait_for_exit().code(), Some(0));
 }
 
+#[test]
+fn the_service_manager_is_told_how_busy_we_are() {
+    let mut stage = Stage::new();
+    let manager = UnixDatagram::bind(stage.path("notify")).expect("bind a socket");
+    fs::set_permissions(stage.path("notify"), fs::Permissions::from_mode(0o777)).expect("chmod");
+    manager.set_read_timeout(Some(PATIENCE)).expect("set a timeout");
+    stage.configure("stats_period = 1");
+    let mut command = stage.command(&[]);
+    command.env("NOTIFY_SOCKET", stage.path("notify"));
+    stage.start(&mut command);
+    let words = ["READY=1", "STATUS=stats: 0 xacts/s, 0 queries/s, 0 client parses/s"];
+    for word in words {
+        let mut buffer = [0; 400];
+        let len = manager.recv(&mut buffer).expect("a word");
+        let heard = String::from_utf8_lossy(&buffer[..len]).into_owned();
+        assert!(heard.starts_with(word), "{heard}");
+        assert!(
+            word == words[0] || heard.ends_with("query 0 \u{3bc}s, wait 0 \u{3bc}s"),
+            "{heard}"
+        );
+    }
+}
+
 /// Runs the pooler as a service manager does: with a listener, and its own process id.
 fn with_listener(stage: &Stage, listener: RawFd) -> Command {
     let mut command = Command::new("sh");

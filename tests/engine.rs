@@ -79,6 +79,7 @@ impl World {
                     let salted = Some(derivation.run());
                     self.engine.handle(Input::Derived { conn, derivation, salted }, self.now);
                 }
+                Effect::Report(_) => {}
                 Effect::Close { conn } => {
                     let last = self.outgoing(conn);
                     self.closed.push((conn, last));

@@ -5,6 +5,7 @@ pub mod derivation;
 pub mod digest;
 pub mod hba;
 pub mod ident;
+pub mod lookup;
 pub mod scram_client;
 pub mod secret;
 pub mod tokens;

@@ -1,7 +1,8 @@
-//! What the service manager (systemd) is told: that we are up, read our configuration again, or
-//! come to an end. A crate could do it; with `datagrams` it is these few lines.
+//! What the service manager (systemd) is told: that we are up, how busy we are, that we read our
+//! configuration again, or come to an end. A crate could do it; with `datagrams` it is these few lines.
 
 use super::datagrams::Datagrams;
+use crate::pool::stats::Averages;
 use crate::sys;
 use std::env;
 
@@ -38,6 +39,11 @@ impl Manager {
     /// We come to an end, as soon as whom we wait for has gone.
     pub fn stopping(&self) {
         self.tell("STOPPING=1");
+    }
+
+    /// How busy we are.
+    pub fn status(&self, averages: &Averages) {
+        self.tell(&format!("STATUS={}", averages.status()));
     }
 
     fn tell(&self, words: &str) {

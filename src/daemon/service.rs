@@ -10,7 +10,7 @@ use crate::daemon::manager::Manager;
 use crate::daemon::pidfile::{self, Pidfile};
 use crate::daemon::{background, check, limits, logging, privileges};
 use crate::engine::Engine;
-use crate::net::{EventLoop, Signal, bind, inherit};
+use crate::net::{EventLoop, Flow, Signal, bind, inherit};
 use crate::pool::mode::{Awaited, Mode};
 use crate::sys::{self, Side};
 use crate::tls;
@@ -122,8 +122,14 @@ fn serve(
     log::info!("process up: {}", cli::process_up_text());
     let manager = Manager::from_environment();
     manager.ready();
-    let ended =
-        event_loop.run(|event_loop, signal| on_signal(event_loop, signal, (options, &manager)));
+    let ended = event_loop.run(|event_loop, flow| match flow {
+        Flow::Signal(signal) => on_signal(event_loop, signal, (options, &manager)),
+        Flow::Report(averages) => {
+            manager.status(&averages);
+            ControlFlow::Continue(())
+        }
+        Flow::Continue => ControlFlow::Continue(()),
+    });
     ended.or_else(|error| fatal(sys::error_text(&error)))?;
     if event_loop.engine.is_over() {
         log_end(event_loop.engine.house().mode);

@@ -5,7 +5,7 @@ use crate::engine::Engine;
 use crate::keys::{ClientKey, PoolKey, ServerKey};
 use crate::pool::Pool;
 use crate::pool::queues::{ClientStanding, ServerStanding, client_standing, server_standing};
-use crate::session::client::Client;
+use crate::session::client::{self, Client};
 use crate::session::server::State;
 
 impl Engine {
@@ -13,6 +13,7 @@ impl Engine {
     pub fn check(&self) {
         self.check_links();
         self.check_clients();
+        self.check_askers();
         for (key, pool) in self.house.pools.iter() {
             self.check_pool(key, pool);
         }
@@ -35,6 +36,40 @@ impl Engine {
                 assert_eq!(client.server(), Some(key), "links point at each other");
             } else {
                 assert!(server.egress.first_run().is_none(), "runs need a link");
+            }
+        }
+    }
+
+    fn check_askers(&self) {
+        for (key, client) in self.house.clients.iter() {
+            let client::State::AwaitingAccount { pool, server, .. } = client.state else {
+                assert!(client.login.is_none(), "only who waits for an answer keeps his login");
+                continue;
+            };
+            assert!(client.login.is_some(), "who waits for an answer keeps his login");
+            let askers = self.house.pools.get(pool).map(|pool| &pool.askers);
+            let places = askers.map_or(0, |all| all.iter().filter(|asker| **asker == key).count());
+            assert_eq!(places, usize::from(server.is_none()), "who has asked does not wait");
+            if let Some(server) = server {
+                let server = self.house.servers.get(server).expect("who is asked is there");
+                assert_eq!(server.asker(), Some(key), "they know each other");
+                assert_eq!(server.pool, pool, "asked through its pool");
+            }
+        }
+        for (key, server) in self.house.servers.iter() {
+            if let Some(asker) = server.asker() {
+                let client = self.house.clients.get(asker).map(|client| &client.state);
+                assert!(
+                    matches!(client, Some(client::State::AwaitingAccount { server: Some(asked), .. }) if *asked == key),
+                    "they know each other"
+                );
+            }
+        }
+        for (_, pool) in self.house.pools.iter() {
+            for asker in &pool.askers {
+                let state = self.house.clients.get(*asker).map(|client| &client.state);
+                let waits = matches!(state, Some(client::State::AwaitingAccount { .. }));
+                assert!(waits, "who has gone does not wait");
             }
         }
     }

@@ -7,7 +7,7 @@ use crate::engine::step::{Step, last_step};
 use crate::keys::{ClientKey, Conn, ServerKey};
 use crate::pool::House;
 use crate::pool::link::Acquired;
-use crate::ring::{Ring, Rings};
+use crate::ring::Ring;
 use crate::session::client::{Client, Rules, State, Verdict};
 use crate::session::farewell::Reason;
 use crate::session::pipeline::Action;
@@ -34,7 +34,7 @@ impl Engine {
     /// Judges a client's messages, as far as that can be done now.
     pub(super) fn client_goes_on(&mut self, key: ClientKey, now: Instant) {
         loop {
-            match self.client_steps(key) {
+            match self.client_steps(key, now) {
                 Step::Next | Step::Wait => break,
                 Step::NeedServer => {
                     if !self.client_needs_server(key, now) {
@@ -73,24 +73,26 @@ impl Engine {
     }
 
     /// Judges all messages that can be judged now.
-    fn client_steps(&mut self, key: ClientKey) -> Step {
+    fn client_steps(&mut self, key: ClientKey, now: Instant) -> Step {
         let settings = &self.config.settings;
         let House { clients, servers, pools, rings, statements, .. } = &mut self.house;
         let Some(client) = clients.get_mut(key).filter(|client| client.may_go_on()) else {
             return Step::Wait;
         };
         let limit = usize::try_from(settings.max_prepared_statements).unwrap_or(0);
-        let pool = client.pool.and_then(|pool| pools.get(pool));
+        let Some(pool) = client.pool.and_then(|pool| pools.get_mut(pool)) else {
+            return Step::Wait;
+        };
         let rules = Rules {
             max_packet_bytes: settings.max_packet_size,
             disable_pqexec: settings.disable_pqexec.is_on(),
-            tracks_statements: limit > 0 && pool.is_some_and(|pool| pool.mode != PoolMode::Session),
+            tracks_statements: limit > 0 && pool.mode != PoolMode::Session,
         };
-        let mut tools = Tools { rings, statements, limit };
+        let mut tools = Tools { rings, statements, limit, counters: &mut pool.stats.total, now };
         let server = client.server().and_then(|server| servers.get_mut(server));
         match server {
             Some(server) => last_step(|| linked_step(client, server, rules, &mut tools)),
-            None => last_step(|| unlinked_step(client, rules, tools.rings)),
+            None => last_step(|| unlinked_step(client, rules, &mut tools)),
         }
     }
 
@@ -119,6 +121,7 @@ impl Engine {
 
     /// The longest waiting client gets a server that has just become free.
     pub(super) fn serve(&mut self, key: ClientKey, server: ServerKey, now: Instant) {
+        self.house.wait_ends(key, now);
         match self.house.link(key, server) {
             Ok(()) => {
                 self.client_goes_on(key, now);
@@ -183,7 +186,7 @@ impl Engine {
     }
 }
 
-fn unlinked_step(client: &mut Client, rules: Rules, rings: &mut Rings) -> Step {
+fn unlinked_step(client: &mut Client, rules: Rules, tools: &mut Tools) -> Step {
     if !statements::go_on_collecting(client) || !relay::rest(&mut client.inbox, None) {
         return Step::Wait;
     }
@@ -192,17 +195,25 @@ fn unlinked_step(client: &mut Client, rules: Rules, rings: &mut Rings) -> Step {
     }
     match client.judge(rules) {
         Verdict::NeedMore => Step::Wait,
-        Verdict::NeedServer => Step::NeedServer,
+        Verdict::NeedServer => {
+            tools.counters.request_begins(client, tools.now);
+            Step::NeedServer
+        }
         Verdict::Named { bytes, request: Request::Close } => {
             statements::close(client, bytes);
-            match statements::tell_done(&mut client.egress, Request::Close, rings) {
+            tools.counters.received_bytes += bytes;
+            match statements::tell_done(&mut client.egress, Request::Close, tools.rings) {
                 Ok(()) => Step::Next,
                 // It reads none of its replies, and sends one Close after the other.
                 Err(Full) => Step::Close(Reason::UNEXPECTED_EOF),
             }
         }
-        Verdict::Named { .. } => Step::NeedServer,
+        Verdict::Named { .. } => {
+            tools.counters.request_begins(client, tools.now);
+            Step::NeedServer
+        }
         Verdict::Collect { bytes } => {
+            tools.counters.request_begins(client, tools.now);
             statements::begin_collecting(client, bytes);
             Step::Next
         }
@@ -241,19 +252,25 @@ fn linked_step(client: &mut Client, server: &mut Server, rules: Rules, tools: &m
         Verdict::NeedMore => Step::Wait,
         Verdict::NeedServer => Step::NeedServer,
         Verdict::Drop { bytes } => {
+            tools.counters.received_bytes += bytes;
             client.inbox.skip(bytes);
             Step::Next
         }
         Verdict::Close(reason) => Step::Close(reason),
         Verdict::Collect { bytes } => {
+            tools.counters.request_begins(client, tools.now);
             statements::begin_collecting(client, bytes);
             Step::Next
         }
         Verdict::Named { bytes, request } => {
+            if request != Request::Close {
+                tools.counters.request_begins(client, tools.now);
+            }
             next_unless(statements::named(client, server, (bytes, request), tools), server)
         }
         Verdict::Relay { bytes, request } => {
-            pass_on(client, server, bytes, request, rules);
+            tools.counters.request_begins(client, tools.now);
+            tools.counters.received_bytes += pass_on(client, server, bytes, request, rules);
             Step::Next
         }
     }
@@ -269,14 +286,14 @@ fn next_unless(result: Result<(), Trouble>, server: &Server) -> Step {
     }
 }
 
-/// Passes one message on, and with CopyData all others that need no look.
+/// Passes one message on, and with CopyData all others that need no look. How long they are.
 fn pass_on(
     client: &mut Client,
     server: &mut Server,
     bytes: u64,
     request: Option<Request>,
     rules: Rules,
-) {
+) -> u64 {
     server.activity = Activity::Busy;
     if let Some(request) = request {
         server.pipeline.expect(request, Action::Forward);
@@ -288,7 +305,7 @@ fn pass_on(
             *copying_in = false;
         }
         relay::message(&mut client.inbox, &mut server.egress, bytes);
-        return;
+        return bytes;
     }
     let ring = client.inbox.ring().expect("a message lies in a ring");
     let here = ring.stretch(client.inbox.judged());
@@ -296,7 +313,9 @@ fn pass_on(
     if run.bytes == 0 {
         // Its header wraps around the end of the ring.
         relay::message(&mut client.inbox, &mut server.egress, bytes);
+        bytes
     } else {
         relay::run(&mut client.inbox, &mut server.egress, run);
+        run.bytes as u64 + run.body_left
     }
 }

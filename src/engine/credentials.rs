@@ -17,7 +17,8 @@ use std::time::Instant;
 /// What the servers of a pool log in with. A forced user's own password counts before everything
 /// else, and nothing that a client has brought is ever used for him unless he is that client.
 pub(super) fn credentials<'a>(pool: &'a Pool, userlist: &'a Userlist) -> Credentials<'a> {
-    let forced = pool.database.user.as_ref().and(pool.database.password.as_ref());
+    let is_forced = pool.database.user.as_ref() == Some(&pool.user);
+    let forced = pool.database.password.as_ref().filter(|_| is_forced);
     let learned = pool.learned.secret.as_ref();
     let secret = forced.or(learned).or_else(|| userlist.secret(&pool.user));
     Credentials {
@@ -43,9 +44,9 @@ impl Engine {
     /// A client's secret is known from elsewhere than the file of users: from `auth_query`, or
     /// because he has told it and PAM or LDAP have confirmed it. Servers of the same user are
     /// opened with it.
-    pub fn client_proved_secret(&mut self, (key, login): (PoolKey, &str), secret: Secret) {
+    pub fn learn_secret(&mut self, (key, login): (PoolKey, &str), secret: Option<Secret>) {
         if let Some(pool) = self.house.pools.get_mut(key).filter(|pool| pool.user == login) {
-            pool.learned.secret = Some(secret);
+            pool.learned.secret = secret;
         }
     }
 

@@ -41,6 +41,7 @@ impl Engine {
         );
         self.log_client_ending(key, &reason, now);
         let is_cut_off = self.is_in_mid_reply(key);
+        self.forget_asker(key);
         let other_end = self.other_end(key);
         match other_end {
             OtherEnd::None => {}
@@ -72,6 +73,7 @@ impl Engine {
         self.log_server_ending(key, &reason, now);
         self.note_login_failure(key, &reason);
         let carried = self.carried_cancel(key);
+        let asker = self.house.servers.get(key).and_then(Server::asker);
         let client = self.house.servers.get(key).and_then(Server::client);
         if let Some(client) = client {
             let is_cut_off = self.is_in_mid_reply(client);
@@ -83,6 +85,9 @@ impl Engine {
         self.terminate(key, &reason);
         self.house.set_server_state(key, server::State::Closing, End::Back);
         self.effects.push_back(Effect::Close { conn: Conn::Server(key) });
+        if let Some(asker) = asker {
+            self.close_client(asker, Reason::CONFIG_ERROR, now);
+        }
         if let Some((target, requester)) = carried {
             self.cancel_carrier_ended(target, requester, &reason, now);
         }
@@ -112,6 +117,9 @@ impl Engine {
             client::State::AwaitingCancel { carrier: Some(carrier), .. }
             | client::State::Cancelling { carrier } => {
                 OtherEnd::Close(carrier, Reason::CANCEL_GIVEN_UP)
+            }
+            client::State::AwaitingAccount { server: Some(server), .. } => {
+                OtherEnd::Close(server, Reason::CLIENT_LEFT_NOT_READY)
             }
             _ => OtherEnd::None,
         }
@@ -255,6 +263,9 @@ impl Engine {
     pub(super) fn close_pool(&mut self, key: PoolKey, reason: &Reason, now: Instant) {
         for client in self.house.clients_of(key) {
             self.close_client(client, reason.clone(), now);
+        }
+        for asker in self.askers_of(key) {
+            self.close_client(asker, reason.clone(), now);
         }
         for server in self.house.servers_of(key) {
             self.close_server(server, reason.clone(), now);

@@ -13,6 +13,7 @@
 use crate::auth::derivation::{Derivation, SaltedPassword};
 use crate::config::tls::ServerTls;
 use crate::keys::{Conn, ServerKey};
+use crate::pool::stats::Averages;
 use crate::session::line::Secured;
 use std::net::{IpAddr, SocketAddr};
 
@@ -130,6 +131,8 @@ pub enum Effect {
         /// Of what.
         derivation: Derivation,
     },
+    /// Tell the service manager how busy we are. What was done in the last `stats_period`.
+    Report(Averages),
     /// Try once to write what [`super::Engine::outgoing`] still holds, close the socket (if there
     /// is one yet), then call [`super::Engine::forget`]. The only way a connection ends.
     Close {

@@ -1,5 +1,6 @@
 //! Who is let in: a client's first packets, who it says it is, and its welcome.
 
+use crate::auth::lookup::Account;
 use crate::config::CONSOLE;
 use crate::config::entries::Database;
 use crate::config::values::AuthType;
@@ -7,13 +8,23 @@ use crate::engine::Engine;
 use crate::keys::{ClientKey, Conn, PoolKey};
 use crate::pool::{House, client_address};
 use crate::session::client::{Client, ClientAddress, State};
-use crate::session::client_login::{self, MAX_USER_BYTES, Replication, Rules, Startup};
+use crate::session::client_login::{self, MAX_USER_BYTES, Pending, Replication, Rules, Startup};
 use crate::session::farewell::Reason;
 use crate::sys;
 use crate::wire::backend::TxStatus;
 use crate::wire::emit::{self, Full};
 use crate::wire::startup::{self, First};
 use std::time::Instant;
+
+/// What is known of who a client says it is.
+pub(super) enum Identity {
+    /// He is in the file of users, or it does not matter who he is.
+    Listed,
+    /// A database knows him.
+    Asked(Account),
+    /// Nobody knows him.
+    Unknown,
+}
 
 impl Engine {
     /// Bytes came from a client that has not logged in.
@@ -114,7 +125,12 @@ impl Engine {
         if self.lacks_tls(key) {
             return Err(Reason::SSL_REQUIRED);
         }
-        let startup = self.read_startup(key, bytes)?;
+        let mut startup = self.read_startup(key, bytes)?;
+        if let Some(client) = self.house.clients.get_mut(key) {
+            // The client holds them from now on: what nobody holds may be collected.
+            let unset = self.house.tracked.unset();
+            client.parameters = std::mem::replace(&mut startup.parameters, unset);
+        }
         let settings = &self.config.settings;
         let limit = usize::try_from(settings.max_client_conn).unwrap_or(0);
         if startup.database != CONSOLE && self.house.open_clients() > limit {
@@ -125,11 +141,7 @@ impl Engine {
             self.tell_client(key, |ring| emit::negotiate_protocol_version(ring, &options))
                 .map_err(|Full| Reason::WELCOME_FAILED)?;
         }
-        let pool = self.authenticate(key, &startup)?;
-        if let Some(client) = self.house.clients.get_mut(key) {
-            client.parameters = startup.parameters;
-        }
-        self.let_in(key, pool, now)
+        self.identify(key, startup, now)
     }
 
     fn read_startup(&mut self, key: ClientKey, bytes: u64) -> Result<Startup, Reason> {
@@ -152,9 +164,8 @@ impl Engine {
         })
     }
 
-    /// Decides whether a client is who it says. Whether its database exists is told only to
-    /// somebody who has proven that.
-    fn authenticate(&mut self, key: ClientKey, startup: &Startup) -> Result<PoolKey, Reason> {
+    /// Finds out who a client says it is. That may take asking a database.
+    fn identify(&mut self, key: ClientKey, startup: Startup, now: Instant) -> Result<(), Reason> {
         let (user, name) = (&startup.user, &startup.database);
         if let Some(client) = self.house.clients.get_mut(key) {
             client.user = Some(user.as_str().into());
@@ -181,13 +192,46 @@ impl Engine {
                 )));
             }
         };
+        let login = Pending { startup, database, query: String::new() };
+        if is_known {
+            return self.on_identity(key, login, Identity::Listed, now);
+        }
+        match self.ask_about(key, login, now)? {
+            Some(login) => self.on_identity(key, login, Identity::Unknown, now),
+            None => Ok(()),
+        }
+    }
+
+    /// Decides whether a client is who it says. Whether its database exists is told only to
+    /// somebody who has proven that.
+    pub(super) fn on_identity(
+        &mut self,
+        key: ClientKey,
+        login: Pending,
+        identity: Identity,
+        now: Instant,
+    ) -> Result<(), Reason> {
+        let Pending { startup, database, .. } = login;
+        let (is_known, user, secret) = match identity {
+            Identity::Listed => (true, startup.user, None),
+            Identity::Unknown => (false, startup.user, None),
+            // As PgBouncer: the name that the database tells is the session's.
+            Identity::Asked(account) => (true, account.user, Some(account.secret)),
+        };
+        let name = &startup.database;
+        if let Some(client) = self.house.clients.get_mut(key) {
+            client.user = Some(user.as_str().into());
+        }
         if !is_known {
             log::info!("{} no such user: {user}", self.name_of(key));
         }
         let pool = database.filter(|_| is_known).map(|database| {
-            let login = database.user.as_deref().unwrap_or(user);
+            let login = database.user.as_deref().unwrap_or(&user);
             self.house.pool(&database, login, &self.config)
         });
+        if let (Some(pool), Some(secret)) = (pool, secret) {
+            self.learn_secret((pool, &user), secret);
+        }
         if let Some(client) = self.house.clients.get_mut(key) {
             client.pool = pool;
         }
@@ -213,10 +257,10 @@ impl Engine {
         if startup.replication != Replication::No {
             return Err(Reason::Told("replication connections are not built yet"));
         }
-        Ok(pool)
+        self.let_in(key, pool, now)
     }
 
-    fn name_of(&self, key: ClientKey) -> impl std::fmt::Display {
+    pub(super) fn name_of(&self, key: ClientKey) -> impl std::fmt::Display {
         self.house.client_name(key, &self.config.settings)
     }
 
@@ -243,6 +287,9 @@ impl Engine {
         if self.house.mode.is_shutting_down() {
             return Err(Reason::POOLER_SHUTTING_DOWN);
         }
+        if let Some(pool) = self.house.pools.get_mut(pool) {
+            pool.stats.total.client_logins += 1;
+        }
         if self.house.pools.get(pool).is_some_and(|pool| pool.welcome.is_some()) {
             return self.welcome(key, pool);
         }
@@ -263,6 +310,7 @@ impl Engine {
             if !matches!(state, Some(State::AwaitingWelcome { .. })) {
                 continue;
             }
+            self.house.wait_ends(key, now);
             match self.welcome(key, pool) {
                 Ok(()) => self.client_goes_on(key, now),
                 Err(reason) => self.close_client(key, reason, now),

@@ -8,6 +8,7 @@
 //! either side. [`operate`] is what the operator does to the house,
 //! [`check`] its laws.
 
+pub mod asking;
 pub mod check;
 pub mod clients;
 pub mod credentials;
@@ -29,6 +30,7 @@ use crate::config::tls::ServerTls;
 use crate::config::values::SslMode;
 use crate::keys::{ClientKey, Conn, PoolKey, ServerKey};
 use crate::pool::House;
+use crate::pool::stats::{Averages, Periods};
 use crate::session::client::Client;
 use crate::session::params::Tracked;
 use crate::session::server::Activity;
@@ -70,10 +72,11 @@ impl Engine {
         let pkt_buf = usize::try_from(config.settings.pkt_buf).unwrap_or(0);
         let ring_bytes = pkt_buf.next_power_of_two().max(RING_BYTES);
         let tracked = Tracked::new(config.settings.track_extra_parameters.items());
+        let periods = Periods::new(config.settings.stats_period, now);
         Self {
             client_tls: config.settings.client_tls_sslmode,
             server_tls: ServerTls::new(&config.settings),
-            house: House::new(ring_bytes, tracked),
+            house: House::new(ring_bytes, tracked, periods),
             config,
             userlist,
             derived: Derived::default(),
@@ -148,7 +151,8 @@ impl Engine {
     /// When [`Input::Tick`] is needed at the latest, if nothing happens before.
     pub fn next_deadline(&self) -> Option<Instant> {
         let trim = self.house.rings.has_surplus().then_some(self.next_trim);
-        [self.next_sweep, trim].into_iter().flatten().min()
+        let period = Some(self.house.periods.end());
+        [self.next_sweep, trim, period].into_iter().flatten().min()
     }
 
     /// A connection that may have work to do: its socket may be read, or written.
@@ -293,6 +297,9 @@ impl Engine {
     }
 
     fn tick(&mut self, now: Instant) {
+        if self.house.periods.end() <= now {
+            self.end_period(now);
+        }
         if self.next_sweep.is_some_and(|at| at <= now) {
             self.sweep(now);
         }
@@ -302,6 +309,19 @@ impl Engine {
             self.house.statements.collect();
             self.next_trim = now + TRIM_PERIOD;
         }
+    }
+
+    fn end_period(&mut self, now: Instant) {
+        let averages = self.house.end_period(now);
+        // As PgBouncer: without the line in the log the service manager gets zeros.
+        let averages = match self.config.settings.log_stats.is_on() {
+            true => averages,
+            false => Averages::default(),
+        };
+        if self.config.settings.log_stats.is_on() {
+            log::info!("{averages}");
+        }
+        self.effects.push_back(Effect::Report(averages));
     }
 
     fn sweep(&mut self, now: Instant) {

@@ -330,7 +330,9 @@ impl Engine {
         if pool.servers.connected() > 0 && pool.welcome.is_some() {
             return;
         }
-        for client in pool.waiting.keys(&self.house.clients) {
+        let mut waiting = pool.waiting.keys(&self.house.clients);
+        waiting.extend(&pool.askers);
+        for client in waiting {
             self.close_client(client, told.clone(), now);
         }
     }

@@ -63,7 +63,8 @@ impl Engine {
             let Some(pool) = self.house.pools.get(key) else {
                 continue;
             };
-            let waiting = pool.waiting.keys(&self.house.clients);
+            let mut waiting = pool.waiting.keys(&self.house.clients);
+            waiting.extend(&pool.askers);
             let servers = [ServerStanding::Idle, ServerStanding::Login]
                 .map(|standing| pool.servers.of(standing).keys(&self.house.servers));
             for client in waiting.into_iter().filter(|_| mode.refuses_work()) {
@@ -99,7 +100,7 @@ impl Engine {
     }
 
     /// The entry of this name as it is now, or one made from `*`.
-    fn entry(&self, name: &str) -> Option<Database> {
+    pub(super) fn entry(&self, name: &str) -> Option<Database> {
         let listed = self.config.databases.get(name).cloned();
         listed.or_else(|| self.config.auto(name)?.ok())
     }
@@ -167,6 +168,7 @@ impl Engine {
                 State::Idle { .. } => self.close_server(server_key, Reason::DATABASE_CHANGED, now),
                 // They end when they are done: see `after_work`.
                 State::Active { .. }
+                | State::Asking { .. }
                 | State::Unlinked { .. }
                 | State::Resetting
                 | State::HeldForCancel

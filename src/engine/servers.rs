@@ -7,6 +7,7 @@ use crate::keys::{ClientKey, Conn, ServerKey};
 use crate::pool::House;
 use crate::pool::link::Released;
 use crate::pool::queues::End;
+use crate::pool::stats::Counters;
 use crate::session::client::{self, Client};
 use crate::session::farewell::Reason;
 use crate::session::params::{Tracked, Values};
@@ -28,13 +29,14 @@ impl Engine {
         match server.state {
             State::LoggingIn(_) => self.server_login_received(key, now),
             State::AskingForTls(_) => self.ssl_answer_received(key, now),
+            State::Asking { .. } => self.answer_received(key, now),
             _ => self.server_goes_on(key, now),
         }
     }
 
     /// Judges a server's messages, as far as that can be done now, and frees it if that was all.
     pub(super) fn server_goes_on(&mut self, key: ServerKey, now: Instant) {
-        if let Some(reason) = self.judge_server(key) {
+        if let Some(reason) = self.judge_server(key, now) {
             self.close_server(key, reason, now);
             return;
         }
@@ -72,23 +74,26 @@ impl Engine {
     }
 
     /// Judges all messages that can be judged now; the reason, if that ends the connection.
-    fn judge_server(&mut self, key: ServerKey) -> Option<Reason> {
+    fn judge_server(&mut self, key: ServerKey, now: Instant) -> Option<Reason> {
         let max_packet_bytes = self.config.settings.max_packet_size;
         let House { clients, servers, pools, values, tracked, rings, .. } = &mut self.house;
         let server = servers.get_mut(key)?;
         let last = match server.state {
             State::Active { client } => {
                 let client = clients.get_mut(client).expect("links are written at both ends");
-                let mode = pools.get(server.pool).map_or(PoolMode::Session, |pool| pool.mode);
-                let forbids_transactions = mode == PoolMode::Statement;
+                let pool = pools.get_mut(server.pool).expect("a server's pool outlives it");
+                let forbids_transactions = pool.mode == PoolMode::Statement;
                 let rules = Rules { max_packet_bytes, forbids_transactions };
+                let mut tools = Tools { tracked, values, counters: &mut pool.stats.total, now };
                 last_step(|| match statements::emit_made_up(client, server, rings) {
-                    true => linked_step(server, client, rules, (tracked, values)),
+                    true => linked_step(server, client, rules, &mut tools),
                     false => Step::Wait,
                 })
             }
             State::Idle { .. } | State::HeldForCancel | State::Resetting => {
-                last_step(|| unlinked_step(server, max_packet_bytes, (tracked, values)))
+                let pool = pools.get_mut(server.pool).expect("a server's pool outlives it");
+                let mut tools = Tools { tracked, values, counters: &mut pool.stats.total, now };
+                last_step(|| unlinked_step(server, max_packet_bytes, &mut tools))
             }
             State::CarryingCancel { .. } => {
                 let bytes = server.inbox.unjudged();
@@ -96,6 +101,7 @@ impl Engine {
                 Step::Wait
             }
             State::Unlinked { .. }
+            | State::Asking { .. }
             | State::Connecting(_)
             | State::AskingForTls(_)
             | State::StartingTls(_)
@@ -209,26 +215,62 @@ impl Engine {
         }
         // Who cannot be served is closed: the next one's turn.
         while let Some(waiting) = self.next_to_serve(key) {
-            self.serve(waiting, key, now);
+            match waiting {
+                Next::Waiting(client) => self.serve(client, key, now),
+                Next::Asker(client) => self.serve_asker(client, key, now),
+            }
         }
         self.serving = outer;
     }
 
-    fn next_to_serve(&self, key: ServerKey) -> Option<ClientKey> {
+    fn next_to_serve(&self, key: ServerKey) -> Option<Next> {
         let House { clients, servers, pools, .. } = &self.house;
         let server = servers.get(key).filter(|s| matches!(s.state, State::Idle { .. }))?;
-        let waiting = pools.get(server.pool)?.waiting.first()?;
-        let state = clients.get(waiting).map(|client| &client.state);
-        matches!(state, Some(client::State::Waiting { .. })).then_some(waiting)
+        let pool = pools.get(server.pool)?;
+        let waiting = pool.waiting.first().and_then(|key| match clients.get(key)?.state {
+            client::State::Waiting { since } => Some((since, Next::Waiting(key))),
+            _ => None,
+        });
+        if pool.askers.is_empty() {
+            return waiting.map(|(_, next)| next);
+        }
+        let asker = pool.askers.front().and_then(|key| match clients.get(*key)?.state {
+            client::State::AwaitingAccount { since, .. } => Some((since, Next::Asker(*key))),
+            _ => None,
+        });
+        [asker, waiting].into_iter().flatten().min_by_key(|(since, _)| *since).map(|(_, next)| next)
     }
 }
 
-fn linked_step(
-    server: &mut Server,
-    client: &mut Client,
-    rules: Rules,
-    names: (&Tracked, &mut Values),
-) -> Step {
+/// Who gets a server that is free.
+enum Next {
+    /// A client of its pool.
+    Waiting(ClientKey),
+    /// A client about which it is to be asked.
+    Asker(ClientKey),
+}
+
+/// What a linked server's messages are judged with.
+struct Tools<'a> {
+    tracked: &'a Tracked,
+    values: &'a mut Values,
+    /// Of its pool.
+    counters: &'a mut Counters,
+    now: Instant,
+}
+
+impl Tools<'_> {
+    /// The client has just got a ReadyForQuery: its query may be over.
+    #[inline]
+    fn note_ready(&mut self, server: &Server, client: &mut Client) {
+        if server.pipeline.is_empty() {
+            let in_transaction = server.activity == Activity::InTransaction;
+            self.counters.request_ends(client, in_transaction, self.now);
+        }
+    }
+}
+
+fn linked_step(server: &mut Server, client: &mut Client, rules: Rules, tools: &mut Tools) -> Step {
     if server.inbox.unjudged() == 0
         || client.egress.is_full()
         || !relay::rest(&mut server.inbox, Some(&mut client.egress))
@@ -240,6 +282,10 @@ fn linked_step(
         let run = server.take_plain_run(rules);
         if run.bytes > 0 {
             relay::run(&mut server.inbox, &mut client.egress, run);
+            tools.counters.sent_bytes += run.bytes as u64 + run.body_left;
+            if server.activity != Activity::Busy {
+                tools.note_ready(server, client);
+            }
             return Step::Next;
         }
     }
@@ -248,6 +294,8 @@ fn linked_step(
         Verdict::Close(reason) => Step::Close(reason),
         Verdict::Parameter { bytes } => {
             server.activity = Activity::Busy;
+            tools.counters.sent_bytes += bytes;
+            let names = (tools.tracked, &mut *tools.values);
             if let Err(reason) = store_parameter(server, Some(client), bytes, names) {
                 return Step::Close(reason);
             }
@@ -261,11 +309,16 @@ fn linked_step(
             Step::Close(Reason::TRANSACTION_IN_STATEMENT_MODE)
         }
         Verdict::Pass { bytes, note } => {
+            tools.counters.sent_bytes += bytes;
             let action = take_note(server, client, note);
             pass(server, client, bytes, swallowing || action == Action::Swallow);
-            if swallowing && matches!(note, Note::Ready(_)) {
-                client.parameters.adopt(&server.parameters);
-                client.parameters_proven = true;
+            match note {
+                Note::Ready(_) if swallowing => {
+                    client.parameters.adopt(&server.parameters);
+                    client.parameters_proven = true;
+                }
+                Note::Ready(_) => tools.note_ready(server, client),
+                _ => {}
             }
             Step::Next
         }
@@ -353,11 +406,7 @@ fn store_parameter(
 
 /// What a server says that works for nobody. Notices, parameters and notifications are welcome at
 /// any time: a reload of PostgreSQL's configuration must not cost us every idle connection.
-fn unlinked_step(
-    server: &mut Server,
-    max_packet_bytes: u32,
-    names: (&Tracked, &mut Values),
-) -> Step {
+fn unlinked_step(server: &mut Server, max_packet_bytes: u32, tools: &mut Tools) -> Step {
     if !relay::rest(&mut server.inbox, None) {
         return Step::Wait;
     }
@@ -366,6 +415,8 @@ fn unlinked_step(
         Verdict::NeedMore => Step::Wait,
         Verdict::Close(reason) => Step::Close(reason),
         Verdict::Parameter { bytes } => {
+            tools.counters.sent_bytes += bytes;
+            let names = (tools.tracked, &mut *tools.values);
             if let Err(reason) = store_parameter(server, None, bytes, names) {
                 return Step::Close(reason);
             }
@@ -375,6 +426,7 @@ fn unlinked_step(
         Verdict::Pass { bytes, note } => {
             let is_notice = server.inbox.peek_tag() == Some(b'N');
             server.inbox.skip(bytes);
+            tools.counters.sent_bytes += bytes;
             match note {
                 Note::Notification => Step::Next,
                 Note::Forgotten if resetting => {

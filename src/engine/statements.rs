@@ -1,6 +1,7 @@
 //! Messages that name prepared statements, on their way to a server: the client's name becomes the
 //! server's, and what the server lacks is prepared ahead.
 
+use crate::pool::stats::Counters;
 use crate::ring::Rings;
 use crate::session::client::Client;
 use crate::session::egress::Egress;
@@ -14,6 +15,7 @@ use crate::wire::emit::{self, Full};
 use crate::wire::frame::HEADER_BYTES;
 use crate::wire::frontend::{self, Request};
 use std::sync::Arc;
+use std::time::Instant;
 
 /// No Close of ours is longer.
 const CLOSE_BYTES: usize = 64;
@@ -24,6 +26,9 @@ pub(super) struct Tools<'a> {
     pub statements: &'a mut Statements,
     /// `max_prepared_statements`
     pub limit: usize,
+    /// Of the client's pool.
+    pub counters: &'a mut Counters,
+    pub now: Instant,
 }
 
 /// Why a message cannot be passed on.
@@ -63,6 +68,7 @@ pub(super) fn named(
             emit_made_up(client, server, tools.rings);
         }
     }
+    tools.counters.received_bytes += bytes;
     Ok(())
 }
 
@@ -77,6 +83,9 @@ pub(super) fn collected(
     };
     let message = std::mem::take(&mut statements.collected);
     let result = parse(client, server, &message[HEADER_BYTES..], tools);
+    if result.is_ok() {
+        tools.counters.received_bytes += message.len() as u64;
+    }
     if let (Err(Trouble::Full), Some(statements)) = (&result, &mut client.statements) {
         statements.collected = message;
     }
@@ -160,8 +169,9 @@ fn parse(
     let statement = tools.statements.intern(rest);
     let is_there = server.statements.has(&statement);
     if !is_there {
-        send_parse(server, &statement, tools.rings)?;
+        send_parse(server, &statement, tools)?;
     }
+    tools.counters.client_parses += 1;
     let serial = statements.give(name, statement.clone()).expect("seen to be free");
     if is_there {
         server.pipeline.expect(Request::Parse, Action::MakeUp);
@@ -185,7 +195,7 @@ fn ready_statement(
         return Err(Trouble::Close(Reason::NO_SUCH_STATEMENT));
     };
     if !server.statements.touch(&statement) {
-        send_parse(server, &statement, tools.rings)?;
+        send_parse(server, &statement, tools)?;
         prepared(server, statement.clone(), (Action::Swallow, 0), tools);
     }
     Ok(statement)
@@ -195,13 +205,14 @@ fn ready_statement(
 fn send_parse(
     server: &mut Server,
     statement: &Arc<Statement>,
-    rings: &mut Rings,
+    tools: &mut Tools,
 ) -> Result<(), Full> {
     let name = statement.server_name();
-    server.egress.push_own(rings, |ring| {
+    server.egress.push_own(tools.rings, |ring| {
         emit::message_head(ring, b'P', statement.body().len(), |body| body.text(name.as_bytes()))
     })?;
     server.egress.push_text(statement.clone());
+    tools.counters.server_parses += 1;
     server.activity = Activity::Busy;
     Ok(())
 }
@@ -256,6 +267,7 @@ fn bind(
         })
     })?;
     drop(body);
+    tools.counters.binds += 1;
     server.pipeline.expect(Request::Bind, Action::Forward);
     server.activity = Activity::Busy;
     client.inbox.advance(head_bytes);

@@ -15,6 +15,7 @@ use super::token::Token;
 use crate::engine::Engine;
 use crate::engine::io::{Effect, Handshake, Input, ServerAddress};
 use crate::keys::{Conn, ServerKey};
+use crate::pool::stats::Averages;
 use crate::sys::error_text;
 use crate::tls::{Session, Setup};
 use crate::wire::startup;
@@ -33,6 +34,8 @@ pub enum Flow {
     Continue,
     /// The operator wants something. One at a time; the next turn brings the next.
     Signal(Signal),
+    /// The service manager is to be told how busy we are.
+    Report(Averages),
 }
 
 /// The engine and everything around it.
@@ -48,6 +51,8 @@ pub struct EventLoop<E = Engine> {
     signals: Signals,
     secrets: Secrets,
     tls: Setup,
+    /// What the service manager has not been told yet.
+    report: Option<Averages>,
     /// The clock as this turn read it, or the last one.
     now: Instant,
 }
@@ -70,6 +75,7 @@ impl<E: Heart> EventLoop<E> {
             signals,
             secrets: Secrets::default(),
             tls: Setup::default(),
+            report: None,
             now: Instant::now(),
         })
     }
@@ -95,16 +101,16 @@ impl<E: Heart> EventLoop<E> {
         &self.sockets.get_mut(conn).expect("it has a socket").stream
     }
 
-    /// Turns until the engine has come to its end, `on_signal` breaks, or the poller fails.
+    /// Turns until the engine has come to its end, `act` breaks, or the poller fails. What came
+    /// out of a turn is for `act`.
     pub fn run(
         &mut self,
-        mut on_signal: impl FnMut(&mut Self, Signal) -> ControlFlow<()>,
+        mut act: impl FnMut(&mut Self, Flow) -> ControlFlow<()>,
     ) -> io::Result<()> {
         self.now = Instant::now();
         while !self.engine.is_over() {
-            if let Flow::Signal(signal) = self.turn()?
-                && on_signal(self, signal).is_break()
-            {
+            let flow = self.turn()?;
+            if flow != Flow::Continue && act(self, flow).is_break() {
                 break;
             }
         }
@@ -124,7 +130,10 @@ impl<E: Heart> EventLoop<E> {
         while let Some(effect) = self.engine.next_effect() {
             self.perform(effect);
         }
-        Ok(self.signals.take().map_or(Flow::Continue, Flow::Signal))
+        if let Some(signal) = self.signals.take() {
+            return Ok(Flow::Signal(signal));
+        }
+        Ok(self.report.take().map_or(Flow::Continue, Flow::Report))
     }
 
     fn wait_for_events(&mut self) -> io::Result<()> {
@@ -210,6 +219,7 @@ impl<E: Heart> EventLoop<E> {
                 }
             }
             Effect::StartTls { conn, handshake } => self.start_tls(conn, handshake),
+            Effect::Report(averages) => self.report = Some(averages),
             Effect::Close { conn } => {
                 // Dropping the socket takes it out of the poller, too.
                 if let Some(socket) = self.sockets.remove(conn) {

@@ -1,8 +1,8 @@
-//! Work that may block or take long, on one side thread: looking up host names, making keys of
-//! passwords.
+//! Work that may block or take long, on side threads: one looks up host names, one makes keys of
+//! passwords. A name server that does not answer holds up no login, and a storm of logins no name.
 //!
-//! Jobs go there over a bounded queue, answers come back over another, and a waker ends the sleep
-//! of the loop. The thread starts with the first job: who names servers by address has none.
+//! Jobs go there over bounded queues, answers come back over another, and a waker ends the sleep
+//! of the loop. A thread starts with its first job: who names servers by address has none.
 
 use super::heart::Heart;
 use super::token::Token;
@@ -16,23 +16,61 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
 use std::time::Instant;
 
-/// So many jobs may wait.
-const MAX_JOBS: usize = 4096;
+/// So many names may wait to be looked up.
+const MAX_NAMES: usize = 256;
+/// So many keys may wait to be made: some seconds of work.
+const MAX_KEYS: usize = 4096;
 
-enum Job {
-    Resolve { server: ServerKey, host: String },
-    Derive { conn: Conn, derivation: Derivation },
+/// Something that a side thread does.
+trait Job: Send + 'static {
+    /// Does it, however long that takes.
+    fn run(self) -> Input;
 }
 
-struct Thread {
-    jobs: SyncSender<Job>,
-    answers: Receiver<Input>,
+struct Name {
+    server: ServerKey,
+    host: String,
 }
 
-/// Our end of the side thread.
-pub struct Helper {
+impl Job for Name {
+    fn run(self) -> Input {
+        Input::Resolved { server: self.server, addresses: addresses_of(&self.host) }
+    }
+}
+
+struct Key {
+    conn: Conn,
+    derivation: Derivation,
+}
+
+impl Job for Key {
+    fn run(self) -> Input {
+        let Key { conn, derivation } = self;
+        let salted = Some(derivation.run());
+        Input::Derived { conn, derivation, salted }
+    }
+}
+
+/// Our end of one side thread.
+struct Lane<J> {
+    /// The thread's name, and what waits for it.
+    name: &'static str,
+    limit: usize,
+    jobs: Option<SyncSender<J>>,
+}
+
+/// Where all answers arrive.
+struct Replies {
     waker: Arc<Waker>,
-    thread: Option<Thread>,
+    there: Sender<Input>,
+    here: Receiver<Input>,
+}
+
+/// Our end of the side threads.
+pub struct Helper {
+    replies: Replies,
+    names: Lane<Name>,
+    keys: Lane<Key>,
     has_answers: bool,
 }
 
@@ -40,40 +78,25 @@ impl Helper {
     /// Nothing runs yet.
     pub fn new(registry: &Registry) -> io::Result<Self> {
         let waker = Arc::new(Waker::new(registry, Token::Waker.into())?);
-        Ok(Self { waker, thread: None, has_answers: false })
+        let (there, here) = channel();
+        Ok(Self {
+            replies: Replies { waker, there, here },
+            names: Lane { name: "names", limit: MAX_NAMES, jobs: None },
+            keys: Lane { name: "keys", limit: MAX_KEYS, jobs: None },
+            has_answers: false,
+        })
     }
 
     /// Asks for the addresses of a host; false if that is not possible now, which is logged.
     #[must_use]
     pub fn resolve(&mut self, server: ServerKey, host: String) -> bool {
-        self.submit(Job::Resolve { server, host }, "host names to look up").is_ok()
+        self.names.submit(Name { server, host }, &self.replies).is_ok()
     }
 
     /// Asks for a key; gives the question back if that is not possible now, which is logged.
     pub fn derive(&mut self, conn: Conn, derivation: Derivation) -> Result<(), Derivation> {
-        match self.submit(Job::Derive { conn, derivation }, "passwords to digest") {
-            Err(Job::Derive { derivation, .. }) => Err(derivation),
-            Ok(()) | Err(Job::Resolve { .. }) => Ok(()),
-        }
-    }
-
-    fn submit(&mut self, job: Job, what: &str) -> Result<(), Job> {
-        let thread = match self.thread.take().map_or_else(|| self.start(), Ok) {
-            Ok(thread) => self.thread.insert(thread),
-            Err(error) => {
-                log::error!(
-                    "could not start the helper thread: {}",
-                    crate::sys::error_text(&error)
-                );
-                return Err(job);
-            }
-        };
-        thread.jobs.try_send(job).map_err(|error| {
-            log::warn!("too many {what} at once, {MAX_JOBS} jobs are waiting");
-            match error {
-                TrySendError::Full(job) | TrySendError::Disconnected(job) => job,
-            }
-        })
+        let submitted = self.keys.submit(Key { conn, derivation }, &self.replies);
+        submitted.map_err(|key| key.derivation)
     }
 
     /// The waker's event came.
@@ -86,36 +109,44 @@ impl Helper {
         if !std::mem::take(&mut self.has_answers) {
             return;
         }
-        let answers = self.thread.iter().flat_map(|thread| thread.answers.try_iter());
-        for answer in answers {
+        for answer in self.replies.here.try_iter() {
             engine.handle(answer, now);
         }
     }
+}
 
-    fn start(&self) -> io::Result<Thread> {
-        let (jobs, jobs_there) = sync_channel(MAX_JOBS);
-        let (answers_there, answers) = channel();
-        let waker = Arc::clone(&self.waker);
+impl<J: Job> Lane<J> {
+    fn submit(&mut self, job: J, replies: &Replies) -> Result<(), J> {
+        let jobs = match self.jobs.take().map_or_else(|| self.start(replies), Ok) {
+            Ok(jobs) => self.jobs.insert(jobs),
+            Err(error) => {
+                let (name, why) = (self.name, crate::sys::error_text(&error));
+                log::error!("could not start the helper thread for {name}: {why}");
+                return Err(job);
+            }
+        };
+        jobs.try_send(job).map_err(|error| {
+            log::warn!("too many {} at once, {} are waiting", self.name, self.limit);
+            match error {
+                TrySendError::Full(job) | TrySendError::Disconnected(job) => job,
+            }
+        })
+    }
+
+    fn start(&self, replies: &Replies) -> io::Result<SyncSender<J>> {
+        let (jobs, jobs_there) = sync_channel(self.limit);
+        let (answers, waker) = (replies.there.clone(), Arc::clone(&replies.waker));
         std::thread::Builder::new()
-            .name("helper".to_string())
-            .spawn(move || work(&jobs_there, &answers_there, &waker))?;
-        Ok(Thread { jobs, answers })
+            .name(self.name.to_string())
+            .spawn(move || work(&jobs_there, &answers, &waker))?;
+        Ok(jobs)
     }
 }
 
-/// The side thread's life: ends when the loop has gone.
-fn work(jobs: &Receiver<Job>, answers: &Sender<Input>, waker: &Waker) {
+/// A side thread's life: ends when the loop has gone.
+fn work<J: Job>(jobs: &Receiver<J>, answers: &Sender<Input>, waker: &Waker) {
     for job in jobs {
-        let answer = match job {
-            Job::Resolve { server, host } => {
-                Input::Resolved { server, addresses: addresses_of(&host) }
-            }
-            Job::Derive { conn, derivation } => {
-                let salted = Some(derivation.run());
-                Input::Derived { conn, derivation, salted }
-            }
-        };
-        if answers.send(answer).is_err() || waker.wake().is_err() {
+        if answers.send(job.run()).is_err() || waker.wake().is_err() {
             return;
         }
     }
@@ -140,21 +171,32 @@ fn addresses_of(host: &str) -> Vec<IpAddr> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::keys::Key;
+    use crate::keys::Key as _;
 
     #[test]
-    fn a_full_queue_refuses() {
+    fn a_full_queue_refuses_and_leaves_the_other_one_alone() {
         let poll = mio::Poll::new().unwrap();
         let mut helper = Helper::new(poll.registry()).unwrap();
         // A side thread that is busy with something else.
-        let (jobs, _jobs_there) = sync_channel(MAX_JOBS);
-        let (_answers_there, answers) = channel();
-        helper.thread = Some(Thread { jobs, answers });
+        let (jobs, _jobs_there) = sync_channel(MAX_NAMES);
+        helper.names.jobs = Some(jobs);
         let server = ServerKey::new(0, 1);
-        for _ in 0..MAX_JOBS {
+        for _ in 0..MAX_NAMES {
             assert!(helper.resolve(server, "localhost".to_string()));
         }
         assert!(!helper.resolve(server, "localhost".to_string()));
+        let derivation = Derivation::new(b"secret", b"salt", 2);
+        helper.derive(Conn::Server(server), derivation.clone()).unwrap();
+        let answer = helper.replies.here.recv().unwrap();
+        let Input::Derived { salted: Some(salted), .. } = answer else {
+            panic!("a key, not {answer:?}");
+        };
+        assert_eq!(salted, derivation.run());
+        let (jobs, _jobs_there) = sync_channel(1);
+        helper.keys.jobs = Some(jobs);
+        assert_eq!(helper.derive(Conn::Server(server), derivation.clone()), Ok(()));
+        let refused = helper.derive(Conn::Server(server), derivation.clone());
+        assert_eq!(refused, Err(derivation));
     }
 
     #[test]

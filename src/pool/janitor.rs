@@ -50,11 +50,23 @@ impl House {
             if !due.is_over(client.connected_at, settings.client_login_timeout, now) {
                 break;
             }
-            due.clients.push((key, Reason::CLIENT_LOGIN_TIMEOUT));
+            // The authentication database has never been there.
+            let is_down = match client.state {
+                client::State::AwaitingAccount { pool, .. } => {
+                    self.pools.get(pool).is_some_and(|pool| pool.welcome.is_none())
+                }
+                _ => false,
+            };
+            let reason = match is_down {
+                true => Reason::CLIENT_LOGIN_TIMEOUT_SERVER_DOWN,
+                false => Reason::CLIENT_LOGIN_TIMEOUT,
+            };
+            due.clients.push((key, reason));
             next = client.hook.next;
         }
         for (key, pool) in self.pools.iter() {
             self.due_waiting(pool, settings, now, &mut due);
+            self.due_askers(pool, settings, now, &mut due);
             self.due_cancels(pool, settings, now, &mut due);
             self.due_logins(pool, settings, now, &mut due);
             self.due_retry(key, pool, settings, now, &mut due);
@@ -81,6 +93,19 @@ impl House {
                 // Those behind came later, and all are logged in once the welcome is known.
                 break;
             }
+        }
+    }
+
+    fn due_askers(&self, pool: &Pool, settings: &Settings, now: Instant, due: &mut Due) {
+        for key in &pool.askers {
+            let state = self.clients.get(*key).map(|client| &client.state);
+            let Some(client::State::AwaitingAccount { since, .. }) = state else {
+                continue;
+            };
+            if !due.is_over(*since, pool.wait_limit(settings), now) {
+                break;
+            }
+            due.clients.push((*key, Reason::QUERY_WAIT_TIMEOUT));
         }
     }
 
@@ -115,7 +140,7 @@ impl House {
         now: Instant,
         due: &mut Due,
     ) {
-        if pool.waiting.is_empty() {
+        if !pool.has_waiting() {
             return;
         }
         match pool.retry_at(settings) {

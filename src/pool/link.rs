@@ -3,7 +3,7 @@
 
 use crate::config::settings::Settings;
 use crate::config::values::PoolMode;
-use crate::keys::{ClientKey, ServerKey};
+use crate::keys::{ClientKey, PoolKey, ServerKey};
 use crate::pool::House;
 use crate::pool::queues::{End, ServerStanding};
 use crate::session::client;
@@ -61,12 +61,8 @@ impl House {
             self.set_client_state(client, client::State::Waiting { since: now });
             return Acquired::Queued;
         };
-        let candidate = self.servers.get(server).expect("who is queued is there");
-        if candidate.close_needed {
-            return Acquired::Stale(server, Reason::OBSOLETE);
-        }
-        if !candidate.is_done() {
-            return Acquired::Stale(server, Reason::IDLE_GOT_DIRTY);
+        if let Some(reason) = self.why_stale(server) {
+            return Acquired::Stale(server, reason);
         }
         match self.link(client, server) {
             Ok(()) => Acquired::Linked(server),
@@ -74,10 +70,27 @@ impl House {
         }
     }
 
+    /// The idle server whose turn it is.
+    pub fn first_idle(&self, pool: PoolKey) -> Option<ServerKey> {
+        self.pools.get(pool)?.servers.of(ServerStanding::Idle).first()
+    }
+
+    /// Why an idle server cannot serve any more; `None`: it can.
+    pub fn why_stale(&self, server: ServerKey) -> Option<Reason> {
+        let candidate = self.servers.get(server).expect("who is queued is there");
+        if candidate.close_needed {
+            Some(Reason::OBSOLETE)
+        } else if !candidate.is_done() {
+            Some(Reason::IDLE_GOT_DIRTY)
+        } else {
+            None
+        }
+    }
+
     /// Links the two, and has the server catch up with the client's parameters: what it lacks is
     /// written ahead of the client's first message.
     pub fn link(&mut self, client_key: ClientKey, server_key: ServerKey) -> Result<(), Reason> {
-        let House { clients, servers, values, tracked, rings, .. } = self;
+        let House { clients, servers, pools, values, tracked, rings, .. } = self;
         let (Some(client), Some(server)) =
             (clients.get_mut(client_key), servers.get_mut(server_key))
         else {
@@ -86,6 +99,7 @@ impl House {
         assert!(client.egress.first_run().is_none(), "a new link begins without runs");
         assert!(!client.egress.has_kept(), "who has not taken its last reply gets no server");
         assert!(server.is_done(), "only a server that owes nothing is handed out");
+        server.has_served = true;
         let (wanted, present) = (&client.parameters, &server.parameters);
         let caught_up =
             params::catch_up(wanted, present, (tracked, values), (&mut server.egress, rings))
@@ -95,6 +109,8 @@ impl House {
             server.activity = Activity::Busy;
         }
         let active = client::State::Active { server: server_key, copying_in: false };
+        let pool = servers.get(server_key).and_then(|server| pools.get_mut(server.pool));
+        pool.expect("a server's pool outlives it").stats.total.assignments += 1;
         self.set_client_state(client_key, active);
         self.set_server_state(server_key, server::State::Active { client: client_key }, End::Back);
         Ok(())

@@ -3,7 +3,7 @@
 //! The [`House`] holds all clients, servers and pools. [`queues`] is the one place that moves a
 //! connection from one state to another, [`link`] brings a client and a server together and takes
 //! them apart, [`sizing`] decides when to open another server, [`cancel`] pairs CancelRequests
-//! with their targets, [`janitor`] finds whose time is up. [`mode`] is what the operator has
+//! with their targets, [`janitor`] finds whose time is up, [`stats`] counts. [`mode`] is what the operator has
 //! ordered for all of it.
 
 pub mod cancel;
@@ -12,6 +12,7 @@ pub mod link;
 pub mod mode;
 pub mod queues;
 pub mod sizing;
+pub mod stats;
 
 use crate::auth::digest::KEY_BYTES;
 use crate::config::entries::Database;
@@ -25,7 +26,8 @@ use crate::session::prepared::Statements;
 use crate::session::server::{Server, ServerAddress};
 use mode::Mode;
 use queues::{Queue, ServerQueues};
-use std::collections::HashMap;
+use stats::{Periods, Stats};
+use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -51,6 +53,10 @@ pub struct House {
     pub statements: Statements,
     /// Clients that are closed at the end of the turn.
     pub closing_clients: usize,
+    /// Over which times averages go.
+    pub periods: Periods,
+    /// What was done on the console.
+    pub console_stats: Stats,
     by_name: HashMap<(String, String), PoolKey>,
 }
 
@@ -69,6 +75,9 @@ pub struct Pool {
     pub servers: ServerQueues,
     /// Clients that wait for a server, or for the welcome; longest first.
     pub waiting: Queue<ClientKey>,
+    /// Clients of any database that wait for a server of this pool to tell who they are; longest
+    /// first.
+    pub askers: VecDeque<ClientKey>,
     /// Cancel requests that have not been sent yet.
     pub cancels: Queue<ClientKey>,
     /// Clients that are logged in and do not wait.
@@ -79,6 +88,8 @@ pub struct Pool {
     pub attempts: Attempts,
     /// What its clients have brought to log in to servers with.
     pub learned: Learned,
+    /// What it has done.
+    pub stats: Stats,
 }
 
 /// What clients have brought that proved who they are, and their servers accept as well.
@@ -120,7 +131,7 @@ pub struct Attempts {
 
 impl House {
     /// An empty house.
-    pub fn new(ring_bytes: usize, tracked: Tracked) -> Self {
+    pub fn new(ring_bytes: usize, tracked: Tracked, periods: Periods) -> Self {
         Self {
             mode: Mode::default(),
             clients: Keyed::default(),
@@ -132,13 +143,19 @@ impl House {
             tracked,
             statements: Statements::default(),
             closing_clients: 0,
+            periods,
+            console_stats: Stats::default(),
             by_name: HashMap::new(),
         }
     }
 
     /// The pool of this database and user; a new one if nobody asked for it yet.
     pub fn pool(&mut self, database: &Database, login: &str, config: &Config) -> PoolKey {
-        let user = database.user.as_deref().unwrap_or(login);
+        self.pool_as(database, database.user.as_deref().unwrap_or(login), config)
+    }
+
+    /// The pool of this database and this very user, whomever the database's entry forces.
+    pub fn pool_as(&mut self, database: &Database, user: &str, config: &Config) -> PoolKey {
         let name = (database.name.clone(), user.to_string());
         if let Some(key) = self.by_name.get(&name) {
             return *key;
@@ -150,11 +167,13 @@ impl House {
             size: None,
             servers: ServerQueues::default(),
             waiting: Queue::default(),
+            askers: VecDeque::new(),
             cancels: Queue::default(),
             active_clients: 0,
             welcome: None,
             attempts: Attempts::default(),
             learned: Learned::default(),
+            stats: Stats::default(),
         };
         pool.configure(config);
         let key = self.pools.insert(pool);
@@ -183,8 +202,7 @@ impl House {
 
     /// Whether waiting clients are a reason to open another server for this pool now.
     pub fn wants_server(&self, pool: PoolKey, settings: &Settings, now: Instant) -> bool {
-        let waits = |pool: &Pool| !pool.waiting.is_empty();
-        self.may_open(pool, settings, now) && self.pools.get(pool).is_some_and(waits)
+        self.may_open(pool, settings, now) && self.pools.get(pool).is_some_and(Pool::has_waiting)
     }
 
     /// Whether another server may be opened for this pool now.
@@ -269,6 +287,11 @@ impl Pool {
             .or(self.database.pool_size)
             .unwrap_or(settings.default_pool_size);
         self.size = usize::try_from(size).ok().filter(|size| *size > 0);
+    }
+
+    /// Whether anybody waits for a server.
+    pub fn has_waiting(&self) -> bool {
+        !self.waiting.is_empty() || !self.askers.is_empty()
     }
 
     /// How long a client may wait for a server; zero: as long as it likes.

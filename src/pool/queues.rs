@@ -196,9 +196,9 @@ pub fn server_standing(state: &server::State) -> Option<ServerStanding> {
         | server::State::StartingTls(server::Purpose::Serve)
         | server::State::LoggingIn(_) => Some(ServerStanding::Login),
         server::State::Idle { .. } => Some(ServerStanding::Idle),
-        server::State::Active { .. } | server::State::Unlinked { .. } => {
-            Some(ServerStanding::Active)
-        }
+        server::State::Active { .. }
+        | server::State::Asking { .. }
+        | server::State::Unlinked { .. } => Some(ServerStanding::Active),
         server::State::Resetting => Some(ServerStanding::Tested),
         server::State::HeldForCancel => Some(ServerStanding::Held),
         server::State::Connecting(server::Purpose::Cancel { .. })
@@ -227,7 +227,9 @@ pub enum ClientStanding {
 /// See [`ClientStanding`].
 pub fn client_standing(state: &client::State) -> ClientStanding {
     match state {
-        client::State::LoggingIn => ClientStanding::LoggingIn,
+        client::State::LoggingIn | client::State::AwaitingAccount { .. } => {
+            ClientStanding::LoggingIn
+        }
         client::State::Idle | client::State::Active { .. } => ClientStanding::Active,
         client::State::AwaitingWelcome { .. } | client::State::Waiting { .. } => {
             ClientStanding::Waiting

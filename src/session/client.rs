@@ -1,6 +1,7 @@
 //! A client: what it is doing, and what its next message asks for.
 
 use crate::keys::{ClientKey, PoolKey, ServerKey};
+use crate::session::client_login::Pending;
 use crate::session::egress::Egress;
 use crate::session::farewell::Reason;
 use crate::session::inbox::Inbox;
@@ -14,9 +15,19 @@ use std::time::Instant;
 /// What a client is doing. Each value makes sense in its state alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
-    /// Connected; has not said yet, or not proven, who it is. Leaves to `AwaitingWelcome`, `Idle`,
-    /// `AwaitingCancel`, `Closing`.
+    /// Connected; has not said yet, or not proven, who it is. Leaves to `AwaitingAccount`,
+    /// `AwaitingWelcome`, `Idle`, `AwaitingCancel`, `Closing`.
     LoggingIn,
+    /// Has said who it is, and a database is being asked about that (`auth_query`). Not read.
+    /// Leaves to `LoggingIn`, `Closing`.
+    AwaitingAccount {
+        /// The pool through which we ask.
+        pool: PoolKey,
+        /// The server that was asked; `None`: it waits for its turn.
+        server: Option<ServerKey>,
+        /// Since when.
+        since: Instant,
+    },
     /// May log in, but its pool has no server yet from which to learn the welcome. Queued, not
     /// read. Leaves to `Idle`, `Closing`.
     AwaitingWelcome {
@@ -87,6 +98,8 @@ pub struct Client {
     pub parameters_proven: bool,
     /// The prepared statements that it has named.
     pub statements: Option<Box<ClientStatements>>,
+    /// Its login, while that waits for something.
+    pub login: Option<Box<Pending>>,
     /// Its pool, once its database and user are known.
     pub pool: Option<PoolKey>,
     /// Its login name, once known.
@@ -99,6 +112,11 @@ pub struct Client {
     pub secret: [u8; 8],
     /// When it was accepted.
     pub connected_at: Instant,
+    /// When the query began that is not answered yet: with its first message, before a server was
+    /// found.
+    pub query_since: Option<Instant>,
+    /// When the transaction began that is not over yet.
+    pub transaction_since: Option<Instant>,
     /// Its place among those that wait.
     pub hook: Hook<ClientKey>,
     /// Whether it is on the list of connections with work to do.
@@ -115,12 +133,15 @@ impl Client {
             parameters,
             parameters_proven: false,
             statements: None,
+            login: None,
             pool: None,
             user: None,
             from,
             line: Line::Plain,
             secret,
             connected_at: now,
+            query_since: None,
+            transaction_since: None,
             hook: Hook::default(),
             is_runnable: false,
         }
@@ -140,7 +161,8 @@ impl Client {
             // During a handshake what comes in is the shell's business.
             State::LoggingIn => !self.line.is_starting(),
             State::Idle | State::Active { .. } => true,
-            State::AwaitingWelcome { .. }
+            State::AwaitingAccount { .. }
+            | State::AwaitingWelcome { .. }
             | State::Waiting { .. }
             | State::AwaitingCancel { .. }
             | State::Cancelling { .. }

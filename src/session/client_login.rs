@@ -1,5 +1,6 @@
 //! Reads a client's Startup: what it asks for, or why it cannot be let in.
 
+use crate::config::entries::Database;
 use crate::session::farewell::Reason;
 use crate::session::params::{APPLICATION_NAME, Parameters, Tracked, Values};
 use crate::wire::startup;
@@ -35,6 +36,17 @@ pub struct Startup {
     pub protocol_options: Vec<Vec<u8>>,
     /// Whether it wants to replicate.
     pub replication: Replication,
+}
+
+/// A login that has to wait before it can go on.
+#[derive(Debug)]
+pub struct Pending {
+    /// What the client asks for.
+    pub startup: Startup,
+    /// The entry it means; `None`: there is none, which only who has proven himself is told.
+    pub database: Option<Database>,
+    /// What is asked about its user.
+    pub query: String,
 }
 
 /// What reading a Startup depends on.

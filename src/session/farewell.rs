@@ -97,6 +97,8 @@ reasons! {
     TRUST_FAILED = Told("\"trust\" authentication failed");
     /// `auth_type` is `any` and the database has no forced user; and the like.
     CONFIG_ERROR = Told("bouncer config error");
+    /// `auth_query` knows nobody of this name.
+    NO_SUCH_USER = Told("no such user");
     /// Login took too long.
     CLIENT_LOGIN_TIMEOUT = Told("client_login_timeout");
     /// Login took too long because no server could be reached.
@@ -163,6 +165,8 @@ reasons! {
     DATA_AFTER_SSL_ANSWER = Told("received unencrypted data after SSL response");
     /// TLS with servers cannot be set up.
     SSL_SETUP_FAILED = Told("sslreq processing failed");
+    /// The question about a user does not fit.
+    AUTH_QUERY_UNSENT = Told("unable to send auth_query");
     /// The Startup to the server does not fit.
     STARTUP_FAILED = Told("startup pkt failed");
     /// No connection.

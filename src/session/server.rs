@@ -1,5 +1,6 @@
 //! A connection to PostgreSQL: what it is doing, and what its next message means.
 
+use crate::auth::lookup::Asked;
 use crate::keys::{ClientKey, PoolKey, ServerKey};
 use crate::session::client::Hook;
 use crate::session::egress::Egress;
@@ -29,7 +30,7 @@ pub enum State {
     StartingTls(Purpose),
     /// Our login is under way. Leaves to `Idle`, `Closing`.
     LoggingIn(Box<ServerLogin>),
-    /// Free. Leaves to `Active`, `Closing`.
+    /// Free. Leaves to `Active`, `Asking`, `Closing`.
     Idle {
         /// Since when.
         since: Instant,
@@ -38,6 +39,13 @@ pub enum State {
     Active {
         /// Which one.
         client: ClientKey,
+    },
+    /// Is asked about a user (`auth_query`). Leaves to `Unlinked`, `Closing`.
+    Asking {
+        /// Who waits for the answer. They are not linked: none of its bytes gets here.
+        client: ClientKey,
+        /// What was answered so far.
+        asked: Box<Asked>,
     },
     /// Its client has just left, and whoever took them apart decides at once what comes next.
     /// Leaves to `Idle`, `Resetting`, `HeldForCancel`, `Closing`.
@@ -118,6 +126,9 @@ pub struct Server {
     pub cancel_key: Vec<u8>,
     /// How many CancelRequests for it are on their way.
     pub cancels_in_flight: u32,
+    /// Whether a client has worked with it since it was opened, or since it was told to forget
+    /// everything.
+    pub has_served: bool,
     /// To be closed as soon as it is free: what it was opened with holds no more.
     pub close_needed: bool,
     /// The host that it was chosen for, as configured; none for Unix sockets.
@@ -148,6 +159,7 @@ impl Server {
             activity: Activity::Busy,
             cancel_key: Vec::new(),
             cancels_in_flight: 0,
+            has_served: false,
             close_needed: false,
             host: None,
             line: Line::Plain,
@@ -162,6 +174,14 @@ impl Server {
     pub fn client(&self) -> Option<ClientKey> {
         match self.state {
             State::Active { client } => Some(client),
+            _ => None,
+        }
+    }
+
+    /// The client about which it is asked.
+    pub fn asker(&self) -> Option<ClientKey> {
+        match self.state {
+            State::Asking { client, .. } => Some(client),
             _ => None,
         }
     }

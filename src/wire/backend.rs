@@ -144,6 +144,14 @@ impl ErrorFields {
     }
 }
 
+impl ErrorFields {
+    /// `<severity>: <message>`, as other log lines show it.
+    pub fn with_colon(&self) -> String {
+        let or_unknown = |field: &Option<String>| field.clone().unwrap_or_else(|| "?".to_string());
+        format!("{}: {}", or_unknown(&self.severity), or_unknown(&self.message))
+    }
+}
+
 impl std::fmt::Display for ErrorFields {
     /// `<severity> <message>`, as log lines show a server's error.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -10,6 +10,7 @@
 #![allow(dead_code)] // Each test file uses its own part of the stage.
 #![allow(missing_docs)] // Names say it; rustdoc does not build tests.
 
+pub mod desk;
 pub mod fake;
 pub mod pooler;
 pub mod postgresql;

@@ -264,6 +264,7 @@ impl Shell {
                 let salted = Some(derivation.run());
                 self.engine.handle(Input::Derived { conn, derivation, salted }, self.now);
             }
+            Effect::Report(_) => {}
             Effect::Close { conn } => {
                 if let Some(socket) = self.socket_of.remove(&conn) {
                     if self.sockets[socket].worth_writing() {

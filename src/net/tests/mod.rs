@@ -6,7 +6,7 @@ mod limits;
 mod listeners;
 mod servers;
 
-use super::{EventLoop, Heart, Signal};
+use super::{EventLoop, Flow, Heart, Signal};
 use crate::config::settings::Settings;
 use echo::Echo;
 use std::net::{SocketAddr, TcpStream};
@@ -96,10 +96,13 @@ fn a_signal_ends_the_run() {
     assert!(killed.success());
     let mut seen = Vec::new();
     event_loop
-        .run(|_, signal| {
-            seen.push(signal);
-            if signal == Signal::User2 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        .run(|_, flow| {
+            seen.push(flow);
+            match flow {
+                Flow::Signal(Signal::User2) => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            }
         })
         .unwrap();
-    assert_eq!(seen, [Signal::User2]);
+    assert_eq!(seen, [Flow::Signal(Signal::User2)]);
 }
