@@ -96,6 +96,14 @@ impl Visit {
         body
     }
 
+    /// Whatever comes next, as it comes.
+    pub fn some_bytes(&mut self) -> Vec<u8> {
+        let mut bytes = vec![0; 4096];
+        let length = self.stream.read(&mut bytes).unwrap_or(0);
+        bytes.truncate(length);
+        bytes
+    }
+
     /// The pooler's next message; `None` when it has left.
     pub fn message(&mut self) -> Option<Message> {
         let mut head = [0; 5];
