@@ -18,6 +18,7 @@
 //! | [`session`] | one conversation: what a client or a server may say now |
 //! | [`pool`] | who works for whom |
 //! | [`engine`] | one function for each thing that can happen |
+//! | [`console`] | the admin database: what it is asked, what it shows and does |
 //! | [`tls`] | how bytes are protected on their way |
 //! | [`net`] | the turn of the loop, sockets, listeners, signals |
 //! | [`daemon`] | command line, log, pid file, start and end |
@@ -59,6 +60,7 @@
 
 pub mod auth;
 pub mod config;
+pub mod console;
 pub mod daemon;
 pub mod engine;
 pub mod keys;

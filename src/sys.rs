@@ -42,6 +42,14 @@ pub struct LocalTime {
     pub zone: String,
 }
 
+impl LocalTime {
+    /// `2026-01-31 23:59:59 CET`
+    pub fn to_seconds(&self) -> String {
+        let Self { year, month, day, hour, minute, second, zone, .. } = self;
+        format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} {zone}")
+    }
+}
+
 /// What local clocks say at this moment.
 pub fn local_time(at: SystemTime) -> LocalTime {
     static READ_ZONE: Once = Once::new();

@@ -79,6 +79,9 @@ impl World {
                     let salted = Some(derivation.run());
                     self.engine.handle(Input::Derived { conn, derivation, salted }, self.now);
                 }
+                Effect::Attend { .. } | Effect::CancelAttendance { .. } => {
+                    panic!("nobody is on the console")
+                }
                 Effect::Report(_) => {}
                 Effect::Close { conn } => {
                     let last = self.outgoing(conn);

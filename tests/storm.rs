@@ -384,6 +384,9 @@ impl Storm {
                 Effect::Resolve { .. } => panic!("addresses are literals"),
                 Effect::Derive { .. } => panic!("nobody has a password"),
                 Effect::StartTls { .. } => panic!("nobody asks for TLS"),
+                Effect::Attend { .. } | Effect::CancelAttendance { .. } => {
+                    panic!("nobody is on the console")
+                }
                 Effect::Report(_) => {}
                 Effect::Close { conn } => self.close(conn),
             }

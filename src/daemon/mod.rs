@@ -9,6 +9,7 @@ pub mod limits;
 pub mod line;
 pub mod logging;
 pub mod manager;
+pub mod orders;
 pub mod pidfile;
 pub mod privileges;
 pub mod service;

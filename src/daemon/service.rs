@@ -2,13 +2,13 @@
 
 use crate::auth::userlist::Userlist;
 use crate::config::Config;
-use crate::config::settings::Settings;
+use crate::config::settings::{self, Settings};
 use crate::config::tls::ServerTls;
 use crate::config::values::AuthType;
 use crate::daemon::cli::{self, Options, Request};
 use crate::daemon::manager::Manager;
 use crate::daemon::pidfile::{self, Pidfile};
-use crate::daemon::{background, check, limits, logging, privileges};
+use crate::daemon::{background, check, limits, logging, orders, privileges};
 use crate::engine::Engine;
 use crate::net::{EventLoop, Flow, Signal, bind, inherit};
 use crate::pool::mode::{Awaited, Mode};
@@ -129,6 +129,7 @@ fn serve(
             ControlFlow::Continue(())
         }
         Flow::Continue => ControlFlow::Continue(()),
+        Flow::Order(client, order) => orders::obey(event_loop, (client, order), options),
     });
     ended.or_else(|error| fatal(sys::error_text(&error)))?;
     if event_loop.engine.is_over() {
@@ -251,7 +252,7 @@ fn end(line: &str) -> ControlFlow<()> {
 }
 
 /// The Unix socket stays: it leads to the console, and tells the next process that we are here.
-fn shut_down(event_loop: &mut EventLoop, awaited: Awaited, now: Instant) {
+pub(super) fn shut_down(event_loop: &mut EventLoop, awaited: Awaited, now: Instant) {
     event_loop.listeners().close_tcp();
     event_loop.engine.shut_down(awaited, now);
 }
@@ -268,11 +269,14 @@ fn log_end(mode: Mode) {
     }
 }
 
-/// All or nothing: a configuration that cannot be read whole changes nothing.
-fn reload(event_loop: &mut EventLoop, options: &Options) {
+/// All or nothing: a configuration that cannot be read whole changes nothing. Of one that can, TLS
+/// may stay as it was. `false`: something did not change.
+pub(super) fn reload(event_loop: &mut EventLoop, options: &Options) -> bool {
     let running = event_loop.engine.config();
     let path = running.settings.conffile.clone().unwrap_or(options.config_file.clone());
-    match load(Path::new(&path)) {
+    let loaded = load(Path::new(&path));
+    let mut is_whole_load = loaded.is_ok();
+    match loaded {
         Ok(config) => {
             let (userlist, is_whole) = load_userlist(&config);
             // Half a list would lock out the others.
@@ -281,17 +285,10 @@ fn reload(event_loop: &mut EventLoop, options: &Options) {
                 log::warn!("keeping the users known so far");
             }
             logging::configure(&config.settings, options.verbosity);
-            // What cannot be spoken is not asked for: all else changes, TLS stays.
-            let tls = set_up_tls(&config.settings).inspect_err(|NotLoaded| {
+            event_loop.engine.reload(config, userlist, Instant::now());
+            if renew_tls(event_loop).is_err() {
                 log::error!("TLS configuration could not be reloaded, keeping old configuration");
-            });
-            let (clients, servers) =
-                (config.settings.client_tls_sslmode, ServerTls::new(&config.settings));
-            let now = Instant::now();
-            event_loop.engine.reload(config, userlist, now);
-            if let Ok(tls) = tls {
-                event_loop.set_tls(tls);
-                event_loop.engine.apply_tls(clients, servers, now);
+                is_whole_load = false;
             }
         }
         Err(NotLoaded) => log::warn!("config file loading failed"),
@@ -300,6 +297,41 @@ fn reload(event_loop: &mut EventLoop, options: &Options) {
     if let Err(error) = logging::set_logfile(&event_loop.engine.settings().logfile) {
         log::error!("{error}; keeping the old one");
     }
+    is_whole_load
+}
+
+/// TLS as the settings say it now. If that cannot be set up, it stays as it was.
+pub(super) fn renew_tls(event_loop: &mut EventLoop) -> Result<(), NotLoaded> {
+    let settings = event_loop.engine.settings();
+    let tls = set_up_tls(settings)?;
+    let (clients, servers) = (settings.client_tls_sslmode, ServerTls::new(settings));
+    event_loop.set_tls(tls);
+    event_loop.engine.apply_tls(clients, servers, Instant::now());
+    Ok(())
+}
+
+/// One setting changes: it is read and refused as in the file.
+pub(super) fn set(event_loop: &mut EventLoop, options: &Options, key: &str, value: &str) -> bool {
+    let Some(setting) = settings::find(key) else {
+        log::error!("unknown parameter: pgbouncer/{key}");
+        return false;
+    };
+    if !setting.changeable {
+        log::error!("{key} cannot change before the next start");
+        return false;
+    }
+    let mut config = event_loop.engine.config().clone();
+    if let Err(bad) = (setting.set)(&mut config.settings, value) {
+        bad.because.into_iter().for_each(|why| log::error!("{why}"));
+        return false;
+    }
+    if let Some(what) = unbuilt(&config.settings) {
+        log::error!("{what} is not built yet");
+        return false;
+    }
+    logging::configure(&config.settings, options.verbosity);
+    event_loop.engine.reload(config, None, Instant::now());
+    true
 }
 
 #[cfg(test)]

@@ -75,6 +75,7 @@ impl Engine {
     }
 
     fn check_clients(&self) {
+        assert_eq!(self.house.console_clients, self.count(None, ClientStanding::Console));
         let logging_in = self.house.logging_in.keys(&self.house.clients);
         assert_eq!(logging_in.len(), self.house.logging_in.len());
         assert_eq!(logging_in.len(), self.count(None, ClientStanding::LoggingIn));
@@ -102,7 +103,7 @@ impl Engine {
         assert_eq!(pool.active_clients, self.count(Some(key), ClientStanding::Active));
         assert_eq!(pool.cancels.len(), self.count(Some(key), ClientStanding::AwaitingCancel));
         let mode = self.house.mode;
-        if mode.is_paused() {
+        if mode.is_paused() || pool.is_paused {
             let free = [ServerStanding::Idle, ServerStanding::Login];
             let free: usize = free.map(|standing| pool.servers.count(standing)).iter().sum();
             assert_eq!(free, 0, "in a pause no server is free, nor about to be");

@@ -2,6 +2,7 @@
 
 use crate::config::values::PoolMode;
 use crate::engine::Engine;
+use crate::engine::io::Effect;
 use crate::engine::statements::{self, Tools, Trouble};
 use crate::engine::step::{Step, last_step};
 use crate::keys::{ClientKey, Conn, ServerKey};
@@ -27,6 +28,7 @@ impl Engine {
         client.inbox.filled(bytes);
         match client.state {
             State::LoggingIn => self.login_received(key, now),
+            State::Console { .. } => self.effects.push_back(Effect::Attend { client: key }),
             _ => self.client_goes_on(key, now),
         }
     }
@@ -139,6 +141,10 @@ impl Engine {
         };
         let was_held_back = client.egress.is_full() || client.egress.has_kept();
         client.egress.sent(bytes, rings);
+        if let State::Console { .. } = client.state {
+            self.effects.push_back(Effect::Attend { client: key });
+            return;
+        }
         let Some(server_key) = client.server() else {
             // What a former server left is gone: if there is a next message, its time has come.
             let has_more = client.inbox.unjudged() > 0 || statements::has_collected(client);

@@ -12,7 +12,7 @@
 
 use crate::auth::derivation::{Derivation, SaltedPassword};
 use crate::config::tls::ServerTls;
-use crate::keys::{Conn, ServerKey};
+use crate::keys::{ClientKey, Conn, ServerKey};
 use crate::pool::stats::Averages;
 use crate::session::line::Secured;
 use std::net::{IpAddr, SocketAddr};
@@ -130,6 +130,17 @@ pub enum Effect {
         conn: Conn,
         /// Of what.
         derivation: Derivation,
+    },
+    /// A client of the admin console has something for the console: a message, room for the rest
+    /// of a reply. The console stands above the engine, so the shell brings them together.
+    Attend {
+        /// Who.
+        client: ClientKey,
+    },
+    /// Somebody asked to cancel what this client of the admin console waits for.
+    CancelAttendance {
+        /// Who waits.
+        client: ClientKey,
     },
     /// Tell the service manager how busy we are. What was done in the last `stats_period`.
     Report(Averages),

@@ -5,6 +5,7 @@ use crate::config::CONSOLE;
 use crate::config::entries::Database;
 use crate::config::values::AuthType;
 use crate::engine::Engine;
+use crate::engine::io::Effect;
 use crate::keys::{ClientKey, Conn, PoolKey};
 use crate::pool::{House, client_address};
 use crate::session::client::{Client, ClientAddress, State};
@@ -55,8 +56,10 @@ impl Engine {
         if let Some(client) = clients.get_mut(key) {
             client.inbox.tidy(None, rings);
             // A client may send its first query together with its Startup.
-            if client.state == State::Idle {
-                self.client_goes_on(key, now);
+            match client.state {
+                State::Idle => self.client_goes_on(key, now),
+                State::Console { .. } => self.effects.push_back(Effect::Attend { client: key }),
+                _ => {}
             }
         }
     }
@@ -104,6 +107,10 @@ impl Engine {
         let body = client.inbox.copy(startup::HEADER_BYTES as usize, bytes);
         client.inbox.skip(bytes);
         let secret: [u8; 8] = body.try_into().map_err(|_| Reason::BAD_CANCEL_REQUEST)?;
+        if let Some(client) = self.house.on_console_with(secret) {
+            self.effects.push_back(Effect::CancelAttendance { client });
+            return Err(Reason::CANCEL_FOR_CONSOLE);
+        }
         let (target, pool) = self.house.cancel_target(secret)?;
         if let Some(client) = self.house.clients.get_mut(key) {
             client.pool = Some(pool);
@@ -141,6 +148,9 @@ impl Engine {
             self.tell_client(key, |ring| emit::negotiate_protocol_version(ring, &options))
                 .map_err(|Full| Reason::WELCOME_FAILED)?;
         }
+        if startup.database == CONSOLE {
+            return self.on_console_startup(key, &startup);
+        }
         self.identify(key, startup, now)
     }
 
@@ -169,9 +179,6 @@ impl Engine {
         let (user, name) = (&startup.user, &startup.database);
         if let Some(client) = self.house.clients.get_mut(key) {
             client.user = Some(user.as_str().into());
-        }
-        if name == CONSOLE {
-            return Err(Reason::Told("the admin console is not built yet"));
         }
         let database = self.database(key, name);
         if user.len() > MAX_USER_BYTES {
@@ -235,18 +242,7 @@ impl Engine {
         if let Some(client) = self.house.clients.get_mut(key) {
             client.pool = pool;
         }
-        if self.config.settings.log_connections.is_on() {
-            let client = self.name_of(key);
-            let replication = match startup.replication {
-                Replication::No => "no",
-                Replication::Logical => "database",
-                Replication::Physical => "yes",
-            };
-            let tls = self.tls_text(key);
-            log::info!(
-                "{client} login attempt: db={name} user={user} tls={tls} replication={replication}"
-            );
-        }
+        self.log_login_attempt(key, name, &user, startup.replication);
         if !is_known {
             return Err(Reason::TRUST_FAILED);
         }
@@ -258,6 +254,27 @@ impl Engine {
             return Err(Reason::Told("replication connections are not built yet"));
         }
         self.let_in(key, pool, now)
+    }
+
+    pub(super) fn log_login_attempt(
+        &self,
+        key: ClientKey,
+        name: &str,
+        user: &str,
+        replication: Replication,
+    ) {
+        if self.config.settings.log_connections.is_on() {
+            let client = self.name_of(key);
+            let replication = match replication {
+                Replication::No => "no",
+                Replication::Logical => "database",
+                Replication::Physical => "yes",
+            };
+            let tls = self.tls_text(key);
+            log::info!(
+                "{client} login attempt: db={name} user={user} tls={tls} replication={replication}"
+            );
+        }
     }
 
     pub(super) fn name_of(&self, key: ClientKey) -> impl std::fmt::Display {
@@ -286,6 +303,10 @@ impl Engine {
     fn let_in(&mut self, key: ClientKey, pool: PoolKey, now: Instant) -> Result<(), Reason> {
         if self.house.mode.is_shutting_down() {
             return Err(Reason::POOLER_SHUTTING_DOWN);
+        }
+        let database = self.house.pools.get(pool).map(|pool| pool.database.name.as_str());
+        if let Some(name) = database.filter(|name| self.house.disabled_databases.contains(*name)) {
+            return Err(Reason::ToldOf(format!("database \"{name}\" is disabled")));
         }
         if let Some(pool) = self.house.pools.get_mut(pool) {
             pool.stats.total.client_logins += 1;

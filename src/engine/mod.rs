@@ -3,15 +3,18 @@
 //! tested in microseconds and replayed from a seed.
 //!
 //! [`io`] is its border. [`clients`] and [`servers`] have one function for each thing that can
-//! happen to one, [`statements`] what their prepared statements need; [`logins`] decides who is let in, [`openings`] opens servers, [`endings`] is
+//! happen to one, [`consoles`] what
+//! those on the admin console need, [`statements`] what their prepared statements need; [`logins`] decides who is let in, [`openings`] opens servers, [`endings`] is
 //! the one place where a conversation ends. [`tls`] starts TLS on
-//! either side. [`operate`] is what the operator does to the house,
+//! either side. [`operate`] is what the operator does to the house, [`databases`] to a part of it,
 //! [`check`] its laws.
 
 pub mod asking;
 pub mod check;
 pub mod clients;
+pub mod consoles;
 pub mod credentials;
+pub mod databases;
 pub mod endings;
 pub mod io;
 pub mod logins;
@@ -96,6 +99,11 @@ impl Engine {
     /// The configuration in force.
     pub fn config(&self) -> &Config {
         &self.config
+    }
+
+    /// Users and their secrets.
+    pub fn userlist(&self) -> &Userlist {
+        &self.userlist
     }
 
     /// Everybody who is in.

@@ -12,6 +12,17 @@ use crate::session::server::State;
 use std::collections::BTreeSet;
 use std::time::Instant;
 
+/// How a SHUTDOWN is meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum End {
+    /// Now, without a word to anybody.
+    AtOnce,
+    /// When the servers are free.
+    Servers,
+    /// When the clients have gone.
+    Clients,
+}
+
 impl Engine {
     /// Has everybody who needs a server wait, until [`Engine::resume`].
     pub fn pause(&mut self, now: Instant) {

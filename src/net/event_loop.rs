@@ -6,15 +6,17 @@ use super::heart::Heart;
 use super::helper::Helper;
 use super::listen::{Accepted, Listeners};
 use super::options::TcpOptions;
+use super::outside::Shell;
 use super::pump::{self, Pump};
 use super::readiness::Latches;
 use super::secrets::Secrets;
 use super::signals::{Signal, Signals};
 use super::sockets::Sockets;
 use super::token::Token;
+use crate::console::{Answer, Console, Moment, Order};
 use crate::engine::Engine;
 use crate::engine::io::{Effect, Handshake, Input, ServerAddress};
-use crate::keys::{Conn, ServerKey};
+use crate::keys::{ClientKey, Conn, ServerKey};
 use crate::pool::stats::Averages;
 use crate::sys::error_text;
 use crate::tls::{Session, Setup};
@@ -22,18 +24,20 @@ use crate::wire::startup;
 use mio::{Events, Poll};
 use std::io;
 use std::ops::ControlFlow;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// So many events are fetched at once.
 const MAX_EVENTS: usize = 1024;
 
 /// What came out of a turn, for the caller to act on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Flow {
     /// Nothing.
     Continue,
     /// The operator wants something. One at a time; the next turn brings the next.
     Signal(Signal),
+    /// Somebody on the console wants something that is beyond the engine; one at a time.
+    Order(ClientKey, Order),
     /// The service manager is to be told how busy we are.
     Report(Averages),
 }
@@ -42,6 +46,7 @@ pub enum Flow {
 pub struct EventLoop<E = Engine> {
     /// The heart; whoever holds the loop between two turns may speak to it.
     pub engine: E,
+    console: Console,
     poll: Poll,
     events: Events,
     sockets: Sockets,
@@ -66,6 +71,7 @@ impl<E: Heart> EventLoop<E> {
         let signals = Signals::new(poll.registry())?;
         Ok(Self {
             engine,
+            console: Console::default(),
             poll,
             events: Events::with_capacity(MAX_EVENTS),
             sockets: Sockets::default(),
@@ -127,13 +133,24 @@ impl<E: Heart> EventLoop<E> {
         self.helper.deliver(&mut self.engine, now);
         self.pump.run(&mut self.sockets, &mut self.engine, now); // a bounded share each
         self.engine.handle(Input::Tick, now);
-        while let Some(effect) = self.engine.next_effect() {
-            self.perform(effect);
+        self.perform_all();
+        if self.console.has_waiting() {
+            self.engine.settle(&mut self.console);
+            self.perform_all();
+        }
+        if let Some((client, order)) = self.console.next_order() {
+            return Ok(Flow::Order(client, order));
         }
         if let Some(signal) = self.signals.take() {
             return Ok(Flow::Signal(signal));
         }
         Ok(self.report.take().map_or(Flow::Continue, Flow::Report))
+    }
+
+    fn perform_all(&mut self) {
+        while let Some(effect) = self.engine.next_effect() {
+            self.perform(effect);
+        }
     }
 
     fn wait_for_events(&mut self) -> io::Result<()> {
@@ -153,6 +170,7 @@ impl<E: Heart> EventLoop<E> {
         let must_not_sleep = self.engine.has_runnable()
             || self.pump.has_postponed()
             || self.listeners.has_work()
+            || self.console.has_orders()
             || self.signals.is_pending();
         if must_not_sleep {
             return Some(Duration::ZERO);
@@ -219,8 +237,19 @@ impl<E: Heart> EventLoop<E> {
                 }
             }
             Effect::StartTls { conn, handshake } => self.start_tls(conn, handshake),
+            Effect::Attend { client } => {
+                let at = Moment { now: self.now, wall: SystemTime::now() };
+                let outside = Shell { sockets: &self.sockets, listeners: &self.listeners };
+                self.engine.attend(&mut self.console, client, &outside, at);
+            }
+            Effect::CancelAttendance { client } => {
+                self.engine.cancel_attendance(&mut self.console, client, self.now);
+            }
             Effect::Report(averages) => self.report = Some(averages),
             Effect::Close { conn } => {
+                if let Conn::Client(client) = conn {
+                    self.console.forget(client);
+                }
                 // Dropping the socket takes it out of the poller, too.
                 if let Some(socket) = self.sockets.remove(conn) {
                     pump::farewell(conn, socket, &self.engine);
@@ -276,5 +305,13 @@ impl<E: Heart> EventLoop<E> {
             Err(error) => Input::ConnectFailed { server, error: Some(error_text(&error)) },
         };
         self.engine.handle(input, self.now);
+    }
+}
+
+impl EventLoop<Engine> {
+    /// What came of an order from the console.
+    pub fn answer(&mut self, client: ClientKey, answer: Answer) {
+        self.console.answer(&mut self.engine, client, answer);
+        self.perform_all();
     }
 }

@@ -2,6 +2,7 @@
 //! that merely echoes. Dispatch is static: it costs nothing.
 
 use crate::config::settings::Settings;
+use crate::console::{Console, Moment, Outside};
 use crate::engine::Engine;
 use crate::engine::io::{ClientAddress, Effect, Input};
 use crate::keys::{ClientKey, Conn};
@@ -43,6 +44,18 @@ pub trait Heart {
     fn forget(&mut self, conn: Conn);
     /// The settings as they are now.
     fn settings(&self) -> &Settings;
+    /// A client of the console has something for it.
+    fn attend(
+        &mut self,
+        console: &mut Console,
+        client: ClientKey,
+        outside: &dyn Outside,
+        at: Moment,
+    );
+    /// Somebody cancels what a client of the console waits for.
+    fn cancel_attendance(&mut self, console: &mut Console, client: ClientKey, now: Instant);
+    /// Those who wait on the console may have what they wait for.
+    fn settle(&mut self, console: &mut Console);
     /// Whether there is nothing left to turn for.
     fn is_over(&self) -> bool;
 }
@@ -95,6 +108,21 @@ impl Heart for Engine {
     }
     fn settings(&self) -> &Settings {
         Engine::settings(self)
+    }
+    fn attend(
+        &mut self,
+        console: &mut Console,
+        client: ClientKey,
+        outside: &dyn Outside,
+        at: Moment,
+    ) {
+        console.attend(self, client, outside, at);
+    }
+    fn cancel_attendance(&mut self, console: &mut Console, client: ClientKey, now: Instant) {
+        console.cancel(self, client, now);
+    }
+    fn settle(&mut self, console: &mut Console) {
+        console.settle(self);
     }
     fn is_over(&self) -> bool {
         Engine::is_over(self)

@@ -6,6 +6,7 @@ use super::options::TcpOptions;
 use super::sockets::Stream;
 use super::token::Token;
 use crate::config::settings::Settings;
+use crate::console::ListenerFacts;
 use crate::engine::io::ClientAddress;
 use crate::sys;
 use crate::sys::error_text;
@@ -14,7 +15,7 @@ use mio::{Interest, Registry};
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -119,6 +120,20 @@ impl Listeners {
     /// The socket file stays when we go: somebody else may be using it by then.
     pub fn leave_files(&mut self) {
         self.leaves_files = true;
+    }
+
+    /// All of them, for the console.
+    pub fn facts(&self) -> Vec<ListenerFacts> {
+        let facts = |listener: &Listener| match &listener.door {
+            Door::Tcp { listener, .. } => ListenerFacts {
+                descriptor: listener.as_raw_fd(),
+                address: listener.local_addr().map(|at| at.ip().to_string()).unwrap_or_default(),
+            },
+            Door::Unix { listener, .. } => {
+                ListenerFacts { descriptor: listener.as_raw_fd(), address: "unix".to_owned() }
+            }
+        };
+        self.row.iter().flatten().map(facts).collect()
     }
 
     /// An event came.

@@ -8,6 +8,7 @@
 //!            secured: the same through TLS
 //!                ▲                        signals    the operator's wishes
 //!           event_loop: one turn after the other; inherit: sockets handed to us
+//!           outside: what the console asks of all this
 //! ```
 
 pub mod bind;
@@ -19,6 +20,7 @@ pub mod helper;
 pub mod inherit;
 pub mod listen;
 pub mod options;
+pub mod outside;
 pub mod pump;
 pub mod readiness;
 pub mod secrets;

@@ -13,7 +13,7 @@ use mio::{Interest, Registry};
 use socket2::SockRef;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::net::{Shutdown, SocketAddr};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 
 /// The socket of one connection.
 #[derive(Debug)]
@@ -57,6 +57,14 @@ impl Stream {
             (Ok(None), Ok(())) => Some(Ok(())),
             (Ok(None), Err(error)) if error.kind() == io::ErrorKind::NotConnected => None,
             (Ok(None), Err(error)) => Some(Err(error)),
+        }
+    }
+
+    /// Its number in this process.
+    pub fn descriptor(&self) -> i32 {
+        match self {
+            Stream::Tcp(stream) | Stream::Secured(stream) => stream.as_raw_fd(),
+            Stream::Unix(stream) => stream.as_raw_fd(),
         }
     }
 
@@ -250,6 +258,15 @@ impl Sockets {
         let socket = row.sockets.get_mut(slot)?.take_if(|socket| socket.serial == serial)?;
         let session = row.sessions.get_mut(slot).and_then(Option::take);
         Some((socket, session))
+    }
+
+    /// The socket of a connection, to look at.
+    pub fn get(&self, conn: Conn) -> Option<&Socket> {
+        let (row, slot, serial) = match conn {
+            Conn::Client(key) => (&self.clients, key.slot(), key.serial()),
+            Conn::Server(key) => (&self.servers, key.slot(), key.serial()),
+        };
+        row.sockets.get(slot as usize)?.as_ref().filter(|socket| socket.serial == serial)
     }
 
     fn row(&mut self, conn: Conn) -> (&mut Row, usize, u32) {

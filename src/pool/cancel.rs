@@ -30,6 +30,21 @@ impl House {
         Ok((server, target.pool))
     }
 
+    /// The client of the console that holds this key. All keys of the console are compared.
+    pub fn on_console_with(&self, secret: [u8; 8]) -> Option<ClientKey> {
+        if self.console_clients == 0 {
+            return None;
+        }
+        let mut found = None;
+        for (key, client) in self.clients.iter() {
+            let is_there = matches!(client.state, client::State::Console { .. });
+            if equal(&client.secret, &secret) & is_there {
+                found = Some(key);
+            }
+        }
+        found
+    }
+
     /// The first request of this pool that no connection is being opened for.
     pub fn next_cancel(&self, pool: PoolKey) -> Option<(ClientKey, ServerKey)> {
         let mut next = self.pools.get(pool)?.cancels.first();

@@ -47,7 +47,7 @@ impl House {
         let Some(pool) = pool.and_then(|pool| self.pools.get(pool)) else {
             return Acquired::Failing(Reason::CONFIG_ERROR);
         };
-        if self.mode.is_paused() {
+        if self.mode.is_paused() || pool.is_paused {
             if self.mode.refuses_work() {
                 return Acquired::Failing(Reason::SERVER_SHUTTING_DOWN);
             }
@@ -155,14 +155,15 @@ impl House {
     /// due once, right after the client has gone.
     pub fn after_work(&self, key: ServerKey, reset_due: bool, settings: &Settings) -> Released {
         let server = self.servers.get(key).expect("only a server that is there is released");
-        let mode = self.pools.get(server.pool).map(|pool| pool.mode);
+        let pool = self.pools.get(server.pool);
+        let mode = pool.map(|pool| pool.mode);
         let resets = mode == Some(PoolMode::Session) || settings.server_reset_query_always.is_on();
         if !server.is_done() {
             // It said something of its own accord, and that has not come in as a whole.
             Released::Close(Reason::IDLE_GOT_DIRTY)
         } else if server.close_needed || server.pipeline.is_uncertain() {
             Released::Close(Reason::CLOSE_NEEDED)
-        } else if self.mode.is_paused() {
+        } else if self.mode.is_paused() || pool.is_some_and(|pool| pool.is_paused) {
             Released::Close(Reason::PAUSE_MODE)
         } else if server.cancels_in_flight > 0 {
             Released::Held

@@ -17,7 +17,7 @@ pub mod stats;
 use crate::auth::digest::KEY_BYTES;
 use crate::config::entries::Database;
 use crate::config::values::{PoolMode, Secret};
-use crate::config::{Config, settings::Settings};
+use crate::config::{CONSOLE, Config, settings::Settings};
 use crate::keys::{ClientKey, Conn, Keyed, PoolKey, ServerKey};
 use crate::ring::Rings;
 use crate::session::client::{Client, ClientAddress};
@@ -27,7 +27,7 @@ use crate::session::server::{Server, ServerAddress};
 use mode::Mode;
 use queues::{Queue, ServerQueues};
 use stats::{Periods, Stats};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fmt;
 use std::time::{Duration, Instant};
 
@@ -53,6 +53,12 @@ pub struct House {
     pub statements: Statements,
     /// Clients that are closed at the end of the turn.
     pub closing_clients: usize,
+    /// Databases that the operator has paused by name.
+    pub paused_databases: BTreeSet<String>,
+    /// Databases that nobody new is let into.
+    pub disabled_databases: BTreeSet<String>,
+    /// Clients on the admin console.
+    pub console_clients: usize,
     /// Over which times averages go.
     pub periods: Periods,
     /// What was done on the console.
@@ -69,6 +75,8 @@ pub struct Pool {
     pub user: String,
     /// When a server goes back.
     pub mode: PoolMode,
+    /// Whether its database is paused; changed together with `House::paused_databases`.
+    pub is_paused: bool,
     /// How many servers at most; `None`: no limit.
     pub size: Option<usize>,
     /// Its servers, by what they are doing.
@@ -143,6 +151,9 @@ impl House {
             tracked,
             statements: Statements::default(),
             closing_clients: 0,
+            paused_databases: BTreeSet::new(),
+            disabled_databases: BTreeSet::new(),
+            console_clients: 0,
             periods,
             console_stats: Stats::default(),
             by_name: HashMap::new(),
@@ -164,6 +175,7 @@ impl House {
             database: database.clone(),
             user: user.to_string(),
             mode: PoolMode::Session,
+            is_paused: self.paused_databases.contains(&database.name),
             size: None,
             servers: ServerQueues::default(),
             waiting: Queue::default(),
@@ -207,7 +219,7 @@ impl House {
 
     /// Whether another server may be opened for this pool now.
     pub fn may_open(&self, pool: PoolKey, settings: &Settings, now: Instant) -> bool {
-        let may = |pool: &Pool| pool.may_open(settings, now);
+        let may = |pool: &Pool| !pool.is_paused && pool.may_open(settings, now);
         !self.mode.is_paused() && self.pools.get(pool).is_some_and(may)
     }
 
@@ -240,7 +252,9 @@ impl House {
     pub fn client_name(&self, key: ClientKey, settings: &Settings) -> impl fmt::Display {
         let client = self.clients.get(key);
         let pool = client.and_then(|client| self.pools.get(client.pool?));
-        let database = pool.map_or("(nodb)", |pool| &pool.database.name);
+        let on_console = client.is_some_and(|client| client.on_console);
+        let nowhere = if on_console { CONSOLE } else { "(nodb)" };
+        let database = pool.map_or(nowhere, |pool| &pool.database.name);
         let user = client.and_then(|client| client.user.as_deref()).unwrap_or("(nouser)");
         let from = client.map(|client| client_address(client.from, settings.listen_port));
         let from = from.unwrap_or_default();

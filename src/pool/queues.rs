@@ -220,6 +220,8 @@ pub enum ClientStanding {
     Waiting,
     /// In `Pool::cancels`.
     AwaitingCancel,
+    /// Counted in `House::console_clients`.
+    Console,
     /// Nowhere.
     Gone,
 }
@@ -235,6 +237,7 @@ pub fn client_standing(state: &client::State) -> ClientStanding {
             ClientStanding::Waiting
         }
         client::State::AwaitingCancel { .. } => ClientStanding::AwaitingCancel,
+        client::State::Console { .. } => ClientStanding::Console,
         client::State::Cancelling { .. } | client::State::Closing => ClientStanding::Gone,
     }
 }
@@ -279,6 +282,7 @@ impl House {
         let pool = client.pool.and_then(|pool| self.pools.get_mut(pool));
         match (from, pool) {
             (ClientStanding::LoggingIn, _) => self.logging_in.remove(&mut self.clients, key),
+            (ClientStanding::Console, _) => self.console_clients -= 1,
             (ClientStanding::Active, Some(pool)) => pool.active_clients -= 1,
             (ClientStanding::Waiting, Some(pool)) => pool.waiting.remove(&mut self.clients, key),
             (ClientStanding::AwaitingCancel, Some(pool)) => {
@@ -293,6 +297,7 @@ impl House {
             (ClientStanding::AwaitingCancel, Some(pool)) => {
                 pool.cancels.push_back(&mut self.clients, key);
             }
+            (ClientStanding::Console, _) => self.console_clients += 1,
             (ClientStanding::Gone, _) => {}
             (to, _) => panic!("a client cannot become {to:?} without a pool"),
         }

@@ -64,8 +64,23 @@ pub enum State {
         /// The connection that carries it.
         carrier: ServerKey,
     },
+    /// On the admin console. Its messages are the console's business: see
+    /// `Effect::Attend`. Leaves to `Closing`.
+    Console {
+        /// What it may do there.
+        rights: Rights,
+    },
     /// Gone at the end of the turn.
     Closing,
+}
+
+/// What somebody may do on the admin console; see `console::rights` for the verbs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Rights {
+    /// Look at most of it.
+    Stats,
+    /// Everything.
+    Admin,
 }
 
 /// Where a connection stands in the queue it is in.
@@ -102,6 +117,8 @@ pub struct Client {
     pub login: Option<Box<Pending>>,
     /// Its pool, once its database and user are known.
     pub pool: Option<PoolKey>,
+    /// Whether it asked for the admin console, which is no pool.
+    pub on_console: bool,
     /// Its login name, once known.
     pub user: Option<Box<str>>,
     /// Where it came from.
@@ -135,6 +152,7 @@ impl Client {
             statements: None,
             login: None,
             pool: None,
+            on_console: false,
             user: None,
             from,
             line: Line::Plain,
@@ -160,7 +178,7 @@ impl Client {
         let may_speak = match self.state {
             // During a handshake what comes in is the shell's business.
             State::LoggingIn => !self.line.is_starting(),
-            State::Idle | State::Active { .. } => true,
+            State::Idle | State::Active { .. } | State::Console { .. } => true,
             State::AwaitingAccount { .. }
             | State::AwaitingWelcome { .. }
             | State::Waiting { .. }

@@ -51,6 +51,8 @@ reasons! {
     FAILED_CANCEL_REQUEST = Silent("failed cancel request");
     /// A CancelRequest for a client that has no server.
     CANCEL_FOR_IDLE_CLIENT = Silent("cancel request for idle client");
+    /// A CancelRequest for a client of the admin console.
+    CANCEL_FOR_CONSOLE = Silent("cancel request for console client");
     /// A CancelRequest while parameters are being set.
     CANCEL_WHILE_SETTING = Silent("ignoring cancel request for server that is setting vars");
     /// The query to be cancelled ended before the request could be sent.
@@ -107,6 +109,14 @@ reasons! {
     QUERY_WAIT_TIMEOUT = Told("query_wait_timeout");
     /// The welcome does not fit.
     WELCOME_FAILED = Told("failed to prepare welcome message");
+    /// Neither in `admin_users` nor in `stats_users`.
+    NOT_ALLOWED = Told("not allowed");
+    /// A message to the console that no command can be.
+    QUERY_TOO_LONG = Told("query too long");
+    /// Terminate, on the console.
+    CONSOLE_CLOSE_REQUEST = Silent("close req");
+    /// Somebody on the console wants it so.
+    ADMIN_DISCONNECT = Told("admin forced disconnect");
     /// `disable_pqexec` is on.
     PQEXEC_DISALLOWED = Told("PQexec disallowed");
     /// A name in a Parse, Bind, Describe or Close that does not end.

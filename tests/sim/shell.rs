@@ -264,6 +264,9 @@ impl Shell {
                 let salted = Some(derivation.run());
                 self.engine.handle(Input::Derived { conn, derivation, salted }, self.now);
             }
+            Effect::Attend { .. } | Effect::CancelAttendance { .. } => {
+                panic!("nobody is on the console")
+            }
             Effect::Report(_) => {}
             Effect::Close { conn } => {
                 if let Some(socket) = self.socket_of.remove(&conn) {

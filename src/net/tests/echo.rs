@@ -1,6 +1,7 @@
 //! An engine that sends back what it gets, through one ring per connection.
 
 use crate::config::settings::Settings;
+use crate::console::{Console, Moment, Outside};
 use crate::engine::io::{ClientAddress, Effect, Input, ServerAddress};
 use crate::keys::{ClientKey, Conn, Keyed, ServerKey};
 use crate::net::Heart;
@@ -272,6 +273,16 @@ impl Heart for Echo {
     fn settings(&self) -> &Settings {
         &self.settings
     }
+
+    fn attend(&mut self, _: &mut Console, _: ClientKey, _: &dyn Outside, _: Moment) {
+        panic!("an echo has no console");
+    }
+
+    fn cancel_attendance(&mut self, _: &mut Console, _: ClientKey, _: Instant) {
+        panic!("an echo has no console");
+    }
+
+    fn settle(&mut self, _: &mut Console) {}
 
     fn is_over(&self) -> bool {
         false

@@ -97,7 +97,7 @@ fn a_signal_ends_the_run() {
     let mut seen = Vec::new();
     event_loop
         .run(|_, flow| {
-            seen.push(flow);
+            seen.push(flow.clone());
             match flow {
                 Flow::Signal(Signal::User2) => ControlFlow::Break(()),
                 _ => ControlFlow::Continue(()),

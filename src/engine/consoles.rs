@@ -1,0 +1,226 @@
+//! Clients of the admin console, as far as the engine has to do with them: who is let in, the
+//! welcome, and their messages one by one.
+//!
+//! The console itself (`console/`) stands above the engine: it reads the house and operates on it.
+//! So when there is something for it, the engine says [`Effect::Attend`], and whoever performs
+//! that lets the console ask for the next message here and answer it. At most one ring of replies
+//! waits for a client; the console keeps its place and goes on when there is room.
+
+use crate::config::CONSOLE;
+use crate::config::values::AuthType;
+use crate::engine::Engine;
+use crate::engine::io::Effect;
+use crate::keys::{ClientKey, Conn};
+use crate::pool::House;
+use crate::ring::Ring;
+use crate::session::client::{Client, ClientAddress, Rights, State};
+use crate::session::client_login::Startup;
+use crate::session::farewell::Reason;
+use crate::sys;
+use crate::wire::backend::TxStatus;
+use crate::wire::emit::{self, Full};
+use crate::wire::frame::{HEADER_BYTES, Peek};
+use std::time::Instant;
+
+/// How somebody gets to the console.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// At once: the very account that we run as, over the Unix socket.
+    Owner,
+    /// At once: `auth_type` is `any`.
+    Anybody(Rights),
+    /// When he has proven who he is.
+    Listed(Rights),
+    /// Not at all; said before any password is asked for.
+    Refused,
+}
+
+/// A message of a console client.
+#[derive(Debug, PartialEq, Eq)]
+pub struct ConsoleMessage {
+    /// Its type byte.
+    pub tag: u8,
+    /// All behind the length.
+    pub body: Vec<u8>,
+}
+
+impl Engine {
+    /// What this client may do on the console under this name.
+    pub fn console_access(&self, from: ClientAddress, user: &str) -> Access {
+        let settings = &self.config.settings;
+        let own = sys::effective_user();
+        if user == CONSOLE
+            && matches!(from, ClientAddress::Unix { uid: Some(uid), .. } if uid == own)
+        {
+            return Access::Owner;
+        }
+        let is_admin = settings.admin_users.contains(user);
+        match settings.auth_type {
+            AuthType::Any if is_admin => Access::Anybody(Rights::Admin),
+            AuthType::Any => Access::Anybody(Rights::Stats),
+            _ if is_admin => Access::Listed(Rights::Admin),
+            _ if settings.stats_users.contains(user) => Access::Listed(Rights::Stats),
+            _ => Access::Refused,
+        }
+    }
+
+    /// Somebody asks for the console.
+    pub(super) fn on_console_startup(
+        &mut self,
+        key: ClientKey,
+        startup: &Startup,
+    ) -> Result<(), Reason> {
+        let Some(client) = self.house.clients.get_mut(key) else {
+            return Ok(());
+        };
+        client.on_console = true;
+        let from = client.from;
+        let access = self.console_access(from, &startup.user);
+        // As PgBouncer: under `any` a name is nobody's.
+        let name = match access {
+            Access::Anybody(_) => CONSOLE,
+            _ => &startup.user,
+        };
+        if let Some(client) = self.house.clients.get_mut(key) {
+            client.user = Some(name.into());
+        }
+        self.log_login_attempt(key, CONSOLE, &startup.user, startup.replication);
+        let rights = match access {
+            Access::Owner => {
+                log::info!("{} pgbouncer access from unix socket", self.name_of(key));
+                Rights::Admin
+            }
+            Access::Anybody(rights) => rights,
+            Access::Listed(rights) if self.userlist.contains(&startup.user) => rights,
+            Access::Refused if self.userlist.contains(&startup.user) => {
+                return Err(Reason::NOT_ALLOWED);
+            }
+            Access::Listed(_) | Access::Refused => {
+                log::info!("{} no such user: {}", self.name_of(key), startup.user);
+                return Err(Reason::TRUST_FAILED);
+            }
+        };
+        self.enter_console(key, rights)
+    }
+
+    /// Somebody has proven who he is, and may.
+    pub(super) fn enter_console(&mut self, key: ClientKey, rights: Rights) -> Result<(), Reason> {
+        let House { clients, rings, values, tracked, .. } = &mut self.house;
+        let Some(client) = clients.get_mut(key) else {
+            return Ok(());
+        };
+        let settings = &self.config.settings;
+        let banner = settings.compat_version.banner();
+        let version = format!("{}/bouncer", banner.rsplit(' ').next().unwrap_or(banner));
+        let fixed = [
+            ("server_version", version.as_str()),
+            ("client_encoding", "UTF8"),
+            ("server_encoding", "UTF8"),
+            ("DateStyle", "ISO"),
+            ("TimeZone", "GMT"),
+            ("standard_conforming_strings", "on"),
+            ("is_superuser", "on"),
+        ];
+        let notice = settings.login_notify_message.as_bytes();
+        let Client { egress, parameters, secret, .. } = client;
+        let written = egress.push_own(rings, |ring| {
+            let start = ring.filled();
+            let whole = (|| {
+                emit::authentication_ok(ring)?;
+                for (name, value) in fixed {
+                    emit::parameter_status(ring, name.as_bytes(), value.as_bytes())?;
+                }
+                for (index, name) in tracked.names().iter().enumerate() {
+                    if let Some(value) = values.text(parameters.value(index)) {
+                        emit::parameter_status(ring, name.as_bytes(), value)?;
+                    }
+                }
+                emit::backend_key_data(ring, secret)?;
+                if !notice.is_empty() {
+                    emit::notice(ring, notice)?;
+                }
+                emit::ready_for_query(ring, TxStatus::Idle)
+            })();
+            whole.inspect_err(|Full| ring.unfill(start))
+        });
+        written.map_err(|Full| Reason::WELCOME_FAILED)?;
+        self.house.console_stats.total.client_logins += 1;
+        self.house.set_client_state(key, State::Console { rights });
+        self.make_runnable(Conn::Client(key));
+        Ok(())
+    }
+
+    /// What a client may do on the console. `None`: it is not there (any more).
+    pub fn console_rights(&self, key: ClientKey) -> Option<Rights> {
+        match self.house.clients.get(key)?.state {
+            State::Console { rights } => Some(rights),
+            _ => None,
+        }
+    }
+
+    /// Takes the next message of a console client, if it has come in as a whole. A longer one than
+    /// a ring holds ends the conversation: no command is that long.
+    pub fn next_console_message(&mut self, key: ClientKey, now: Instant) -> Option<ConsoleMessage> {
+        self.console_rights(key)?;
+        let limit = self.config.settings.max_packet_size;
+        let House { clients, rings, .. } = &mut self.house;
+        let client = clients.get_mut(key)?;
+        let reason = match client.inbox.peek(limit) {
+            Peek::NeedMore => {
+                client.inbox.tidy(None, rings);
+                return None;
+            }
+            Peek::Bad => Reason::bad_header(&client.inbox.hex()),
+            Peek::Header(header) if client.inbox.has(header.bytes) => {
+                let body = client.inbox.copy(HEADER_BYTES, header.bytes);
+                client.inbox.skip(header.bytes);
+                client.inbox.tidy(None, rings);
+                // As PgBouncer: what comes later on this connection does not count.
+                if client.query_since.replace(now).is_none() {
+                    self.house.console_stats.total.transactions += 1;
+                    self.house.console_stats.total.queries += 1;
+                }
+                // There is room to read again.
+                self.make_runnable(Conn::Client(key));
+                return Some(ConsoleMessage { tag: header.tag, body });
+            }
+            Peek::Header(header) if client.inbox.can_hold(header.bytes) => return None,
+            Peek::Header(_) => Reason::QUERY_TOO_LONG,
+        };
+        self.end_console(key, reason, now);
+        None
+    }
+
+    /// Appends as many of these bytes to what a console client is owed as there is room for, and
+    /// says how many. The console is attended to again when there is room for more.
+    pub fn tell_console(&mut self, key: ClientKey, bytes: &[u8]) -> usize {
+        if self.console_rights(key).is_none() || bytes.is_empty() {
+            // Whoever has heard the last word is told nothing more.
+            return bytes.len();
+        }
+        let House { clients, rings, .. } = &mut self.house;
+        let Some(client) = clients.get_mut(key) else {
+            return bytes.len();
+        };
+        let mut taken = 0;
+        let pushed = client.egress.push_own(rings, |ring: &mut Ring| {
+            taken = bytes.len().min(ring.free_bytes());
+            ring.push(&bytes[..taken]).then_some(()).ok_or(Full)
+        });
+        if pushed.is_err() {
+            taken = 0;
+        }
+        self.make_runnable(Conn::Client(key));
+        taken
+    }
+
+    /// A console client's conversation ends.
+    pub fn end_console(&mut self, key: ClientKey, reason: Reason, now: Instant) {
+        self.close_client(key, reason, now);
+    }
+
+    /// Has the console look after a client once more in this turn.
+    pub fn attend_again(&mut self, key: ClientKey) {
+        self.effects.push_back(Effect::Attend { client: key });
+    }
+}
