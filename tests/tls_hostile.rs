@@ -181,10 +181,12 @@ fn the_smallest_pieces_pass() {
     let startup = Startup::v3().param("user", "alice").param("database", "app").bytes();
     slow.write_all(&startup).unwrap();
     slow.write_all(&raw::query("SELECT 42")).unwrap();
-    slow.write_all(&raw::terminate()).unwrap();
-    let mut answer = Vec::new();
-    let _ = slow.read_to_end(&mut answer);
-    assert!(answer.windows(13).any(|part| part == b"D\0\0\0\x0c\0\x01\0\0\0\x0242"), "{answer:?}");
+    let (mut answer, row) = (Vec::new(), b"D\0\0\0\x0c\0\x01\0\0\0\x0242");
+    while !answer.windows(row.len()).any(|part| part == row) {
+        let mut byte = [0];
+        slow.read_exact(&mut byte).expect("the row comes");
+        answer.extend(byte);
+    }
     // Each byte in a record of its own.
     let mut client = secured(&pooler);
     for byte in raw::query("SELECT 'in single bytes'") {
@@ -229,14 +231,14 @@ fn a_line_that_is_half_closed_or_cut_frees_its_server() {
             }
             1 => client.tls.sock.shutdown(Shutdown::Write).unwrap(),
             _ => {
-                client.send(&raw::query("SELECT pg_sleep(0.2)")[..7]);
+                client.send(&raw::query("SELECT pg_sleep(0.2)")[..4]);
                 client.tls.sock.shutdown(Shutdown::Both).unwrap();
             }
         }
         assert_eq!(client.message(), None, "{way}");
         let mut next = secured(&pooler);
-        let is_same = next.value("SELECT pg_backend_pid()") == pid;
-        assert_eq!(is_same, way < 3, "{way}: nothing of it had reached the server");
+        // Nothing of what it left unfinished has reached the server.
+        assert_eq!(next.value("SELECT pg_backend_pid()"), pid, "{way}");
     }
 }
 
@@ -263,7 +265,13 @@ fn renegotiation_is_refused() {
 /// Reliability 19.
 #[test]
 fn a_storm_of_handshakes_does_not_stall_those_who_work() {
-    let (_certs, pooler) = start(|_| ());
+    // A signature with a key of this size takes a while.
+    let certs = Certs::new();
+    certs.issue_slow("slow", "localhost");
+    let (_certs, pooler) = start(|ini| {
+        ini.set("client_tls_cert_file", &certs.path("slow.crt"));
+        ini.set("client_tls_key_file", &certs.path("slow.key"));
+    });
     let mut worker = secured(&pooler);
     assert_eq!(worker.value("SELECT 1"), "1");
     let hello = client_hello();

@@ -90,24 +90,30 @@ pub(super) fn take<Data>(
 }
 
 /// Encrypts `plain`; how many bytes that makes. `None`: it cannot be done any more.
+///
+/// `incoming` is what came in and rustls has not taken, as part of a message: it remembers how far
+/// it has looked into that, and must be shown the same bytes each time.
 pub(super) fn seal<T: Records>(
     tls: &mut T,
     plain: &[u8],
     sealed: &mut [u8],
-    outgoing: &mut Vec<u8>,
+    (incoming, outgoing): (&mut Vec<u8>, &mut Vec<u8>),
 ) -> Option<usize> {
     // Before that it may have to say something itself, in a few steps.
     for _ in 0..16 {
-        let status = tls.process(&mut []);
-        if let Ok(ConnectionState::WriteTraffic(mut traffic)) = status.state {
-            match traffic.encrypt(plain, sealed) {
-                Ok(bytes) => return Some(bytes),
-                // A change of keys that is ready to be sent takes room, too.
-                Err(EncryptError::InsufficientSize(_)) => continue,
-                Err(EncryptError::EncryptExhausted) => return None,
+        let status = tls.process(incoming);
+        let (discard, next) = match status {
+            UnbufferedStatus { discard, state: Ok(ConnectionState::WriteTraffic(mut traffic)) } => {
+                match traffic.encrypt(plain, sealed) {
+                    Ok(bytes) => return Some(bytes),
+                    // A change of keys that is ready to be sent takes room, too.
+                    Err(EncryptError::InsufficientSize(_)) => (discard, Ok(Next::Again)),
+                    Err(EncryptError::EncryptExhausted) => return None,
+                }
             }
-        }
-        let (_, next) = take(status, &mut |_| {}, outgoing);
+            status => take(status, &mut |_| {}, outgoing),
+        };
+        incoming.drain(..discard);
         next.ok()?;
     }
     None

@@ -106,6 +106,8 @@ pub struct Session {
     /// Whether `incoming` holds records that nobody has looked at.
     has_unread: bool,
     is_closed: bool,
+    /// Whether something was wrong: rustls is not spoken to any more.
+    is_broken: bool,
     incoming: Vec<u8>,
     decrypted: Vec<u8>,
     outgoing: Vec<u8>,
@@ -156,6 +158,7 @@ impl Session {
             is_handshaking: true,
             is_queued: false,
             is_closed: false,
+            is_broken: false,
             incoming: received,
             decrypted: Vec::new(),
             outgoing: answer.to_vec(),
@@ -187,6 +190,9 @@ impl Session {
         may_read: bool,
         scratch: &mut Scratch,
     ) -> (Shaken, io::Result<bool>) {
+        if self.is_broken {
+            return (Shaken::NotYet, Ok(false));
+        }
         let mut read = Ok(0);
         let held = self.load(scratch);
         let mut filled = held;
@@ -321,7 +327,7 @@ impl Session {
         if self.has_unsent() && !matches!(self.flush(stream), Drained::All(_)) {
             return;
         }
-        if !self.is_handshaking {
+        if !self.is_handshaking && !self.is_broken {
             // Its beginning may have been what was waiting.
             let mut skip = in_flight;
             let rest: Vec<IoSlice<'_>> = slices
@@ -375,7 +381,7 @@ impl Session {
                     break Ok(());
                 }
                 Err(error) => {
-                    self.collect_alert();
+                    self.collect_alert(&mut bytes[at..]);
                     break Err(error);
                 }
             }
@@ -386,16 +392,19 @@ impl Session {
         result
     }
 
-    /// The alert that tells the peer why.
-    fn collect_alert(&mut self) {
-        let outgoing = &mut self.outgoing;
-        // Two steps at most: take it, and say that it is on its way.
-        for _ in 0..4 {
-            let (_, next) = match &mut self.connection {
-                Connection::Client(tls) => take(tls.process(&mut []), &mut |_| {}, outgoing),
-                Connection::Server(tls) => take(tls.process(&mut []), &mut |_| {}, outgoing),
+    /// The alert that tells the peer why, if there is one. `rest` is what rustls has not taken: it
+    /// remembers how far it has looked into that, and must be shown the same bytes each time. What
+    /// it has to send it gives out before it looks; once that is out it must not look again at what
+    /// was wrong.
+    fn collect_alert(&mut self, rest: &mut [u8]) {
+        self.is_broken = true;
+        while self.common().wants_write() {
+            let outgoing = &mut self.outgoing;
+            let (discard, next) = match &mut self.connection {
+                Connection::Client(tls) => take(tls.process(rest), &mut |_| {}, outgoing),
+                Connection::Server(tls) => take(tls.process(rest), &mut |_| {}, outgoing),
             };
-            if !matches!(next, Ok(Next::Again)) {
+            if discard > 0 || !matches!(next, Ok(Next::Again)) {
                 break;
             }
         }
@@ -424,13 +433,13 @@ impl Session {
                 &plain[..]
             }
         };
-        if plain.is_empty() {
+        if plain.is_empty() || self.is_broken {
             return 0;
         }
-        let outgoing = &mut self.outgoing;
+        let (incoming, outgoing) = (&mut self.incoming, &mut self.outgoing);
         let bytes = match &mut self.connection {
-            Connection::Client(tls) => seal(&mut **tls, plain, sealed, outgoing),
-            Connection::Server(tls) => seal(&mut **tls, plain, sealed, outgoing),
+            Connection::Client(tls) => seal(&mut **tls, plain, sealed, (incoming, outgoing)),
+            Connection::Server(tls) => seal(&mut **tls, plain, sealed, (incoming, outgoing)),
         };
         match bytes {
             Some(bytes) => {
@@ -440,6 +449,7 @@ impl Session {
             // The keys have been used up: nothing more can be said.
             None => {
                 self.is_closed = true;
+                self.is_broken = true;
                 0
             }
         }
@@ -450,8 +460,8 @@ impl Session {
         self.outgoing.resize(start + BATCH_OVERHEAD_BYTES, 0);
         let room = &mut self.outgoing[start..];
         let written = match &mut self.connection {
-            Connection::Client(tls) => goodbye(tls.process(&mut []), room),
-            Connection::Server(tls) => goodbye(tls.process(&mut []), room),
+            Connection::Client(tls) => goodbye(tls.process(&mut self.incoming), room),
+            Connection::Server(tls) => goodbye(tls.process(&mut self.incoming), room),
         };
         self.outgoing.truncate(start + written);
     }

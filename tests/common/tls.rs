@@ -56,8 +56,17 @@ impl Certs {
         self.sign(name, params)
     }
 
+    /// As [`Certs::issue`], with a key that is slow to sign with.
+    pub fn issue_slow(&self, name: &str, common_name: &str) -> &Certs {
+        let key = KeyPair::generate_rsa_for(&rcgen::PKCS_RSA_SHA256, rcgen::RsaKeySize::_4096);
+        self.sign_key(name, params(common_name, &[]), key.expect("a key"))
+    }
+
     fn sign(&self, name: &str, params: CertificateParams) -> &Certs {
-        let key = KeyPair::generate().expect("a key");
+        self.sign_key(name, params, KeyPair::generate().expect("a key"))
+    }
+
+    fn sign_key(&self, name: &str, params: CertificateParams, key: KeyPair) -> &Certs {
         let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
         self.write(&format!("{name}.crt"), &certificate.pem());
         self.write(&format!("{name}.key"), &key.serialize_pem());
