@@ -51,6 +51,11 @@ key! {
     PoolKey
 }
 
+key! {
+    /// Names all pools of one database, or of one user.
+    GroupKey
+}
+
 /// One end of the pooler: what a socket belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Conn {

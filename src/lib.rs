@@ -36,7 +36,7 @@
 //!    [`session::client::Verdict`]. The body need not have come in: it streams. An idle client's
 //!    query gives `NeedServer`.
 //! 4. [`pool::House::acquire`] takes an idle server, or lets the client wait, and then
-//!    `Engine::staff` in [`engine::openings`] asks [`pool::House::wants_server`] whether to open
+//!    `Engine::staff` in `engine::staffing` asks [`pool::House::opening`] whether to open
 //!    another.
 //! 5. [`pool::House::link`] ties the two together. In it [`session::params::catch_up`] writes what
 //!    the server lacks of the client's parameters, ahead of the client's message.

@@ -322,6 +322,37 @@ fn who_asks_waits_out_a_pause() {
     assert_eq!(raw.until_ready().last().map(|m| m.tag), Some(b'Z'));
 }
 
+/// What the operator does to the authentication database.
+#[test]
+fn the_console_rules_over_the_database_that_is_asked() {
+    let stage = Stage::new(|ini, database| {
+        ini.database("users", &connect(database, "")).set("auth_dbname", "users");
+        ini.forget_user("alice");
+    });
+    let startup = Startup::v3().param("user", "postgres").param("database", "pgbouncer");
+    let mut console = stage.pooler.raw_with(startup);
+    console.query("DISABLE users");
+    stage.knock("alice").expect_fatal("authentication database \"users\" is disabled");
+    console.query("ENABLE users");
+    console.query("PAUSE users");
+    let mut waiting = stage.knock("alice");
+    let row = |console: &mut Raw| {
+        let answer = console.query("SHOW POOLS");
+        let rows = answer.iter().filter(|m| m.tag == b'D').map(Message::columns);
+        rows.into_iter().find(|row| row[0] == "users" && row[1] == "carol")
+    };
+    wait_for("alice to wait", || row(&mut console).is_some_and(|row| row[3] == "1"));
+    console.query("RESUME users");
+    assert_eq!(waiting.until_ready().last().map(|m| m.tag), Some(b'Z'));
+    console.query("PAUSE users");
+    let waiting = stage.knock("alice");
+    wait_for("alice to wait", || row(&mut console).is_some_and(|row| row[3] == "1"));
+    console.query("KILL users");
+    expect_error(waiting, "08P01", "database removed");
+    console.query("RESUME users");
+    assert_eq!(stage.sees("alice"), "alice");
+}
+
 fn field(name: &str) -> Vec<u8> {
     [name.as_bytes(), &[0; 19]].concat()
 }

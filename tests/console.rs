@@ -404,10 +404,10 @@ fn shutdowns_end_as_they_are_meant_to() {
             worker.query("COMMIT");
             worker.send(&raw::terminate());
         }
-        if query.ends_with("SERVERS") {
-            console.expect_end();
-        } else {
+        if query.ends_with("CLIENTS") {
             drop(console);
+        } else {
+            console.expect_end();
         }
         assert!(pooler.wait_for_exit().success());
         assert!(pooler.log().contains(line), "{query}: {}", pooler.log());

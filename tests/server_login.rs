@@ -6,7 +6,9 @@ mod common;
 use common::fake::{FakeServer, Visit, ready};
 use common::pooler::Ini;
 use common::raw::{Message, message};
-use common::{Pooler, Postgres, Raw, Startup, wait_for};
+use common::{Pooler, Postgres, Random, Raw, Startup, wait_for};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 /// A new role that has to prove itself by this method, one of `password`, `md5`, `scram`.
 fn role(method: &str, password: &str, encryption: &str) -> String {
@@ -339,4 +341,118 @@ fn a_login_cut_anywhere_is_a_login() {
     let mut raw = ask_for(&pooler);
     raw.until_ready();
     assert_eq!(raw.value("SELECT 1"), "1");
+}
+
+/// One visit of a server that has lost its mind: messages of a login in any order, cut, changed,
+/// with noise between them.
+fn nonsense(random: &mut Random) -> Vec<Vec<u8>> {
+    let whole = [
+        authentication(0, b""),
+        authentication(3, b""),
+        authentication(5, b"salt"),
+        authentication(10, b"SCRAM-SHA-256\0\0"),
+        authentication(11, b"r=nonce,s=c2FsdA==,i=4096"),
+        authentication(12, b"v=AAAA"),
+        message(b'S', b"client_encoding\0UTF8\0"),
+        message(b'K', &[7; 8]),
+        message(b'E', b"SFATAL\0C28000\0Mno\0\0"),
+        message(b'N', b"SNOTICE\0C00000\0Mwell\0\0"),
+        common::fake::welcome(),
+        ready(),
+    ];
+    let mut pieces = Vec::new();
+    for _ in 0..1 + random.below(6) {
+        let mut piece = whole[random.below(whole.len())].clone();
+        match random.below(6) {
+            0 => piece.truncate(random.below(piece.len())),
+            1 => {
+                let place = random.below(piece.len());
+                piece[place] ^= 1 << random.below(8);
+            }
+            2 => {
+                let len = random.below(50);
+                piece = random.bytes(len);
+            }
+            _ => {}
+        }
+        pieces.push(piece);
+    }
+    pieces
+}
+
+/// Says so when it is dropped.
+struct AtTheEnd<'a>(&'a AtomicBool);
+
+impl Drop for AtTheEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Reliability 1, 14: hundreds of logins of that kind cost nobody anything.
+#[test]
+fn a_server_that_talks_nonsense_harms_nobody() {
+    const DATABASES: usize = 16;
+    const VISITS: usize = 300;
+    let serial = AtomicUsize::new(0);
+    let server = FakeServer::start(move |visit| {
+        let mut random = Random::new(serial.fetch_add(1, Ordering::Relaxed) as u64);
+        visit.startup();
+        for piece in nonsense(&mut random) {
+            visit.send(&piece);
+        }
+        // Half of them leave, the others wait for an answer that may never come.
+        if random.below(2) == 0 {
+            visit.message();
+        }
+    });
+    let pooler = Pooler::start(|ini| {
+        for number in 0..DATABASES {
+            let connect = format!("{} password=secret", server.connect_string());
+            ini.database(&format!("fake{number}"), &connect);
+        }
+        ini.set("server_login_retry", "0.1").set("server_connect_timeout", "0.3");
+        ini.set("log_connections", "0").set("log_disconnections", "0");
+        ini.set("max_client_conn", "1000").set("query_wait_timeout", "5");
+    });
+    pooler.assert_serves();
+    let before = pooler.resident_bytes();
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for number in 0..DATABASES {
+            let (pooler, over) = (&pooler, &over);
+            scope.spawn(move || {
+                while !over.load(Ordering::Relaxed) {
+                    let mut raw = pooler.unnamed();
+                    let name = format!("fake{number}");
+                    raw.lenient = true;
+                    raw.send(
+                        &Startup::v3().param("user", "alice").param("database", &name).bytes(),
+                    );
+                    // Not before it is told something: who waits and leaves is not missed at
+                    // once. Who is welcomed sends a query, and is told something again.
+                    let mut is_told = || {
+                        while raw.is_quiet_for(Duration::from_millis(20)) {
+                            if over.load(Ordering::Relaxed) {
+                                return false;
+                            }
+                        }
+                        true
+                    };
+                    if is_told() && raw.until_ready().last().is_some_and(|m| m.tag == b'Z') {
+                        raw.send(&common::raw::query("SELECT 1"));
+                        while !over.load(Ordering::Relaxed)
+                            && raw.is_quiet_for(Duration::from_millis(20))
+                        {}
+                    }
+                }
+            });
+        }
+        // They end however this ends.
+        let _end = AtTheEnd(&over);
+        wait_for("all those visits", || server.visits() >= VISITS);
+    });
+    pooler.assert_serves();
+    let grown = pooler.resident_bytes().saturating_sub(before);
+    assert!(grown < 24 << 20, "{grown} bytes more after {VISITS} visits");
 }

@@ -57,10 +57,11 @@ impl Engine {
         if self.house.mode.refuses_work() {
             return Err(Reason::SERVER_SHUTTING_DOWN);
         }
+        let is_paused = self.is_paused(pool);
         let Some(entry) = self.house.pools.get_mut(pool) else {
             return Err(Reason::CONFIG_ERROR);
         };
-        if let Some(cached) = entry.fails_fast() {
+        if let Some(cached) = entry.fails_fast().filter(|_| !is_paused) {
             let failing = Reason::login_failing(cached);
             self.try_again(pool, now);
             return Err(failing);
@@ -88,6 +89,9 @@ impl Engine {
             log::error!("cannot use the reserved \"{CONSOLE}\" database as an auth_dbname");
             return Err(Reason::CONFIG_ERROR);
         }
+        if self.house.disabled_databases.contains(&name) {
+            return Err(Reason::ToldOf(format!("authentication database \"{name}\" is disabled")));
+        }
         let Some(entry) = self.entry(&name) else {
             log::error!("authentication database \"{name}\" is not configured");
             return Err(Reason::CONFIG_ERROR);
@@ -97,9 +101,14 @@ impl Engine {
         Ok(Some(Oracle { pool, query }))
     }
 
+    fn is_paused(&self, pool: PoolKey) -> bool {
+        let is_paused = self.house.pools.get(pool).is_some_and(|pool| pool.is_paused);
+        is_paused || self.house.mode.is_paused()
+    }
+
     /// A free server that can be asked at once.
     fn server_to_ask(&mut self, pool: PoolKey, now: Instant) -> Option<ServerKey> {
-        if self.house.mode.is_paused() {
+        if self.is_paused(pool) {
             return None;
         }
         loop {

@@ -3,10 +3,11 @@
 
 use crate::engine::Engine;
 use crate::keys::{ClientKey, PoolKey, ServerKey};
-use crate::pool::Pool;
+use crate::pool::groups::Kind;
 use crate::pool::queues::{ClientStanding, ServerStanding, client_standing, server_standing};
+use crate::pool::{House, Pool};
 use crate::session::client::{self, Client};
-use crate::session::server::State;
+use crate::session::server::{Server, State};
 
 impl Engine {
     /// Panics if any law is broken.
@@ -18,6 +19,41 @@ impl Engine {
             self.check_pool(key, pool);
         }
         self.check_rings();
+        self.check_groups();
+    }
+
+    /// What limits count is what is there.
+    fn check_groups(&self) {
+        let House { clients, servers, pools, groups, .. } = &self.house;
+        let mut blocked = 0;
+        for group in groups.iter() {
+            let is_own = |pool: &Pool| match group.kind {
+                Kind::Database => *pool.database.name == *group.name,
+                Kind::User => *pool.user == *group.name,
+            };
+            let own: Vec<PoolKey> =
+                pools.iter().filter(|(_, pool)| is_own(pool)).map(|(key, _)| key).collect();
+            let mut counted = group.pools.clone();
+            counted.sort_unstable();
+            let mut present = own.clone();
+            present.sort_unstable();
+            assert_eq!(counted, present, "the pools of {}", group.name);
+            let is_there = |server: &Server| {
+                own.contains(&server.pool) && server_standing(&server.state).is_some()
+            };
+            let present = servers.iter().filter(|(_, server)| is_there(server)).count();
+            assert_eq!(group.servers.len(), present, "the servers of {}", group.name);
+            let counts = |client: &Client| match group.kind {
+                Kind::Database => client.pool.is_some_and(|pool| own.contains(&pool)),
+                Kind::User => client.user.as_deref() == Some(&group.name),
+            };
+            let present = clients.iter().filter(|(_, c)| c.is_counted && counts(c)).count();
+            assert_eq!(group.clients, present, "the clients of {}", group.name);
+            blocked += group.blocked_pools();
+        }
+        assert_eq!(blocked, groups.blocked_pools, "pools in line");
+        let flagged = pools.iter().filter(|(_, pool)| pool.blocked_by.is_some()).count();
+        assert_eq!(blocked, flagged, "pools in line know it");
     }
 
     fn check_links(&self) {

@@ -61,6 +61,7 @@ impl Engine {
         self.set_paused(name, false);
         for key in self.pools_of(Some(name)) {
             self.staff(key, now);
+            self.tend(key, now);
         }
         was_paused
     }

@@ -53,11 +53,15 @@ impl Engine {
             self.say_farewell(key, &reason);
         }
         self.house.set_client_state(key, client::State::Closing);
+        let left = self.house.leave_pool(key);
         self.effects.push_back(Effect::Close { conn: Conn::Client(key) });
         match other_end {
             OtherEnd::None => {}
             OtherEnd::Release(server) => self.dismiss(server, now),
             OtherEnd::Close(server, reason) => self.close_server(server, reason, now),
+        }
+        if let Some(pool) = left {
+            self.tend(pool, now);
         }
     }
 
@@ -94,7 +98,12 @@ impl Engine {
         for requester in self.house.stale_cancels(pool, key) {
             self.close_client(requester, Reason::CANCEL_TOO_LATE, now);
         }
-        self.staff(pool, now);
+        // Who evicts it has a use for its place.
+        if reason != Reason::EVICTED {
+            self.place_is_free(pool, now);
+            self.staff(pool, now);
+        }
+        self.tend(pool, now);
     }
 
     /// Whether a part of a server's message has been passed on to this client, and the rest has
@@ -186,8 +195,6 @@ impl Engine {
             && let Some(pool) = self.house.pools.get_mut(pool)
         {
             pool.note_failure(&reason.text());
-            let retry_at = pool.retry_at(&self.config.settings);
-            self.next_sweep = [self.next_sweep, retry_at].into_iter().flatten().min();
         }
     }
 

@@ -232,15 +232,12 @@ impl Engine {
         if !is_known {
             log::info!("{} no such user: {user}", self.name_of(key));
         }
-        let pool = database.filter(|_| is_known).map(|database| {
-            let login = database.user.as_deref().unwrap_or(&user);
-            self.house.pool(&database, login, &self.config)
-        });
+        let pool = match database.filter(|_| is_known) {
+            Some(database) => Some(self.find_pool(key, &database, &user)?),
+            None => None,
+        };
         if let (Some(pool), Some(secret)) = (pool, secret) {
             self.learn_secret((pool, &user), secret);
-        }
-        if let Some(client) = self.house.clients.get_mut(key) {
-            client.pool = pool;
         }
         self.log_login_attempt(key, name, &user, startup.replication);
         if !is_known {
@@ -254,6 +251,20 @@ impl Engine {
             return Err(Reason::Told("replication connections are not built yet"));
         }
         self.let_in(key, pool, now)
+    }
+
+    /// The pool of a client, for which it counts from now on.
+    fn find_pool(
+        &mut self,
+        key: ClientKey,
+        database: &Database,
+        user: &str,
+    ) -> Result<PoolKey, Reason> {
+        self.house.admits(database, user, &self.config)?;
+        let login = database.user.as_deref().unwrap_or(user);
+        let pool = self.house.pool(database, login, &self.config);
+        self.house.join_pool(key, pool);
+        Ok(pool)
     }
 
     pub(super) fn log_login_attempt(
@@ -311,6 +322,7 @@ impl Engine {
         if let Some(pool) = self.house.pools.get_mut(pool) {
             pool.stats.total.client_logins += 1;
         }
+        self.tend(pool, now);
         if self.house.pools.get(pool).is_some_and(|pool| pool.welcome.is_some()) {
             return self.welcome(key, pool);
         }

@@ -4,7 +4,7 @@
 //!
 //! [`io`] is its border. [`clients`] and [`servers`] have one function for each thing that can
 //! happen to one, [`consoles`] what
-//! those on the admin console need, [`statements`] what their prepared statements need; [`logins`] decides who is let in, [`openings`] opens servers, [`endings`] is
+//! those on the admin console need, [`statements`] what their prepared statements need; [`logins`] decides who is let in, `staffing` decides when to open servers, [`openings`] opens them, [`endings`] is
 //! the one place where a conversation ends. [`tls`] starts TLS on
 //! either side. [`operate`] is what the operator does to the house, [`databases`] to a part of it,
 //! [`check`] its laws.
@@ -21,6 +21,7 @@ pub mod logins;
 pub mod openings;
 pub mod operate;
 pub mod servers;
+mod staffing;
 pub mod statements;
 mod step;
 pub mod tls;
@@ -76,7 +77,7 @@ impl Engine {
         let ring_bytes = pkt_buf.next_power_of_two().max(RING_BYTES);
         let tracked = Tracked::new(config.settings.track_extra_parameters.items());
         let periods = Periods::new(config.settings.stats_period, now);
-        Self {
+        let mut engine = Self {
             client_tls: config.settings.client_tls_sslmode,
             server_tls: ServerTls::new(&config.settings),
             house: House::new(ring_bytes, tracked, periods),
@@ -88,7 +89,9 @@ impl Engine {
             serving: None,
             next_sweep: None,
             next_trim: now + TRIM_PERIOD,
-        }
+        };
+        engine.open_kept_pools(now);
+        engine
     }
 
     /// The settings in force.
@@ -160,7 +163,8 @@ impl Engine {
     pub fn next_deadline(&self) -> Option<Instant> {
         let trim = self.house.rings.has_surplus().then_some(self.next_trim);
         let period = Some(self.house.periods.end());
-        [self.next_sweep, trim, period].into_iter().flatten().min()
+        let alarm = self.house.alarms.next();
+        [self.next_sweep, trim, period, alarm].into_iter().flatten().min()
     }
 
     /// A connection that may have work to do: its socket may be read, or written.
@@ -308,6 +312,9 @@ impl Engine {
         if self.house.periods.end() <= now {
             self.end_period(now);
         }
+        if self.house.alarms.next().is_some_and(|at| at <= now) {
+            self.answer_alarms(now);
+        }
         if self.next_sweep.is_some_and(|at| at <= now) {
             self.sweep(now);
         }
@@ -340,9 +347,6 @@ impl Engine {
         }
         for (server, reason) in due.servers {
             self.close_server(server, reason, now);
-        }
-        for pool in due.retries {
-            self.staff(pool, now);
         }
     }
 }

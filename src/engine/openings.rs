@@ -1,4 +1,4 @@
-//! Opening servers: when waiting clients are a reason to, where, and our login there.
+//! Opening servers: where, and our login there.
 
 use crate::engine::Engine;
 use crate::engine::credentials::credentials;
@@ -6,7 +6,7 @@ use crate::engine::io::{Effect, ServerAddress};
 use crate::keys::{Conn, PoolKey, ServerKey};
 use crate::pool::queues::End;
 use crate::pool::sizing::Whereabouts;
-use crate::pool::{House, Pool, Welcome};
+use crate::pool::{House, Welcome};
 use crate::ring::Ring;
 use crate::session::client;
 use crate::session::farewell::Reason;
@@ -21,36 +21,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Instant;
 
 impl Engine {
-    /// Opens what the clients of this pool wait for, as far as it may.
-    pub(super) fn staff(&mut self, key: PoolKey, now: Instant) {
-        while let Some((requester, target)) = self.house.next_cancel(key) {
-            if !self.house.pools.get(key).is_some_and(Pool::has_room_for_carrier) {
-                break;
-            }
-            let carrier = self.open(key, Purpose::Cancel { target, requester }, now);
-            let client = self.house.clients.get_mut(requester).expect("just found");
-            if let client::State::AwaitingCancel { carrier: own, .. } = &mut client.state {
-                *own = Some(carrier);
-            }
-            self.dial(carrier, now);
-        }
-        let settings = &self.config.settings;
-        if self.house.wants_server(key, settings, now) {
-            let server = self.open(key, Purpose::Serve, now);
-            self.dial(server, now);
-        }
-    }
-
-    /// Somebody was turned away because the last login failed: that is the time to try again.
-    pub(super) fn try_again(&mut self, key: PoolKey, now: Instant) {
-        let settings = &self.config.settings;
-        if self.house.may_open(key, settings, now) {
-            let server = self.open(key, Purpose::Serve, now);
-            self.dial(server, now);
-        }
-    }
-
-    fn open(&mut self, key: PoolKey, purpose: Purpose, now: Instant) -> ServerKey {
+    /// A new connection of this pool, not dialled yet.
+    pub(super) fn open(&mut self, key: PoolKey, purpose: Purpose, now: Instant) -> ServerKey {
         if let (Purpose::Serve, Some(pool)) = (purpose, self.house.pools.get_mut(key)) {
             pool.attempts.last = Some(now);
         }
@@ -60,7 +32,7 @@ impl Engine {
     }
 
     /// Finds out where to connect to.
-    fn dial(&mut self, key: ServerKey, now: Instant) {
+    pub(super) fn dial(&mut self, key: ServerKey, now: Instant) {
         let House { servers, pools, .. } = &mut self.house;
         let server = servers.get(key).expect("just opened");
         let pool = pools.get_mut(server.pool).expect("a server's pool outlives it");
@@ -303,6 +275,7 @@ impl Engine {
         self.house.set_server_state(key, State::Idle { since: now }, End::Back);
         self.server_goes_on(key, now);
         self.staff(pool_key, now);
+        self.tend(pool_key, now);
     }
 
     pub(super) fn server_login_failed(&mut self, key: ServerKey, failure: Failure, now: Instant) {

@@ -38,6 +38,7 @@ impl Engine {
         self.house.mode = Mode::Running;
         for pool in self.house.pools.keys() {
             self.staff(pool, now);
+            self.tend(pool, now);
         }
         // What is queued now is performed by the next turn, which must not be slept through.
         self.next_sweep = Some(now);
@@ -106,6 +107,7 @@ impl Engine {
         for key in self.house.pools.keys() {
             self.reload_pool(key, &old, now);
         }
+        self.open_kept_pools(now);
         // Deadlines may have become shorter.
         self.next_sweep = Some(now);
     }
@@ -160,6 +162,7 @@ impl Engine {
             self.retire_servers(key, now);
         }
         self.staff(key, now);
+        self.tend(key, now);
     }
 
     /// Ends the servers of a pool without hurting anybody.

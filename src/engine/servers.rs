@@ -207,6 +207,11 @@ impl Engine {
             true => End::Back,
             false => End::Front,
         };
+        let is_contended = self.house.groups.blocked_pools > 0;
+        if is_contended && self.house.must_yield(key, now) {
+            self.yield_place(key, now);
+            return;
+        }
         self.house.set_server_state(key, State::Idle { since: now }, end);
         let outer = self.serving.replace(key);
         if outer == self.serving {
@@ -221,6 +226,10 @@ impl Engine {
             }
         }
         self.serving = outer;
+        let idle = self.house.servers.get(key).filter(|s| matches!(s.state, State::Idle { .. }));
+        if is_contended && let Some(pool) = idle.map(|server| server.pool) {
+            self.place_is_free(pool, now);
+        }
     }
 
     fn next_to_serve(&self, key: ServerKey) -> Option<Next> {

@@ -5,7 +5,7 @@
 //! nearest deadline known so far has come; work done in time never touches any of this.
 
 use crate::config::settings::Settings;
-use crate::keys::{ClientKey, PoolKey, ServerKey};
+use crate::keys::{ClientKey, ServerKey};
 use crate::pool::queues::ServerStanding;
 use crate::pool::{House, Pool};
 use crate::session::client;
@@ -19,8 +19,6 @@ pub struct Due {
     pub clients: Vec<(ClientKey, Reason)>,
     /// Servers whose time is up.
     pub servers: Vec<(ServerKey, Reason)>,
-    /// Pools that may try again to open a server.
-    pub retries: Vec<PoolKey>,
     /// When to look again.
     pub next: Option<Instant>,
 }
@@ -64,12 +62,11 @@ impl House {
             due.clients.push((key, reason));
             next = client.hook.next;
         }
-        for (key, pool) in self.pools.iter() {
+        for (_, pool) in self.pools.iter() {
             self.due_waiting(pool, settings, now, &mut due);
             self.due_askers(pool, settings, now, &mut due);
             self.due_cancels(pool, settings, now, &mut due);
             self.due_logins(pool, settings, now, &mut due);
-            self.due_retry(key, pool, settings, now, &mut due);
         }
         due
     }
@@ -129,23 +126,6 @@ impl House {
                     due.servers.push((server.0, server.1.timeout_reason()));
                 }
             }
-        }
-    }
-
-    fn due_retry(
-        &self,
-        key: PoolKey,
-        pool: &Pool,
-        settings: &Settings,
-        now: Instant,
-        due: &mut Due,
-    ) {
-        if !pool.has_waiting() {
-            return;
-        }
-        match pool.retry_at(settings) {
-            Some(at) if at > now => due.next = Some(due.next.map_or(at, |next| next.min(at))),
-            _ => due.retries.push(key),
         }
     }
 }

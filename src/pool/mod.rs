@@ -2,11 +2,14 @@
 //!
 //! The [`House`] holds all clients, servers and pools. [`queues`] is the one place that moves a
 //! connection from one state to another, [`link`] brings a client and a server together and takes
-//! them apart, [`sizing`] decides when to open another server, [`cancel`] pairs CancelRequests
+//! them apart, [`sizing`] decides when to open another server, [`groups`] counts what limits of
+//! databases and users are about, [`alarms`] knows when to look at a pool again, [`cancel`] pairs CancelRequests
 //! with their targets, [`janitor`] finds whose time is up, [`stats`] counts. [`mode`] is what the operator has
 //! ordered for all of it.
 
+pub mod alarms;
 pub mod cancel;
+pub mod groups;
 pub mod janitor;
 pub mod link;
 pub mod mode;
@@ -18,12 +21,14 @@ use crate::auth::digest::KEY_BYTES;
 use crate::config::entries::Database;
 use crate::config::values::{PoolMode, Secret};
 use crate::config::{CONSOLE, Config, settings::Settings};
-use crate::keys::{ClientKey, Conn, Keyed, PoolKey, ServerKey};
+use crate::keys::{ClientKey, Conn, GroupKey, Keyed, PoolKey, ServerKey};
 use crate::ring::Rings;
 use crate::session::client::{Client, ClientAddress};
 use crate::session::params::{Parameters, Tracked, Values};
 use crate::session::prepared::Statements;
 use crate::session::server::{Server, ServerAddress};
+use alarms::Alarms;
+use groups::{Groups, Kind};
 use mode::Mode;
 use queues::{Queue, ServerQueues};
 use stats::{Periods, Stats};
@@ -63,6 +68,10 @@ pub struct House {
     pub periods: Periods,
     /// What was done on the console.
     pub console_stats: Stats,
+    /// What limits of databases and users count.
+    pub groups: Groups,
+    /// When to look at which pool again.
+    pub alarms: Alarms,
     by_name: HashMap<(String, String), PoolKey>,
 }
 
@@ -79,6 +88,20 @@ pub struct Pool {
     pub is_paused: bool,
     /// How many servers at most; `None`: no limit.
     pub size: Option<usize>,
+    /// How many more in need.
+    pub reserve: usize,
+    /// How many are kept open.
+    pub min_size: usize,
+    /// Its database's group and its user's.
+    pub groups: [GroupKey; 2],
+    /// The group that is full while its clients wait.
+    pub blocked_by: Option<GroupKey>,
+    /// How many clients count as its own, those that are still logging in included.
+    pub members: usize,
+    /// Since when nobody has needed it, if that is so.
+    pub unused_since: Option<Instant>,
+    /// When it is looked at again.
+    alarm: Option<Instant>,
     /// Its servers, by what they are doing.
     pub servers: ServerQueues,
     /// Clients that wait for a server, or for the welcome; longest first.
@@ -156,6 +179,8 @@ impl House {
             console_clients: 0,
             periods,
             console_stats: Stats::default(),
+            groups: Groups::default(),
+            alarms: Alarms::default(),
             by_name: HashMap::new(),
         }
     }
@@ -171,12 +196,21 @@ impl House {
         if let Some(key) = self.by_name.get(&name) {
             return *key;
         }
+        let groups =
+            [self.groups.join(Kind::Database, &database.name), self.groups.join(Kind::User, user)];
         let mut pool = Pool {
             database: database.clone(),
             user: user.to_string(),
             mode: PoolMode::Session,
             is_paused: self.paused_databases.contains(&database.name),
             size: None,
+            reserve: 0,
+            min_size: 0,
+            groups,
+            blocked_by: None,
+            members: 0,
+            unused_since: None,
+            alarm: None,
             servers: ServerQueues::default(),
             waiting: Queue::default(),
             askers: VecDeque::new(),
@@ -189,14 +223,18 @@ impl House {
         };
         pool.configure(config);
         let key = self.pools.insert(pool);
+        self.groups.add_pool(groups, key);
         self.by_name.insert(name, key);
         key
     }
 
     /// Forgets a pool in which nobody is any more.
     pub fn remove_pool(&mut self, key: PoolKey) {
+        self.unblock(key);
+        self.set_alarm(key, None);
         if let Some(pool) = self.pools.remove(key) {
             assert_eq!(pool.servers.total(), 0, "a pool with servers stays");
+            self.groups.remove_pool(pool.groups, key);
             self.by_name.remove(&(pool.database.name, pool.user));
         }
     }
@@ -212,20 +250,9 @@ impl House {
         }
     }
 
-    /// Whether waiting clients are a reason to open another server for this pool now.
-    pub fn wants_server(&self, pool: PoolKey, settings: &Settings, now: Instant) -> bool {
-        self.may_open(pool, settings, now) && self.pools.get(pool).is_some_and(Pool::has_waiting)
-    }
-
-    /// Whether another server may be opened for this pool now.
-    pub fn may_open(&self, pool: PoolKey, settings: &Settings, now: Instant) -> bool {
-        let may = |pool: &Pool| !pool.is_paused && pool.may_open(settings, now);
-        !self.mode.is_paused() && self.pools.get(pool).is_some_and(may)
-    }
-
     /// Whether somebody has asked for this database before.
     pub fn has_pool_of(&self, database: &str) -> bool {
-        self.pools.iter().any(|(_, pool)| pool.database.name == database)
+        self.groups.database(database).is_some_and(|group| !group.pools.is_empty())
     }
 
     /// How many clients there are, less those that are about to be closed.
@@ -301,6 +328,13 @@ impl Pool {
             .or(self.database.pool_size)
             .unwrap_or(settings.default_pool_size);
         self.size = usize::try_from(size).ok().filter(|size| *size > 0);
+        let reserve = user
+            .and_then(|user| user.reserve_pool_size)
+            .or(self.database.reserve_pool_size)
+            .unwrap_or(settings.reserve_pool_size);
+        self.reserve = usize::try_from(reserve).unwrap_or(0);
+        let min_size = self.database.min_pool_size.unwrap_or(settings.min_pool_size);
+        self.min_size = usize::try_from(min_size).unwrap_or(0);
     }
 
     /// Whether anybody waits for a server.

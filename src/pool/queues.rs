@@ -265,6 +265,8 @@ impl House {
         let standing = server_standing(&server.state);
         let key = self.servers.insert(server);
         if let (Some(pool), Some(standing)) = (self.pools.get_mut(pool), standing) {
+            pool.unused_since = None;
+            self.groups.add_server(pool.groups, key);
             pool.servers.join(&mut self.servers, key, (standing, End::Back));
         }
         key
@@ -315,8 +317,9 @@ impl House {
         if let Some(from) = from {
             pool.servers.leave(&mut self.servers, key, from);
         }
-        if let Some(to) = to {
-            pool.servers.join(&mut self.servers, key, (to, end));
+        match to {
+            Some(to) => pool.servers.join(&mut self.servers, key, (to, end)),
+            None => self.groups.remove_server(pool.groups, key),
         }
     }
 }

@@ -1,10 +1,13 @@
 //! When to open another server.
 
+use crate::config::Config;
 use crate::config::settings::Settings;
-use crate::pool::Pool;
+use crate::keys::{ClientKey, GroupKey, PoolKey, ServerKey};
 use crate::pool::queues::ServerStanding;
+use crate::pool::{House, Pool};
+use crate::session::client;
 use crate::session::farewell::{MAX_CACHED_BYTES, cut};
-use crate::session::server::ServerAddress;
+use crate::session::server::{ServerAddress, State};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -12,6 +15,10 @@ use std::time::{Duration, Instant};
 /// However short `server_login_retry` is: without a pause a refused connection would be tried again
 /// at once, for ever.
 const LEAST_RETRY: Duration = Duration::from_millis(100);
+
+/// How long the clients of a pool that shares a limit with another one wait before that one has to
+/// give up a server although its own clients wait, too.
+const KEPT_OUT: Duration = Duration::from_secs(1);
 
 /// Where the next server of a pool is to be found.
 #[derive(Debug, PartialEq, Eq)]
@@ -24,19 +31,166 @@ pub enum Whereabouts {
     Nowhere,
 }
 
-impl Pool {
-    /// Whether another server may be opened now: one attempt at a time, and after a failure not
-    /// before `server_login_retry` has passed.
-    pub fn may_open(&self, settings: &Settings, now: Instant) -> bool {
-        if self.servers.count(ServerStanding::Login) > 0 {
-            return false;
+/// Why another server may be needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Demand {
+    /// Somebody waits.
+    Waiting,
+    /// Somebody was turned away because the last login failed: that is the time to try again.
+    Refused,
+    /// `min_pool_size`. That takes no place from others.
+    Upkeep,
+}
+
+/// What the house says to that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Opening {
+    /// Open one.
+    Launch {
+        /// The client for whom the reserve is touched.
+        reserve_for: Option<ClientKey>,
+    },
+    /// End this idle server of another pool, or of this one, and ask again.
+    Evict(ServerKey),
+    /// This group is full, and nobody there is idle.
+    Blocked(GroupKey),
+    /// Not before then.
+    Later(Instant),
+    /// Not now.
+    No,
+}
+
+impl House {
+    /// Whether another server is opened for this pool now.
+    pub fn opening(&self, key: PoolKey, demand: Demand, config: &Config, now: Instant) -> Opening {
+        let Some(pool) =
+            self.pools.get(key).filter(|pool| !self.mode.is_paused() && !pool.is_paused)
+        else {
+            return Opening::No;
+        };
+        // One attempt at a time, and after a failure not before the pause is over.
+        if pool.servers.count(ServerStanding::Login) > 0 {
+            return Opening::No;
         }
-        if self.retry_at(settings).is_some_and(|at| now < at) {
-            return false;
+        if let Some(at) = pool.retry_at(&config.settings).filter(|at| now < *at) {
+            return Opening::Later(at);
         }
         // Without a welcome nobody can log in, so that one connection is worth more than the limit.
-        let has_room = self.size.is_none_or(|size| self.servers.total() < size);
-        has_room || self.welcome.is_none()
+        let is_full = pool.size.is_some_and(|size| pool.servers.total() >= size);
+        let mut reserve_for = None;
+        if is_full && pool.welcome.is_some() {
+            match self.reserve_from(pool, demand, &config.settings) {
+                Some((client, at)) if at <= now => reserve_for = Some(client),
+                Some((_, at)) => return Opening::Later(at),
+                None => return Opening::No,
+            }
+        }
+        for (group_key, limit) in pool.groups.into_iter().zip(pool.group_limits(config)) {
+            let (Some(limit), Some(group)) = (limit, self.groups.get(group_key)) else {
+                continue;
+            };
+            if group.servers.len() >= limit {
+                let victim = (demand != Demand::Upkeep).then(|| self.longest_idle(&group.servers));
+                return match victim.flatten() {
+                    Some(victim) => Opening::Evict(victim),
+                    None => Opening::Blocked(group_key),
+                };
+            }
+        }
+        Opening::Launch { reserve_for }
+    }
+
+    /// For whom a pool that is full may touch its reserve, and from when on.
+    fn reserve_from(
+        &self,
+        pool: &Pool,
+        demand: Demand,
+        settings: &Settings,
+    ) -> Option<(ClientKey, Instant)> {
+        let timeout = settings.reserve_pool_timeout;
+        let most = pool.size?.saturating_add(pool.reserve);
+        if demand != Demand::Waiting || timeout.is_zero() || pool.servers.total() >= most {
+            return None;
+        }
+        let (first, since) = self.first_waiting(pool)?;
+        Some((first, since.checked_add(timeout)?))
+    }
+
+    /// Since when a client has waited.
+    pub fn waiting_since(&self, client: ClientKey) -> Option<Instant> {
+        match self.clients.get(client)?.state {
+            client::State::Waiting { since }
+            | client::State::AwaitingWelcome { since }
+            | client::State::AwaitingAccount { since, .. } => Some(since),
+            _ => None,
+        }
+    }
+
+    /// Who has waited the longest for a server of this pool, be it only to ask it something.
+    fn first_waiting(&self, pool: &Pool) -> Option<(ClientKey, Instant)> {
+        let first = [pool.waiting.first(), pool.askers.front().copied()].into_iter().flatten();
+        let first = first.filter_map(|client| Some((client, self.waiting_since(client)?)));
+        first.min_by_key(|(_, since)| *since)
+    }
+
+    fn longest_idle(&self, servers: &[ServerKey]) -> Option<ServerKey> {
+        let idle = servers.iter().filter_map(|key| match self.servers.get(*key)?.state {
+            State::Idle { since } => Some((since, *key)),
+            _ => None,
+        });
+        idle.min_by_key(|(since, _)| *since).map(|(_, key)| key)
+    }
+
+    /// Whether a server that is free must not serve the next client of its own pool, because a pool
+    /// that it shares a limit with has been kept out for too long: while there is always somebody
+    /// who waits here, no server of ours would ever be idle to be evicted.
+    pub fn must_yield(&self, key: ServerKey, now: Instant) -> bool {
+        let own_key = self.servers.get(key).map(|server| server.pool);
+        let Some((own_key, pool)) = own_key.and_then(|key| Some((key, self.pools.get(key)?)))
+        else {
+            return false;
+        };
+        let Some((_, own)) = self.first_waiting(pool) else {
+            return false;
+        };
+        pool.groups.into_iter().any(|group| {
+            let blocked = self.groups.longest_blocked(group, own_key);
+            let blocked = blocked.and_then(|other| self.first_waiting(self.pools.get(other)?));
+            blocked.is_some_and(|(_, since)| {
+                since < own && now.saturating_duration_since(since) >= KEPT_OUT
+            })
+        })
+    }
+
+    /// Whether a pool has fewer servers than are to be kept open, and somebody who may need them.
+    pub fn wants_upkeep(&self, key: PoolKey) -> bool {
+        self.pools.get(key).is_some_and(|pool| {
+            let there = pool.servers.connected() + pool.servers.count(ServerStanding::Login);
+            let is_needed = pool.members > 0 || pool.database.user.is_some();
+            there < pool.min_size && pool.size.is_none_or(|size| there < size) && is_needed
+        })
+    }
+
+    /// An idle server too many, if the pool has become smaller.
+    pub fn excess_server(&self, key: PoolKey) -> Option<ServerKey> {
+        let pool = self.pools.get(key).filter(|pool| pool.is_oversized())?;
+        pool.servers.of(ServerStanding::Idle).first()
+    }
+
+    /// Whether nobody needs a pool now.
+    pub fn is_unused(&self, key: PoolKey) -> bool {
+        self.pools.get(key).is_some_and(|pool| {
+            let nobody_waits = pool.cancels.is_empty() && !pool.has_waiting();
+            pool.members == 0 && pool.servers.total() == 0 && nobody_waits
+        })
+    }
+}
+
+impl Pool {
+    /// Whether it has more servers than it may, its reserve included.
+    pub fn is_oversized(&self) -> bool {
+        let most = self.size.map(|size| size.saturating_add(self.reserve));
+        most.is_some_and(|most| self.servers.connected() > most)
     }
 
     /// Before this no further attempt is made.

@@ -117,6 +117,8 @@ pub struct Client {
     pub login: Option<Box<Pending>>,
     /// Its pool, once its database and user are known.
     pub pool: Option<PoolKey>,
+    /// Whether it counts as a client of that pool.
+    pub is_counted: bool,
     /// Whether it asked for the admin console, which is no pool.
     pub on_console: bool,
     /// Its login name, once known.
@@ -152,6 +154,7 @@ impl Client {
             statements: None,
             login: None,
             pool: None,
+            is_counted: false,
             on_console: false,
             user: None,
             from,

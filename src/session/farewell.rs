@@ -95,6 +95,10 @@ reasons! {
     USERNAME_TOO_LONG = Told("username too long");
     /// `max_client_conn` is reached.
     TOO_MANY_CLIENTS = Told("no more connections allowed (max_client_conn)");
+    /// `max_db_client_connections` is reached.
+    TOO_MANY_DATABASE_CLIENTS = Told("client connections exceeded (max_db_client_connections)");
+    /// `max_user_client_connections` is reached.
+    TOO_MANY_USER_CLIENTS = Told("client connections exceeded (max_user_client_connections)");
     /// `auth_type` is `trust` and the user is not known.
     TRUST_FAILED = Told("\"trust\" authentication failed");
     /// `auth_type` is `any` and the database has no forced user; and the like.
@@ -201,6 +205,10 @@ reasons! {
     OBSOLETE = Told("obsolete connection");
     /// Said something while idle that it must not.
     IDLE_GOT_DIRTY = Told("idle server got dirty");
+    /// It is idle, and its place is needed for a server of another pool.
+    EVICTED = Told("evicted");
+    /// The pool has become smaller.
+    TOO_MANY_SERVERS = Told("too many servers in the pool");
     /// The reset query could not be sent.
     RESET_FAILED = Told("reset query failed");
     /// The connect query could not be sent.

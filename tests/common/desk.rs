@@ -79,11 +79,14 @@ impl Desk {
     /// Time passes, and the engine wakes whenever it wants to.
     pub fn after(&mut self, time: Duration) {
         let until = self.now + time;
+        let (mut last, mut turns) = (self.start, 0);
         while let Some(at) = self.engine.next_deadline().filter(|at| *at <= until) {
             self.now = self.now.max(at);
-            let before = self.engine.next_deadline();
             self.perform();
-            assert_ne!(self.engine.next_deadline(), before, "a deadline that was kept is over");
+            // What one deadline leads to may be due at once, but not for ever.
+            turns = if at == last { turns + 1 } else { 0 };
+            assert!(turns < 10, "a deadline that was kept is over");
+            last = at;
         }
         self.now = until;
         self.perform();

@@ -2,6 +2,7 @@
 //! everything that it receives against the book, and enters there everything that it answers.
 
 use crate::book::{Book, Mode, Pool};
+use crate::guard::{Guard, Verdict};
 use crate::params::{self, Params};
 use crate::prng::Prng;
 use crate::socket::{End, Pipe, Socket};
@@ -42,6 +43,8 @@ pub struct CopyIn {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
     Startup,
+    /// Finds out who it is.
+    Guarded,
     Ready,
     /// Brought a CancelRequest, which has been carried out; ends after so many steps.
     Carrier(u32),
@@ -57,6 +60,8 @@ pub enum First {
 /// See the module's page.
 pub struct Backend {
     pub phase: Phase,
+    /// While it finds out who it is.
+    guard: Option<Guard>,
     /// Where in the world's list its socket is.
     pub socket: usize,
     pub port: u16,
@@ -98,6 +103,7 @@ impl Backend {
         let defaults = Params::defaults(port);
         Self {
             phase: Phase::Startup,
+            guard: None,
             socket,
             port,
             pool: Pool::default(),
@@ -163,7 +169,8 @@ impl Backend {
             }
         }
         moved |= self.flush(socket);
-        if self.phase == Phase::Ready && socket.is_over() && self.input.is_empty() {
+        let is_in = matches!(self.phase, Phase::Guarded | Phase::Ready);
+        if is_in && socket.is_over() && self.input.is_empty() {
             self.end(socket, End::Orderly);
             moved = true;
         }
@@ -353,6 +360,11 @@ impl Backend {
         let start = self.received - self.input.len() as u64;
         let bytes = self.input.take(length);
         let claim = self.claimed(start, start + length as u64);
+        if self.phase == Phase::Guarded {
+            assert_eq!(claim, None, "a client's message before the login");
+            self.on_answer(&bytes);
+            return (true, First::Nothing);
+        }
         self.on_message(&bytes, claim, socket, book);
         (true, First::Nothing)
     }
@@ -399,9 +411,37 @@ impl Backend {
             self.end(socket, End::Orderly);
             return First::Nothing;
         }
+        let _ = book;
+        match Guard::at(self.port) {
+            None => self.let_in(),
+            Some((guard, request)) => {
+                self.phase = Phase::Guarded;
+                self.guard = Some(guard);
+                self.out.push(&request);
+                self.may_flush = true;
+            }
+        }
+        First::Nothing
+    }
+
+    fn on_answer(&mut self, message: &[u8]) {
+        let guard = self.guard.take().expect("somebody asked");
+        match guard.hear(&self.pool.1, message) {
+            Verdict::Ask(guard, request) => {
+                self.guard = Some(guard);
+                self.out.push(&request);
+                self.may_flush = true;
+            }
+            Verdict::LetIn(last) => {
+                self.out.push(&last);
+                self.let_in();
+            }
+        }
+    }
+
+    fn let_in(&mut self) {
         self.phase = Phase::Ready;
         self.out.push(&wire::message(b'R', &[0; 4]));
-        let _ = book;
         for (name, value) in params::UNTRACKED {
             self.out.push(&wire::parameter_status(name, value));
         }
@@ -411,7 +451,6 @@ impl Backend {
         self.out.push(&wire::message(b'K', &self.key));
         self.out.push(&wire::ready(b'I'));
         self.may_flush = true;
-        First::Nothing
     }
 
     fn on_message(

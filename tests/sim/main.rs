@@ -9,6 +9,7 @@ mod book;
 mod client;
 mod directed;
 mod faults;
+mod guard;
 mod laws;
 mod params;
 mod prng;

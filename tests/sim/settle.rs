@@ -87,7 +87,7 @@ impl World {
         moved |= self.network_acts(true);
         self.shell.turn(&mut self.rng);
         let dials = self.shell.dials.iter().any(|dial| dial.fate != Fate::Hangs);
-        moved || dials || before != self.moved_bytes()
+        moved || dials || !self.shell.keys.is_empty() || before != self.moved_bytes()
     }
 
     fn moved_bytes(&self) -> u64 {

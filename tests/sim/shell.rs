@@ -6,6 +6,7 @@ use crate::laws::Queues;
 use crate::prng::Prng;
 use crate::socket::{Outcome, Socket};
 use crate::trace;
+use ringbouncer::auth::derivation::Derivation;
 use ringbouncer::engine::Engine;
 use ringbouncer::engine::io::{ClientAddress, Effect, Input, ServerAddress};
 use ringbouncer::keys::{ClientKey, Conn, ServerKey};
@@ -51,6 +52,8 @@ pub struct Shell {
     pub backends: Vec<Backend>,
     pub dials: Vec<Dial>,
     pub dial_faults: DialFaults,
+    /// Keys that are being made, each done in so many turns.
+    pub keys: Vec<(usize, Conn, Derivation)>,
     /// Which client of the world has this key.
     pub ids: HashMap<ClientKey, usize>,
     /// Which backend a server's connection leads to.
@@ -75,6 +78,7 @@ impl Shell {
             backends: Vec::new(),
             dials: Vec::new(),
             dial_faults: DialFaults::default(),
+            keys: Vec::new(),
             ids: HashMap::new(),
             backend_of: HashMap::new(),
             is_calm: true,
@@ -127,6 +131,7 @@ impl Shell {
     pub fn turn(&mut self, rng: &mut Prng) {
         self.learn(rng);
         self.finish_dials(rng);
+        self.finish_keys();
         for conn in std::mem::take(&mut self.postponed) {
             self.engine.make_runnable(conn);
         }
@@ -261,8 +266,8 @@ impl Shell {
             Effect::Resolve { server, .. } => self.dial(server, None, rng),
             Effect::StartTls { .. } => unreachable!("no TLS in this world"),
             Effect::Derive { conn, derivation } => {
-                let salted = Some(derivation.run());
-                self.engine.handle(Input::Derived { conn, derivation, salted }, self.now);
+                let turns = if self.is_calm { 0 } else { rng.below(10) };
+                self.keys.push((turns, conn, derivation));
             }
             Effect::Attend { .. } | Effect::CancelAttendance { .. } => {
                 panic!("nobody is on the console")
@@ -351,6 +356,18 @@ impl Shell {
                 }
                 Some(to) if good => self.connected(server, &to, rng),
                 Some(_) => self.tell(Input::ConnectFailed { server, error: None }),
+            }
+        }
+    }
+
+    fn finish_keys(&mut self) {
+        for (turns, conn, derivation) in std::mem::take(&mut self.keys) {
+            match turns {
+                0 => {
+                    let salted = Some(derivation.run());
+                    self.tell(Input::Derived { conn, derivation, salted });
+                }
+                turns => self.keys.push((turns - 1, conn, derivation)),
             }
         }
     }

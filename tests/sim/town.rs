@@ -1,6 +1,7 @@
 //! The databases of a world, and the configuration that says so.
 
 use crate::faults::Limits;
+use crate::guard;
 use crate::prng::Prng;
 use ringbouncer::auth::userlist::Userlist;
 use ringbouncer::config::{Config, PoolMode};
@@ -109,7 +110,9 @@ impl Town {
             u8::from(self.always_resets),
         ));
         let config = Config::parse_text("sim.ini", &text).expect("a good configuration");
-        let (userlist, complaint) = Userlist::parse(b"\"ann\" \"\"\n\"bob\" \"\"\n\"boss\" \"\"\n");
+        let line = |user: &str| format!("\"{user}\" \"{}\"\n", guard::password(user));
+        let lines = ["ann", "bob", "boss"].map(line).concat();
+        let (userlist, complaint) = Userlist::parse(lines.as_bytes());
         assert_eq!(complaint, None);
         (config, userlist)
     }

@@ -59,7 +59,7 @@ fn row(view: &View<'_>, pool: &Pool) -> Row {
         Cell::text(&pool.database.name),
         Cell::text(&pool.user),
         Cell::count(pool.active_clients),
-        Cell::count(pool.waiting.len()),
+        Cell::count(pool.waiting.len() + pool.askers.len()),
         Cell::count(sent),
         Cell::count(pool.cancels.len()),
         count(ServerStanding::Active),

@@ -1,0 +1,280 @@
+//! What limits count: everything of one database, and everything of one user.
+//!
+//! A pool belongs to the group of its database and to that of the user that its servers log in as.
+//! A client counts for the database that it asked for and for the user that it says it is. Groups
+//! come with their first pool or client and go with their last, so looking one up is all that a
+//! limit costs, however many pools there are.
+//!
+//! A pool whose clients wait because a limit leaves no room is *blocked*: it stands in the line of
+//! the group that is full, and has the next place that becomes free there.
+
+use crate::config::{Config, Database};
+use crate::keys::{ClientKey, GroupKey, Keyed, PoolKey, ServerKey};
+use crate::pool::{House, Pool};
+use crate::session::farewell::Reason;
+use std::collections::{HashMap, VecDeque};
+
+/// What the members of a group have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Kind {
+    /// The entry of the database.
+    Database,
+    /// The name of the user.
+    User,
+}
+
+/// See the module's page.
+#[derive(Debug)]
+pub struct Group {
+    /// What its members have in common.
+    pub kind: Kind,
+    /// Of the database, or the user.
+    pub name: Box<str>,
+    /// Its pools.
+    pub pools: Vec<PoolKey>,
+    /// Its servers, whatever they are doing.
+    pub servers: Vec<ServerKey>,
+    /// How many clients there are, those that are still logging in included.
+    pub clients: usize,
+    /// Pools that wait for a place, longest first.
+    blocked: VecDeque<PoolKey>,
+}
+
+impl Group {
+    /// How many of its pools wait for a place.
+    pub fn blocked_pools(&self) -> usize {
+        self.blocked.len()
+    }
+}
+
+/// All groups.
+#[derive(Default)]
+pub struct Groups {
+    all: Keyed<GroupKey, Group>,
+    databases: HashMap<Box<str>, GroupKey>,
+    users: HashMap<Box<str>, GroupKey>,
+    /// How many pools are blocked. Usually none, and then nobody has to look for them.
+    pub blocked_pools: usize,
+}
+
+impl Groups {
+    fn names(&mut self, kind: Kind) -> &mut HashMap<Box<str>, GroupKey> {
+        match kind {
+            Kind::Database => &mut self.databases,
+            Kind::User => &mut self.users,
+        }
+    }
+
+    /// The group of this name; a new one if there is none.
+    pub fn join(&mut self, kind: Kind, name: &str) -> GroupKey {
+        if let Some(key) = self.names(kind).get(name) {
+            return *key;
+        }
+        let group = Group {
+            kind,
+            name: name.into(),
+            pools: Vec::new(),
+            servers: Vec::new(),
+            clients: 0,
+            blocked: VecDeque::new(),
+        };
+        let key = self.all.insert(group);
+        self.names(kind).insert(name.into(), key);
+        key
+    }
+
+    /// Forgets a group in which nobody is any more.
+    fn drop_if_empty(&mut self, key: GroupKey) {
+        let is_empty = |group: &Group| group.pools.is_empty() && group.clients == 0;
+        if self.all.get(key).is_some_and(is_empty)
+            && let Some(group) = self.all.remove(key)
+        {
+            self.names(group.kind).remove(&group.name);
+        }
+    }
+
+    /// The group of a database, if anybody has asked for it.
+    pub fn database(&self, name: &str) -> Option<&Group> {
+        self.all.get(*self.databases.get(name)?)
+    }
+
+    /// The group of a user, if there is one.
+    pub fn user(&self, name: &str) -> Option<&Group> {
+        self.all.get(*self.users.get(name)?)
+    }
+
+    /// A group that somebody belongs to.
+    pub fn get(&self, key: GroupKey) -> Option<&Group> {
+        self.all.get(key)
+    }
+
+    /// All of them.
+    pub fn iter(&self) -> impl Iterator<Item = &Group> {
+        self.all.iter().map(|(_, group)| group)
+    }
+
+    /// A pool takes its place among the others.
+    pub fn add_pool(&mut self, keys: [GroupKey; 2], pool: PoolKey) {
+        for key in keys {
+            if let Some(group) = self.all.get_mut(key) {
+                group.pools.push(pool);
+            }
+        }
+    }
+
+    /// A pool has gone.
+    pub fn remove_pool(&mut self, keys: [GroupKey; 2], pool: PoolKey) {
+        for key in keys {
+            if let Some(group) = self.all.get_mut(key) {
+                group.pools.retain(|other| *other != pool);
+                group.blocked.retain(|other| *other != pool);
+                self.drop_if_empty(key);
+            }
+        }
+    }
+
+    /// A server is opened.
+    pub fn add_server(&mut self, keys: [GroupKey; 2], server: ServerKey) {
+        for key in keys {
+            if let Some(group) = self.all.get_mut(key) {
+                group.servers.push(server);
+            }
+        }
+    }
+
+    /// A server has gone.
+    pub fn remove_server(&mut self, keys: [GroupKey; 2], server: ServerKey) {
+        for key in keys {
+            if let Some(group) = self.all.get_mut(key)
+                && let Some(place) = group.servers.iter().position(|other| *other == server)
+            {
+                group.servers.swap_remove(place);
+            }
+        }
+    }
+
+    fn count_client(&mut self, kind: Kind, name: &str, joins: bool) {
+        let key = self.join(kind, name);
+        if let Some(group) = self.all.get_mut(key) {
+            match joins {
+                true => group.clients += 1,
+                false => group.clients -= 1,
+            }
+        }
+        self.drop_if_empty(key);
+    }
+
+    /// A pool gets in line.
+    fn block(&mut self, key: GroupKey, pool: PoolKey) {
+        if let Some(group) = self.all.get_mut(key) {
+            group.blocked.push_back(pool);
+            self.blocked_pools += 1;
+        }
+    }
+
+    /// How many pools are in line.
+    pub fn blocked_in(&self, key: GroupKey) -> usize {
+        self.all.get(key).map_or(0, |group| group.blocked.len())
+    }
+
+    /// The pool that has been in line the longest, apart from this one.
+    pub fn longest_blocked(&self, key: GroupKey, but: PoolKey) -> Option<PoolKey> {
+        self.all.get(key)?.blocked.iter().copied().find(|pool| *pool != but)
+    }
+}
+
+/// So many servers, or `None` for no limit.
+fn limit(number: i32) -> Option<usize> {
+    usize::try_from(number).ok().filter(|number| *number > 0)
+}
+
+impl Pool {
+    /// How many servers its groups may have, in the order of [`Pool::groups`].
+    pub fn group_limits(&self, config: &Config) -> [Option<usize>; 2] {
+        let of_user = config.users.get(&self.user).and_then(|user| user.max_user_connections);
+        let database = self.database.max_db_connections;
+        let database = database.unwrap_or(config.settings.max_db_connections);
+        [limit(database), limit(of_user.unwrap_or(config.settings.max_user_connections))]
+    }
+}
+
+impl House {
+    /// Whether one more client may come to this database as this user.
+    pub fn admits(&self, database: &Database, user: &str, config: &Config) -> Result<(), Reason> {
+        let settings = &config.settings;
+        let own = database.max_db_client_connections;
+        let most = limit(own.unwrap_or(settings.max_db_client_connections));
+        let present = self.groups.database(&database.name).map_or(0, |group| group.clients);
+        if most.is_some_and(|most| present >= most) {
+            return Err(Reason::TOO_MANY_DATABASE_CLIENTS);
+        }
+        let own = config.users.get(user).and_then(|user| user.max_user_client_connections);
+        let present = self.groups.user(user).map_or(0, |group| group.clients);
+        // As PgBouncer: only 0 is no limit, less lets nobody in.
+        match own.unwrap_or(settings.max_user_client_connections) {
+            0 => Ok(()),
+            most if usize::try_from(most).is_ok_and(|most| present < most) => Ok(()),
+            _ => Err(Reason::TOO_MANY_USER_CLIENTS),
+        }
+    }
+
+    /// A client, which has not proven yet who it is, is taken for one of this pool.
+    pub fn join_pool(&mut self, client: ClientKey, key: PoolKey) {
+        let (Some(client), Some(pool)) = (self.clients.get_mut(client), self.pools.get_mut(key))
+        else {
+            return;
+        };
+        assert!(!client.is_counted, "nobody is counted twice");
+        client.pool = Some(key);
+        client.is_counted = true;
+        pool.members += 1;
+        pool.unused_since = None;
+        self.groups.count_client(Kind::Database, &pool.database.name, true);
+        let user = client.user.as_deref().unwrap_or("");
+        self.groups.count_client(Kind::User, user, true);
+    }
+
+    /// A client is leaving. The pool that it was counted for.
+    pub fn leave_pool(&mut self, client: ClientKey) -> Option<PoolKey> {
+        let client = self.clients.get_mut(client)?;
+        if !std::mem::take(&mut client.is_counted) {
+            return None;
+        }
+        let key = client.pool?;
+        let pool = self.pools.get_mut(key)?;
+        pool.members -= 1;
+        self.groups.count_client(Kind::Database, &pool.database.name, false);
+        let user = client.user.as_deref().unwrap_or("");
+        self.groups.count_client(Kind::User, user, false);
+        Some(key)
+    }
+
+    /// A pool cannot have another server before some other server of this group has gone.
+    pub fn block(&mut self, pool_key: PoolKey, group: GroupKey) {
+        if let Some(pool) = self.pools.get_mut(pool_key)
+            && pool.blocked_by.is_none()
+        {
+            pool.blocked_by = Some(group);
+            self.groups.block(group, pool_key);
+        }
+    }
+
+    /// Takes the pool out of a group's line that has been there the longest.
+    pub fn next_blocked(&mut self, key: GroupKey) -> Option<PoolKey> {
+        let pool = self.groups.all.get_mut(key)?.blocked.pop_front()?;
+        self.groups.blocked_pools -= 1;
+        if let Some(pool) = self.pools.get_mut(pool) {
+            pool.blocked_by = None;
+        }
+        Some(pool)
+    }
+
+    /// Takes a pool out of the line that it is in.
+    pub fn unblock(&mut self, key: PoolKey) {
+        let group = self.pools.get_mut(key).and_then(|pool| pool.blocked_by.take());
+        if let Some(group) = group.and_then(|group| self.groups.all.get_mut(group)) {
+            group.blocked.retain(|other| *other != key);
+            self.groups.blocked_pools -= 1;
+        }
+    }
+}
