@@ -268,11 +268,12 @@ impl Engine {
 
     /// A client that waits for its turn to ask ends. (The one that is asking ends its server, too.)
     pub(super) fn forget_asker(&mut self, key: ClientKey) {
-        let state = self.house.clients.get(key).map(|client| &client.state);
-        let Some(client::State::AwaitingAccount { pool, server: None, .. }) = state else {
+        let Some(client) = self.house.clients.get(key) else {
             return;
         };
-        let pool = *pool;
+        let client::State::AwaitingAccount { pool, server: None, .. } = client.state else {
+            return;
+        };
         if let Some(pool) = self.house.pools.get_mut(pool)
             // Nearly always the first one: who waits longest goes first.
             && let Some(place) = pool.askers.iter().position(|asker| *asker == key)

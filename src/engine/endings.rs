@@ -42,6 +42,10 @@ impl Engine {
         self.log_client_ending(key, &reason, now);
         let is_cut_off = self.is_in_mid_reply(key);
         self.forget_asker(key);
+        if let Some(client) = self.house.clients.get_mut(key) {
+            // Whatever it waited for, its login does not go on.
+            client.login = None;
+        }
         let other_end = self.other_end(key);
         match other_end {
             OtherEnd::None => {}
