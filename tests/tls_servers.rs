@@ -286,3 +286,18 @@ fn psql_through_tls_on_both_sides() {
     let direct = format!("host=127.0.0.1 port={} user=alice dbname=app", postgres.port);
     assert!(text == psql_value(&direct, all).unwrap(), "3 MB of rows come unchanged");
 }
+
+#[test]
+fn scram_is_bound_to_the_channel_where_the_server_offers_it() {
+    let certs = certs();
+    let hba = "hostssl all all 127.0.0.1/32 scram-sha-256";
+    for protocols in ["tlsv1.2", "tlsv1.3"] {
+        let postgres = SecurePostgres::start(&certs, "server", "", hba);
+        let pooler = start(|ini| {
+            ini.database("app", &postgres.connect_string()).set("server_tls_sslmode", "require");
+            ini.set("server_tls_protocols", protocols);
+        });
+        // PostgreSQL compares what we are bound to with its own certificate.
+        assert_eq!(pooler.raw("alice").value("SELECT 42"), "42", "{protocols}");
+    }
+}

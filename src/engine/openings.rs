@@ -1,5 +1,6 @@
 //! Opening servers: where, and our login there.
 
+use crate::auth::answer::Credentials;
 use crate::engine::Engine;
 use crate::engine::credentials::credentials;
 use crate::engine::io::{Effect, ServerAddress};
@@ -184,7 +185,7 @@ impl Engine {
     fn server_login_step(&mut self, key: ServerKey) -> Option<Next> {
         let max_packet_bytes = self.config.settings.max_packet_size;
         let House { servers, pools, values, tracked, .. } = &mut self.house;
-        let Server { state, inbox, parameters, pool, .. } = servers.get_mut(key)?;
+        let Server { state, inbox, parameters, pool, line, .. } = servers.get_mut(key)?;
         let State::LoggingIn(login) = state else {
             return None;
         };
@@ -210,7 +211,10 @@ impl Engine {
         inbox.skip(header.bytes);
         let pool = pools.get(*pool).expect("a server's pool outlives it");
         let tools = Tools {
-            credentials: credentials(pool, &self.userlist),
+            credentials: Credentials {
+                end_point: line.secured().and_then(|secured| secured.end_point.as_deref()),
+                ..credentials(pool, &self.userlist)
+            },
             has_connect_query: pool.database.connect_query.is_some(),
             parameters,
             tracked,
