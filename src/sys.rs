@@ -142,6 +142,25 @@ pub fn account(name: &str) -> Option<Account> {
     Some(Account { uid: entry.pw_uid, gid: entry.pw_gid })
 }
 
+/// The name of the user with this number, if there is one.
+pub fn user_name(uid: u32) -> Option<String> {
+    let mut buffer: Vec<libc::c_char> = vec![0; NAME_BUFFER_BYTES];
+    let mut entry = std::mem::MaybeUninit::<libc::passwd>::uninit();
+    let mut found = std::ptr::null_mut();
+    // SAFETY: all pointers are to locals that live through the call, and the length is the
+    // buffer's. The library fills `entry` before it sets `found`.
+    let result = unsafe {
+        libc::getpwuid_r(uid, entry.as_mut_ptr(), buffer.as_mut_ptr(), buffer.len(), &raw mut found)
+    };
+    if result != 0 || found.is_null() {
+        return None;
+    }
+    // SAFETY: `found` is not null, hence `entry` has been filled, and its name is a C string that
+    // lies in `buffer`, which is still there.
+    let name = unsafe { CStr::from_ptr(entry.assume_init_ref().pw_name) };
+    name.to_str().ok().map(str::to_owned)
+}
+
 /// As whom we act.
 pub fn effective_user() -> u32 {
     // SAFETY: geteuid has no arguments and cannot fail.

@@ -68,7 +68,7 @@ fn desk_of(secret: &str) -> Desk {
     let text = format!("\"alice\" \"{secret}\"");
     let users = Userlist::parse(text.as_bytes()).0;
     let now = desk.now;
-    desk.engine.reload(config(ONE), Some(users), now);
+    desk.engine.reload(config(ONE), Some(users.into()), now);
     desk.perform();
     desk
 }
@@ -163,7 +163,7 @@ fn a_clients_key_opens_the_servers_of_its_secret() {
     let now = desk.now;
     let other = format!("SCRAM-SHA-256$7:{salt}${server_key}:{server_key}");
     let users = Userlist::parse(format!("\"alice\" \"{other}\"").as_bytes()).0;
-    desk.engine.reload(config(ONE), Some(users), now);
+    desk.engine.reload(config(ONE), Some(users.into()), now);
     desk.handle(Input::ReadClosed { conn: server });
     desk.after(Duration::from_secs(20));
     let waiting = desk.client("alice", "app");

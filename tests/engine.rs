@@ -238,7 +238,7 @@ fn an_address_that_comes_too_late_is_nobodys() {
         let mut world = World::with(named.clone());
         world.client();
         let server = world.asked.pop().expect("a look-up");
-        world.engine.reload(config("", database), Some(userlist()), world.now);
+        world.engine.reload(config("", database), Some(userlist().into()), world.now);
         world.handle(Input::Resolved { server, addresses: vec![[127, 0, 0, 1].into()] });
         world.perform();
         assert!(world.is_closed(Conn::Server(server)));
@@ -280,7 +280,7 @@ fn many_that_are_refused_at_once_do_not_exhaust_the_stack() {
         world.feed(client, &query("SELECT 1"));
     }
     let refusing = config(&format!("{settings}\nmax_packet_size = 10"), APP);
-    world.engine.reload(refusing, Some(userlist()), world.now);
+    world.engine.reload(refusing, Some(userlist().into()), world.now);
     world.feed(server, &[message(b'C', b"x\0"), ready()].concat());
     world.perform();
     assert!(world.closed.len() >= 20_000);
@@ -331,7 +331,7 @@ fn everybody_who_waits_too_long_is_told_in_time() {
     world.perform();
     // The database moves: its welcome has to be learned again.
     let moved = config(settings, "app = host=127.0.0.2");
-    world.engine.reload(moved, Some(userlist()), world.now);
+    world.engine.reload(moved, Some(userlist().into()), world.now);
     world.perform();
     let third = world.client();
     world.after(Duration::from_secs(5));

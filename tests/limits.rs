@@ -59,7 +59,7 @@ fn server_of(desk: &Desk, client: Conn) -> Conn {
 
 fn reload(desk: &mut Desk, text: &str) {
     let users: Option<Userlist> = None;
-    desk.engine.reload(config(text), users, desk.now);
+    desk.engine.reload(config(text), users.map(Into::into), desk.now);
     desk.perform();
 }
 

@@ -208,3 +208,53 @@ fn large_results_and_large_copies_pass_unchanged() {
     assert_eq!(row[0], expected);
     assert!(row[1] == text, "6 MB come back as they went");
 }
+
+/// `cert`: the certificate names the user, by CN or another name, in capitals or not; or by a map.
+#[test]
+fn a_certificate_proves_who_a_client_is() {
+    let certs = certs();
+    certs.write("ident", "staff nobody alice\n");
+    certs.write(
+        "hba",
+        "hostssl app alice 127.0.0.1/32 cert\nhostssl postgres all all cert map=staff\n",
+    );
+    let pooler = Pooler::start(|ini| {
+        secure(ini, &certs, "verify-full");
+        ini.set("auth_type", "cert");
+    });
+    for name in ["alice", "other"] {
+        assert_eq!(ask(&pooler, &identity(&certs, name)).as_deref(), Ok("42"), "{name}");
+    }
+    let mapped = Pooler::start(|ini| {
+        secure(ini, &certs, "verify-full");
+        ini.set("auth_type", "hba").set("auth_hba_file", &certs.path("hba"));
+        ini.set("auth_ident_file", &certs.path("ident"));
+    });
+    let of = |name: &str, user: &str, database: &str| {
+        let rest = identity(&certs, name);
+        let port = mapped.port;
+        let connect = format!("host=127.0.0.1 port={port} user={user} dbname={database} {rest}");
+        psql_value(&connect, "SELECT 42")
+    };
+    assert_eq!(of("alice", "alice", "app").as_deref(), Ok("42"));
+    assert_eq!(of("other", "alice", "postgres").as_deref(), Ok("42"), "by the map");
+    for (name, user, database) in [("alice", "alice", "postgres"), ("other", "bob", "postgres")] {
+        let error = of(name, user, database).unwrap_err();
+        assert!(error.contains("certificate authentication failed"), "{name} {user}: {error}");
+    }
+}
+
+#[test]
+fn scram_is_bound_to_the_channel() {
+    let certs = certs();
+    let pooler = Pooler::start(|ini| {
+        secure(ini, &certs, "prefer");
+        ini.set("auth_type", "scram-sha-256");
+    });
+    let ask = |rest: &str| ask(&pooler, &format!("password=secret {rest}"));
+    for rest in ["channel_binding=require", "channel_binding=prefer", "channel_binding=disable"] {
+        assert_eq!(ask(&format!("sslmode=require {rest}")).as_deref(), Ok("42"), "{rest}");
+    }
+    assert!(ask("sslmode=disable channel_binding=require").is_err());
+    assert_eq!(ask("sslmode=disable").as_deref(), Ok("42"));
+}

@@ -1,11 +1,14 @@
 //! Who is this: the files that say who may be whom, and how he has to prove it.
 
+pub mod access;
 pub mod answer;
+pub mod challenge;
 pub mod derivation;
 pub mod digest;
 pub mod hba;
 pub mod ident;
 pub mod lookup;
+pub mod scram;
 pub mod scram_client;
 pub mod secret;
 pub mod tokens;

@@ -7,6 +7,11 @@
 //! ```
 //!
 //! An error ends the reading where it stands; what came before stays.
+//!
+//! A user may have several entries: while a password is being changed, the old one and the new one.
+//! A client may know any of them; towards servers the first one counts. (PgBouncer takes the last
+//! one for everything.) Of several SCRAM verifiers only those count that share the first one's salt
+//! and rounds, for a client is told one salt.
 
 use crate::config::{Secret, USER_NAME_BYTES};
 use std::collections::BTreeMap;
@@ -17,7 +22,7 @@ const SECRET_BYTES: usize = 65530;
 /// Names and their secrets. An empty secret is one that no password opens.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Userlist {
-    users: BTreeMap<Box<[u8]>, Secret>,
+    users: BTreeMap<Box<[u8]>, Vec<Secret>>,
 }
 
 impl Userlist {
@@ -39,7 +44,7 @@ impl Userlist {
         loop {
             match entry(rest) {
                 Ok(Some((name, secret, after))) => {
-                    list.users.insert(name.into(), Secret::new(secret));
+                    list.users.entry(name.into()).or_default().push(Secret::new(secret));
                     rest = after;
                 }
                 Ok(None) => return (list, None),
@@ -53,9 +58,14 @@ impl Userlist {
         self.users.contains_key(user.as_ref())
     }
 
-    /// The user's secret: a password, an MD5 hash or a SCRAM verifier.
+    /// The user's secret for servers: a password, an MD5 hash or a SCRAM verifier.
     pub fn secret(&self, user: impl AsRef<[u8]>) -> Option<&Secret> {
-        self.users.get(user.as_ref())
+        self.secrets(user).first()
+    }
+
+    /// All of the user's secrets, in the order of the file: a client may know any of them.
+    pub fn secrets(&self, user: impl AsRef<[u8]>) -> &[Secret] {
+        self.users.get(user.as_ref()).map_or(&[], Vec::as_slice)
     }
 
     /// How many users are listed.
@@ -70,7 +80,8 @@ impl Userlist {
 
     /// All users with their secrets, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &Secret)> {
-        self.users.iter().map(|(name, secret)| (&**name, secret))
+        let users = self.users.iter();
+        users.flat_map(|(name, secrets)| secrets.iter().map(|secret| (&**name, secret)))
     }
 }
 
@@ -159,7 +170,7 @@ mod tests {
             ("\"a\"x\"b\" y \"z\"\n\"c\" \"d\"\n", &[("a", "b"), ("c", "d")], None),
             ("\"a\"\n\"c\" \"d\"\n", &[("a", "c")], None),
             ("\"a\" \"b\"\n# no\n\"c\" \"d\"", &[("a", "b")], broken),
-            ("\"a\" \"b\"\n\"a\" \"c\"", &[("a", "c")], None),
+            ("\"a\" \"b\"\n\"a\" \"c\"", &[("a", "b"), ("a", "c")], None),
             ("\"a\"\"b\" \"c\"\"\"\"\"", &[("a\"b", "c\"\"")], None),
             ("\"\"\"\" \"\"\"x\"", &[("\"", "\"x")], None),
             ("\"a\nb\" \"\"", &[("a\nb", "")], None),
@@ -192,6 +203,11 @@ mod tests {
         let (list, _) = Userlist::parse(b"\"\xe4\" \"b\" \n\"u\" \"p\"");
         assert!(list.contains(b"\xe4") && list.contains("u") && !list.contains("U"));
         assert_eq!(list.secret("u").map(Secret::expose), Some(&b"p"[..]));
+        let (list, _) = Userlist::parse(b"\"u\" \"old\"\n\"v\" \"w\"\n\"u\" \"new\"");
+        let secrets: Vec<_> = list.secrets("u").iter().map(Secret::expose).collect();
+        assert_eq!(secrets, [b"old", b"new"]);
+        assert_eq!(list.secret("u").map(Secret::expose), Some(&b"old"[..]));
+        assert_eq!(list.secrets("nobody"), []);
         assert_eq!((list.len(), list.is_empty()), (2, false));
     }
 

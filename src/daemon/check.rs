@@ -1,11 +1,8 @@
 //! `--check`: reads everything that a start would read, shows what comes of it, and starts nothing.
 
 use super::service;
-use crate::auth::Notes;
-use crate::auth::hba::Hba;
-use crate::auth::ident::Ident;
+use crate::auth::userlist::Userlist;
 use crate::config::Config;
-use crate::config::settings::Settings;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
@@ -16,27 +13,10 @@ pub fn run(path: &Path) -> ExitCode {
     let Ok(config) = service::load(path) else {
         return ExitCode::FAILURE;
     };
-    let (users, has_all_users) = service::load_userlist(&config);
-    let has_all_rules = rules_are_whole(&config.settings);
+    let (access, has_all) = service::load_access(&config, Userlist::default());
     let has_tls = service::set_up_tls(&config.settings).is_ok();
-    print!("{}", report(&config, users.len()));
-    if has_all_users && has_all_rules && has_tls { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-}
-
-/// Reads the files of rules, if there are any; tells whether nothing was left out.
-fn rules_are_whole(settings: &Settings) -> bool {
-    let mut all = Vec::new();
-    let mut maps = Ident::default();
-    if let Some(path) = &settings.auth_ident_file {
-        let (read, notes) = Ident::load(path);
-        maps = read;
-        all.push(notes);
-    }
-    if !settings.auth_hba_file.is_empty() {
-        all.push(Hba::load(&settings.auth_hba_file, &maps).1);
-    }
-    all.iter().for_each(Notes::log);
-    all.iter().all(|notes| *notes == Notes::default())
+    print!("{}", report(&config, access.userlist.len()));
+    if has_all && has_tls { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn report(config: &Config, users: usize) -> String {

@@ -1,5 +1,9 @@
 //! From the command line to the loop, and back to an exit code.
 
+use crate::auth::Notes;
+use crate::auth::access::Access;
+use crate::auth::hba::Hba;
+use crate::auth::ident::Ident;
 use crate::auth::userlist::Userlist;
 use crate::config::Config;
 use crate::config::settings::{self, Settings};
@@ -55,7 +59,7 @@ fn start_and_run(options: &Options) -> Result<(), Fatal> {
     })?;
     logging::configure(&config.settings, options.verbosity);
     logging::name_logfile(&config.settings.logfile);
-    let (userlist, _) = load_userlist(&config);
+    let (access, _) = load_access(&config, Userlist::default());
     // The key is read before we step down, for it may be root's alone.
     let tls = set_up_tls(&config.settings).or_else(|NotLoaded| fatal("TLS setup failed"))?;
     take_privileges(&config, options)?;
@@ -70,8 +74,8 @@ fn start_and_run(options: &Options) -> Result<(), Fatal> {
             return Ok(());
         }
     }
-    limits::report(&config, &userlist);
-    serve((config, userlist, tls), options)
+    limits::report(&config, &access.userlist);
+    serve((config, access, tls), options)
 }
 
 /// Steps from the rights that we were started with down to those that we shall have.
@@ -109,11 +113,11 @@ fn pid_path(settings: &Settings) -> Option<PathBuf> {
 }
 
 fn serve(
-    (config, userlist, tls): (Config, Userlist, tls::Setup),
+    (config, access, tls): (Config, Access, tls::Setup),
     options: &Options,
 ) -> Result<(), Fatal> {
     let pid_path = pid_path(&config.settings);
-    let engine = Engine::new(config, userlist, Instant::now());
+    let engine = Engine::new(config, access, Instant::now());
     sys::return_large_blocks(engine.house().rings.ring_bytes());
     let mut event_loop = EventLoop::new(engine).or_else(|error| fatal(sys::error_text(&error)))?;
     event_loop.set_tls(tls);
@@ -164,7 +168,7 @@ pub(super) fn load(path: &Path) -> Result<Config, NotLoaded> {
 /// somebody who should not.
 fn unbuilt(settings: &Settings) -> Option<String> {
     let auth_type = settings.auth_type;
-    if !matches!(auth_type, AuthType::Trust | AuthType::Any) {
+    if matches!(auth_type, AuthType::Pam | AuthType::Ldap) {
         Some(format!("auth_type {}", auth_type.word()))
     } else {
         None
@@ -179,12 +183,36 @@ pub(super) fn set_up_tls(settings: &Settings) -> Result<tls::Setup, NotLoaded> {
     })
 }
 
-/// The users, and whether those are all. As PgBouncer: a list that cannot be read is no reason not
-/// to start.
-pub(super) fn load_userlist(config: &Config) -> (Userlist, bool) {
+/// Who may come in, and whether nothing was left out. As PgBouncer: files that cannot be read are no
+/// reason not to start. Half a list of users would lock out the others: then those known so far stay.
+pub(super) fn load_access(config: &Config, known: Userlist) -> (Access, bool) {
     let settings = &config.settings;
-    let Some(path) = settings.auth_file.as_deref().filter(|_| settings.auth_type != AuthType::Any)
-    else {
+    let (userlist, is_whole) = match load_userlist(settings) {
+        (userlist, true) => (userlist, true),
+        (userlist, false) if known.is_empty() => (userlist, false),
+        (_, false) => {
+            log::warn!("keeping the users known so far");
+            (known, false)
+        }
+    };
+    let (mut ident, mut hba, mut notes) = (Ident::default(), Hba::default(), Vec::new());
+    if let Some(path) = &settings.auth_ident_file {
+        let (maps, note) = Ident::load(path);
+        (ident, notes) = (maps, vec![note]);
+    }
+    if settings.auth_type == AuthType::Hba || !settings.auth_hba_file.is_empty() {
+        let (rules, note) = Hba::load(&settings.auth_hba_file, &ident);
+        hba = rules;
+        notes.push(note);
+    }
+    notes.iter().for_each(Notes::log);
+    let has_all = is_whole && notes.iter().all(|note| *note == Notes::default());
+    (Access { userlist, hba, ident }, has_all)
+}
+
+fn load_userlist(settings: &Settings) -> (Userlist, bool) {
+    let reads_none = matches!(settings.auth_type, AuthType::Any | AuthType::Pam);
+    let Some(path) = settings.auth_file.as_deref().filter(|_| !reads_none) else {
         return (Userlist::default(), true);
     };
     let (userlist, error) = Userlist::load(path);
@@ -278,14 +306,10 @@ pub(super) fn reload(event_loop: &mut EventLoop, options: &Options) -> bool {
     let mut is_whole_load = loaded.is_ok();
     match loaded {
         Ok(config) => {
-            let (userlist, is_whole) = load_userlist(&config);
-            // Half a list would lock out the others.
-            let userlist = is_whole.then_some(userlist);
-            if userlist.is_none() {
-                log::warn!("keeping the users known so far");
-            }
+            let known = event_loop.engine.access().userlist.clone();
+            let (access, _) = load_access(&config, known);
             logging::configure(&config.settings, options.verbosity);
-            event_loop.engine.reload(config, userlist, Instant::now());
+            event_loop.engine.reload(config, Some(access), Instant::now());
             if renew_tls(event_loop).is_err() {
                 log::error!("TLS configuration could not be reloaded, keeping old configuration");
                 is_whole_load = false;
@@ -330,7 +354,10 @@ pub(super) fn set(event_loop: &mut EventLoop, options: &Options, key: &str, valu
         return false;
     }
     logging::configure(&config.settings, options.verbosity);
-    event_loop.engine.reload(config, None, Instant::now());
+    // It may have named another file.
+    let known = event_loop.engine.access().userlist.clone();
+    let (access, _) = load_access(&config, known);
+    event_loop.engine.reload(config, Some(access), Instant::now());
     true
 }
 
@@ -345,6 +372,7 @@ mod tests {
             unbuilt(&Config::parse_text("test.ini", &text).unwrap().settings)
         };
         assert_eq!(refused("auth_type = trust\nclient_tls_sslmode = prefer"), None);
-        assert_eq!(refused("").as_deref(), Some("auth_type md5"));
+        assert_eq!(refused(""), None);
+        assert_eq!(refused("auth_type = pam").as_deref(), Some("auth_type pam"));
     }
 }

@@ -28,6 +28,7 @@ impl Engine {
         client.inbox.filled(bytes);
         match client.state {
             State::LoggingIn => self.login_received(key, now),
+            State::Proving(_) => self.proof_received(key, now),
             State::Console { .. } => self.effects.push_back(Effect::Attend { client: key }),
             _ => self.client_goes_on(key, now),
         }

@@ -6,6 +6,7 @@
 //! that lets the console ask for the next message here and answer it. At most one ring of replies
 //! waits for a client; the console keeps its place and goes on when there is room.
 
+use crate::auth::challenge::Claim;
 use crate::config::CONSOLE;
 use crate::config::values::AuthType;
 use crate::engine::Engine;
@@ -14,7 +15,7 @@ use crate::keys::{ClientKey, Conn};
 use crate::pool::House;
 use crate::ring::Ring;
 use crate::session::client::{Client, ClientAddress, Rights, State};
-use crate::session::client_login::Startup;
+use crate::session::client_login::{Goal, Startup};
 use crate::session::farewell::Reason;
 use crate::sys;
 use crate::wire::backend::TxStatus;
@@ -69,6 +70,7 @@ impl Engine {
         &mut self,
         key: ClientKey,
         startup: &Startup,
+        now: Instant,
     ) -> Result<(), Reason> {
         let Some(client) = self.house.clients.get_mut(key) else {
             return Ok(());
@@ -85,22 +87,24 @@ impl Engine {
             client.user = Some(name.into());
         }
         self.log_login_attempt(key, CONSOLE, &startup.user, startup.replication);
+        let is_known = self.access.userlist.contains(&startup.user);
         let rights = match access {
             Access::Owner => {
                 log::info!("{} pgbouncer access from unix socket", self.name_of(key));
-                Rights::Admin
+                return self.enter_console(key, Rights::Admin);
             }
-            Access::Anybody(rights) => rights,
-            Access::Listed(rights) if self.userlist.contains(&startup.user) => rights,
-            Access::Refused if self.userlist.contains(&startup.user) => {
-                return Err(Reason::NOT_ALLOWED);
-            }
-            Access::Listed(_) | Access::Refused => {
-                log::info!("{} no such user: {}", self.name_of(key), startup.user);
-                return Err(Reason::TRUST_FAILED);
-            }
+            Access::Anybody(rights) => return self.enter_console(key, rights),
+            Access::Refused if is_known => return Err(Reason::NOT_ALLOWED),
+            Access::Listed(rights) => rights,
+            // He is asked as everybody else is, and fails in the end.
+            Access::Refused => Rights::Stats,
         };
-        self.enter_console(key, rights)
+        if !is_known {
+            log::info!("{} no such user: {}", self.name_of(key), startup.user);
+        }
+        let secrets = self.access.userlist.secrets(&startup.user).to_vec();
+        let claim = Claim { user: startup.user.clone(), secrets };
+        self.have_proven(key, (claim, is_known), Goal::Console { rights }, now)
     }
 
     /// Somebody has proven who he is, and may.

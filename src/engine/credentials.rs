@@ -68,7 +68,7 @@ impl Engine {
         now: Instant,
     ) {
         if let Some(salted) = salted {
-            self.derived.keep(derivation, salted);
+            self.derived.keep(derivation.clone(), salted);
         }
         match (conn, salted) {
             (Conn::Server(key), Some(salted)) => {
@@ -76,7 +76,7 @@ impl Engine {
                 self.server_login_received(key, now);
             }
             (Conn::Server(key), None) => self.close_server(key, Reason::AUTHREQ_FAILED, now),
-            (Conn::Client(_), _) => {}
+            (Conn::Client(_), _) => self.client_key_derived(&derivation, salted.is_some(), now),
         }
     }
 

@@ -249,8 +249,9 @@ impl Engine {
             return;
         };
         // As PgBouncer: who goes away before proving who he is leaves no line.
-        let came_to_nothing = client.state == client::State::LoggingIn
-            && [Reason::CLIENT_UNEXPECTED_EOF, Reason::UNEXPECTED_EOF].contains(reason);
+        let came_to_nothing =
+            matches!(client.state, client::State::LoggingIn | client::State::Proving(_))
+                && [Reason::CLIENT_UNEXPECTED_EOF, Reason::UNEXPECTED_EOF].contains(reason);
         let settings = &self.config.settings;
         if settings.log_disconnections.is_on() && !came_to_nothing {
             let name = self.house.client_name(key, settings);

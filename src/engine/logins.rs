@@ -1,5 +1,6 @@
 //! Who is let in: a client's first packets, who it says it is, and its welcome.
 
+use crate::auth::challenge::Claim;
 use crate::auth::lookup::Account;
 use crate::config::CONSOLE;
 use crate::config::entries::Database;
@@ -9,7 +10,9 @@ use crate::engine::io::Effect;
 use crate::keys::{ClientKey, Conn, PoolKey};
 use crate::pool::{House, client_address};
 use crate::session::client::{Client, ClientAddress, State};
-use crate::session::client_login::{self, MAX_USER_BYTES, Pending, Replication, Rules, Startup};
+use crate::session::client_login::{
+    self, Goal, MAX_USER_BYTES, Pending, Replication, Rules, Startup,
+};
 use crate::session::farewell::Reason;
 use crate::sys;
 use crate::wire::backend::TxStatus;
@@ -58,6 +61,7 @@ impl Engine {
             // A client may send its first query together with its Startup.
             match client.state {
                 State::Idle => self.client_goes_on(key, now),
+                State::Proving(_) => self.proof_received(key, now),
                 State::Console { .. } => self.effects.push_back(Effect::Attend { client: key }),
                 _ => {}
             }
@@ -149,7 +153,7 @@ impl Engine {
                 .map_err(|Full| Reason::WELCOME_FAILED)?;
         }
         if startup.database == CONSOLE {
-            return self.on_console_startup(key, &startup);
+            return self.on_console_startup(key, &startup, now);
         }
         self.identify(key, startup, now)
     }
@@ -191,13 +195,7 @@ impl Engine {
                 let forced = database.as_ref().and_then(|database| database.user.as_ref());
                 forced.map(|_| true).ok_or(Reason::CONFIG_ERROR)?
             }
-            AuthType::Trust => self.userlist.contains(user),
-            _ => {
-                return Err(Reason::ToldOf(format!(
-                    "auth_type {} is not built yet",
-                    auth_type.word()
-                )));
-            }
+            _ => self.access.userlist.contains(user),
         };
         let login = Pending { startup, database, query: String::new() };
         if is_known {
@@ -219,11 +217,15 @@ impl Engine {
         now: Instant,
     ) -> Result<(), Reason> {
         let Pending { startup, database, .. } = login;
-        let (is_known, user, secret) = match identity {
+        let (is_known, user, asked) = match identity {
             Identity::Listed => (true, startup.user, None),
             Identity::Unknown => (false, startup.user, None),
             // As PgBouncer: the name that the database tells is the session's.
             Identity::Asked(account) => (true, account.user, Some(account.secret)),
+        };
+        let secrets = match &asked {
+            Some(secret) => secret.iter().cloned().collect(),
+            None => self.access.userlist.secrets(&user).to_vec(),
         };
         let name = &startup.database;
         if let Some(client) = self.house.clients.get_mut(key) {
@@ -236,21 +238,13 @@ impl Engine {
             Some(database) => Some(self.find_pool(key, &database, &user)?),
             None => None,
         };
-        if let (Some(pool), Some(secret)) = (pool, secret) {
+        if let (Some(pool), Some(secret)) = (pool, asked) {
             self.learn_secret((pool, &user), secret);
         }
         self.log_login_attempt(key, name, &user, startup.replication);
-        if !is_known {
-            return Err(Reason::TRUST_FAILED);
-        }
-        let Some(pool) = pool else {
-            log::info!("{} login failed: db={name} user={user}", self.name_of(key));
-            return Err(Reason::no_such_database(name));
-        };
-        if startup.replication != Replication::No {
-            return Err(Reason::Told("replication connections are not built yet"));
-        }
-        self.let_in(key, pool, now)
+        let Startup { database: name, replication, .. } = startup;
+        let goal = Goal::Database { name, pool, replication };
+        self.have_proven(key, (Claim { user, secrets }, is_known), goal, now)
     }
 
     /// The pool of a client, for which it counts from now on.
@@ -311,7 +305,12 @@ impl Engine {
     }
 
     /// Somebody has proven who he is: he is welcomed, as soon as we know with which words.
-    fn let_in(&mut self, key: ClientKey, pool: PoolKey, now: Instant) -> Result<(), Reason> {
+    pub(super) fn let_in(
+        &mut self,
+        key: ClientKey,
+        pool: PoolKey,
+        now: Instant,
+    ) -> Result<(), Reason> {
         if self.house.mode.is_shutting_down() {
             return Err(Reason::POOLER_SHUTTING_DOWN);
         }

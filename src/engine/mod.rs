@@ -20,14 +20,16 @@ pub mod io;
 pub mod logins;
 pub mod openings;
 pub mod operate;
+mod proving;
 pub mod servers;
 mod staffing;
 pub mod statements;
 mod step;
 pub mod tls;
 
+use crate::auth::access::Access;
+use crate::auth::challenge::SaltSource;
 use crate::auth::derivation::Derived;
-use crate::auth::userlist::Userlist;
 use crate::config::Config;
 use crate::config::settings::Settings;
 use crate::config::tls::ServerTls;
@@ -53,7 +55,9 @@ const TRIM_PERIOD: Duration = Duration::from_secs(5);
 pub struct Engine {
     house: House,
     config: Config,
-    userlist: Userlist,
+    access: Access,
+    /// For the salts that clients are told.
+    salts: SaltSource,
     /// Keys made of passwords.
     derived: Derived,
     effects: VecDeque<Effect>,
@@ -72,7 +76,7 @@ pub struct Engine {
 
 impl Engine {
     /// A house in which nobody is yet.
-    pub fn new(config: Config, userlist: Userlist, now: Instant) -> Self {
+    pub fn new(config: Config, access: impl Into<Access>, now: Instant) -> Self {
         let pkt_buf = usize::try_from(config.settings.pkt_buf).unwrap_or(0);
         let ring_bytes = pkt_buf.next_power_of_two().max(RING_BYTES);
         let tracked = Tracked::new(config.settings.track_extra_parameters.items());
@@ -82,7 +86,8 @@ impl Engine {
             server_tls: ServerTls::new(&config.settings),
             house: House::new(ring_bytes, tracked, periods),
             config,
-            userlist,
+            access: access.into(),
+            salts: SaltSource::default(),
             derived: Derived::default(),
             effects: VecDeque::new(),
             runnable: VecDeque::new(),
@@ -104,9 +109,9 @@ impl Engine {
         &self.config
     }
 
-    /// Users and their secrets.
-    pub fn userlist(&self) -> &Userlist {
-        &self.userlist
+    /// Who may come in.
+    pub fn access(&self) -> &Access {
+        &self.access
     }
 
     /// Everybody who is in.

@@ -213,7 +213,7 @@ impl Engine {
         let tools = Tools {
             credentials: Credentials {
                 end_point: line.secured().and_then(|secured| secured.end_point.as_deref()),
-                ..credentials(pool, &self.userlist)
+                ..credentials(pool, &self.access.userlist)
             },
             has_connect_query: pool.database.connect_query.is_some(),
             parameters,

@@ -1,10 +1,11 @@
 //! What the operator does to the house.
 
-use crate::auth::userlist::Userlist;
+use crate::auth::access::Access;
 use crate::config::{Config, Database};
 use crate::engine::Engine;
 use crate::keys::PoolKey;
 use crate::pool::House;
+use crate::pool::Learned;
 use crate::pool::mode::{Awaited, Mode};
 use crate::pool::queues::ServerStanding;
 use crate::session::farewell::Reason;
@@ -92,14 +93,14 @@ impl Engine {
     /// Takes a configuration that has been read without an error. What cannot change at run time
     /// stays. Servers that would now be opened differently end: the free ones at once, the others
     /// when they are free.
-    /// `None` for the users: they could not be read, and those of before stay.
-    pub fn reload(&mut self, mut config: Config, userlist: Option<Userlist>, now: Instant) {
+    /// `None` for who may come in: that could not be read, and those of before stay.
+    pub fn reload(&mut self, mut config: Config, access: Option<Access>, now: Instant) {
         for name in config.keep_boot_only(&self.config.settings) {
             log::debug!("{name} cannot change before the next start");
         }
         let old = std::mem::replace(&mut self.config, config);
-        if let Some(userlist) = userlist {
-            self.userlist = userlist;
+        if let Some(access) = access {
+            self.access = access;
         }
         // Passwords may have changed: what was made of the old ones is of no use.
         self.derived.clear();
@@ -153,9 +154,9 @@ impl Engine {
         // user now belong to another pool, which their next login finds.
         pool.database = entry;
         pool.configure(&self.config);
-        if self.userlist.contains(&pool.user) {
+        if self.access.userlist.contains(&pool.user) {
             // The operator's word is newer than what a client has brought.
-            pool.learned.secret = None;
+            pool.learned = Learned::default();
         }
         if moved {
             pool.welcome = None;

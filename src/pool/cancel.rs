@@ -5,6 +5,7 @@
 
 use crate::keys::{ClientKey, PoolKey, ServerKey};
 use crate::pool::House;
+use crate::pool::queues::{ClientStanding, client_standing};
 use crate::session::client;
 use crate::session::farewell::Reason;
 
@@ -15,7 +16,7 @@ impl House {
     pub fn cancel_target(&self, secret: [u8; 8]) -> Result<(ServerKey, PoolKey), Reason> {
         let mut found = None;
         for (key, client) in self.clients.iter() {
-            let has_logged_in = !matches!(client.state, client::State::LoggingIn);
+            let has_logged_in = client_standing(&client.state) != ClientStanding::LoggingIn;
             if equal(&client.secret, &secret) & has_logged_in {
                 found = Some(key);
             }

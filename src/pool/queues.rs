@@ -229,9 +229,9 @@ pub enum ClientStanding {
 /// See [`ClientStanding`].
 pub fn client_standing(state: &client::State) -> ClientStanding {
     match state {
-        client::State::LoggingIn | client::State::AwaitingAccount { .. } => {
-            ClientStanding::LoggingIn
-        }
+        client::State::Proving(_)
+        | client::State::LoggingIn
+        | client::State::AwaitingAccount { .. } => ClientStanding::LoggingIn,
         client::State::Idle | client::State::Active { .. } => ClientStanding::Active,
         client::State::AwaitingWelcome { .. } | client::State::Waiting { .. } => {
             ClientStanding::Waiting
@@ -272,14 +272,14 @@ impl House {
         key
     }
 
-    /// Moves a client to another state, and to where that state belongs.
-    pub fn set_client_state(&mut self, key: ClientKey, state: client::State) {
+    /// Moves a client to another state, and to where that state belongs. The state that it had.
+    pub fn set_client_state(&mut self, key: ClientKey, state: client::State) -> client::State {
         let client = self.clients.get_mut(key).expect("only a client that is there moves");
         let (from, to) = (client_standing(&client.state), client_standing(&state));
         self.closing_clients += usize::from(state == client::State::Closing);
-        client.state = state;
+        let old = std::mem::replace(&mut client.state, state);
         if from == to {
-            return;
+            return old;
         }
         let pool = client.pool.and_then(|pool| self.pools.get_mut(pool));
         match (from, pool) {
@@ -303,6 +303,7 @@ impl House {
             (ClientStanding::Gone, _) => {}
             (to, _) => panic!("a client cannot become {to:?} without a pool"),
         }
+        old
     }
 
     /// Moves a server to another state, and to where that state belongs.

@@ -1,7 +1,7 @@
 //! A client: what it is doing, and what its next message asks for.
 
 use crate::keys::{ClientKey, PoolKey, ServerKey};
-use crate::session::client_login::Pending;
+use crate::session::client_login::{Pending, Proving, Step};
 use crate::session::egress::Egress;
 use crate::session::farewell::Reason;
 use crate::session::inbox::Inbox;
@@ -16,8 +16,11 @@ use std::time::Instant;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum State {
     /// Connected; has not said yet, or not proven, who it is. Leaves to `AwaitingAccount`,
-    /// `AwaitingWelcome`, `Idle`, `AwaitingCancel`, `Closing`.
+    /// `Proving`, `AwaitingWelcome`, `Idle`, `AwaitingCancel`, `Closing`.
     LoggingIn,
+    /// Has said who it is, and has to prove it. Leaves to `LoggingIn`, `AwaitingWelcome`, `Idle`,
+    /// `Closing`.
+    Proving(Box<Proving>),
     /// Has said who it is, and a database is being asked about that (`auth_query`). Not read.
     /// Leaves to `LoggingIn`, `Closing`.
     AwaitingAccount {
@@ -182,6 +185,7 @@ impl Client {
             // During a handshake what comes in is the shell's business.
             State::LoggingIn => !self.line.is_starting(),
             State::Idle | State::Active { .. } | State::Console { .. } => true,
+            State::Proving(ref proving) => matches!(proving.step, Step::Asked(_)),
             State::AwaitingAccount { .. }
             | State::AwaitingWelcome { .. }
             | State::Waiting { .. }

@@ -1,6 +1,11 @@
 //! Reads a client's Startup: what it asks for, or why it cannot be let in.
 
+use crate::auth::challenge::{Attempt, Challenge, Claim};
+use crate::auth::derivation::Derivation;
+use crate::config::CONSOLE;
 use crate::config::entries::Database;
+use crate::keys::PoolKey;
+use crate::session::client::Rights;
 use crate::session::farewell::Reason;
 use crate::session::params::{APPLICATION_NAME, Parameters, Tracked, Values};
 use crate::wire::startup;
@@ -47,6 +52,65 @@ pub struct Pending {
     pub database: Option<Database>,
     /// What is asked about its user.
     pub query: String,
+}
+
+/// Where a client wants to, once it has proven who it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Goal {
+    /// To a database.
+    Database {
+        /// As the client named it.
+        name: String,
+        /// Its pool; `None`: there is no such database.
+        pool: Option<PoolKey>,
+        /// Whether it wants to replicate.
+        replication: Replication,
+    },
+    /// To the console.
+    Console {
+        /// What it may do there.
+        rights: Rights,
+    },
+}
+
+impl Goal {
+    /// The name by which rules know it.
+    pub fn name(&self) -> &str {
+        match self {
+            Goal::Database { name, .. } => name,
+            Goal::Console { .. } => CONSOLE,
+        }
+    }
+
+    /// Whether it wants to replicate all databases.
+    pub fn is_physical_replication(&self) -> bool {
+        matches!(self, Goal::Database { replication: Replication::Physical, .. })
+    }
+}
+
+/// A login in which the client has to prove who it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Proving {
+    /// Who it says it is, and the secrets of which it has to know one.
+    pub claim: Claim,
+    /// Where it wants to.
+    pub goal: Goal,
+    /// How far it is.
+    pub step: Step,
+}
+
+/// How far a client is with its proof.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// It was asked. Leaves to `Asked`, `Checking`, or the login's end.
+    Asked(Challenge),
+    /// Its answer waits for a key. Not read. Leaves to `Checking`, or the login's end.
+    Checking {
+        /// The answer.
+        attempt: Attempt,
+        /// What is being made on the side thread.
+        needed: Derivation,
+    },
 }
 
 /// What reading a Startup depends on.

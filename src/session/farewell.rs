@@ -101,6 +101,18 @@ reasons! {
     TOO_MANY_USER_CLIENTS = Told("client connections exceeded (max_user_client_connections)");
     /// `auth_type` is `trust` and the user is not known.
     TRUST_FAILED = Told("\"trust\" authentication failed");
+    /// The rule that counts for him says so.
+    LOGIN_REJECTED = Told("login rejected");
+    /// No rule counts for him.
+    NO_METHOD = Told("no authentication method is found");
+    /// The user of this system at the other end is somebody else.
+    PEER_REJECTED = Told("unix socket login rejected");
+    /// No certificate, or that of somebody else.
+    CERTIFICATE_FAILED = Told("certificate authentication failed");
+    /// A Startup behind a Startup.
+    STARTUP_AGAIN = Told("client re-sent startup pkt");
+    /// The side thread has more to do than it will get done in time.
+    TOO_MANY_PROOFS = Told("too many passwords are being checked, try again later");
     /// `auth_type` is `any` and the database has no forced user; and the like.
     CONFIG_ERROR = Told("bouncer config error");
     /// `auth_query` knows nobody of this name.

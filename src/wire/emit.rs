@@ -122,6 +122,11 @@ pub fn authentication_ok(ring: &mut Ring) -> Result<(), Full> {
     message(ring, Some(b'R'), |body| body.int(0))
 }
 
+/// Any other Authentication message: its code and what follows.
+pub fn authentication(ring: &mut Ring, body: &[u8]) -> Result<(), Full> {
+    message(ring, Some(b'R'), |written| written.bytes(body))
+}
+
 /// ParameterStatus.
 pub fn parameter_status(ring: &mut Ring, name: &[u8], value: &[u8]) -> Result<(), Full> {
     message(ring, Some(b'S'), |body| {

@@ -68,6 +68,12 @@ impl Ini {
         self
     }
 
+    /// A second line for a user.
+    pub fn another_secret(&mut self, name: &str, secret: &str) -> &mut Ini {
+        self.secrets.push((name.to_owned(), secret.to_owned()));
+        self
+    }
+
     /// No such name in the user list.
     pub fn forget_user(&mut self, name: &str) -> &mut Ini {
         self.secrets.retain(|(known, _)| known != name);

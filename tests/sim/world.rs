@@ -300,7 +300,7 @@ impl World {
         }
         let (config, userlist) = self.town.config();
         let now = self.shell.now;
-        self.shell.engine.reload(config, Some(userlist), now);
+        self.shell.engine.reload(config, Some(userlist.into()), now);
         self.shell.was_reloaded = true;
         self.shell.engine.check();
     }

@@ -222,7 +222,7 @@ fn client_facts<'a>(
     let pool = client.pool.and_then(|pool| house.pools.get(pool));
     let nowhere = if client.on_console { CONSOLE } else { "(nodb)" };
     let state = match (&client.state, as_lists) {
-        (State::LoggingIn, _) => "cl_login",
+        (State::LoggingIn | State::Proving(_), _) => "cl_login",
         (State::AwaitingAccount { .. }, true) => "cl_waiting",
         (State::AwaitingAccount { .. }, false) => "waiting",
         (State::Active { .. } | State::Idle | State::Console { .. }, true) => "cl_active",

@@ -72,7 +72,7 @@ pub fn mem(view: &View<'_>) -> Vec<Row> {
     let client_bytes = std::mem::size_of::<Client>();
     let rows = [
         ("user_cache", 128, super::users::names(view).len(), 0),
-        ("credentials_cache", 64, view.engine.userlist().len(), 0),
+        ("credentials_cache", 64, view.engine.access().userlist.len(), 0),
         ("db_cache", 512, config.databases.len() + 1, 0),
         ("peer_cache", 64, config.peers.len(), 0),
         ("peer_pool_cache", 64, 0, 0),

@@ -20,7 +20,7 @@ pub const COLUMNS: [Column; 8] = [
 pub fn names(view: &View<'_>) -> BTreeSet<String> {
     let (engine, config) = (view.engine, view.engine.config());
     let listed =
-        engine.userlist().iter().map(|(name, _)| String::from_utf8_lossy(name).into_owned());
+        engine.access().userlist.iter().map(|(name, _)| String::from_utf8_lossy(name).into_owned());
     let of_entry = |entry: &Database| [entry.user.clone(), entry.auth_user.clone()];
     let forced = config.databases.values().flat_map(of_entry).flatten();
     let pooled = engine.house().pools.iter().map(|(_, pool)| pool.user.clone());
