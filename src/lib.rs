@@ -19,6 +19,7 @@
 //! | [`pool`] | who works for whom |
 //! | [`engine`] | one function for each thing that can happen |
 //! | [`console`] | the admin database: what it is asked, what it shows and does |
+//! | [`tls`] | how bytes are protected on their way |
 //! | [`net`] | the turn of the loop, sockets, listeners, signals |
 //! | [`daemon`] | command line, log, pid file, start and end |
 //!
@@ -68,4 +69,5 @@ pub mod pool;
 pub mod ring;
 pub mod session;
 pub mod sys;
+pub mod tls;
 pub mod wire;

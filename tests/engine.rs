@@ -8,7 +8,7 @@ use common::raw::{self, Startup, message, query, sync};
 use ringbouncer::auth::userlist::Userlist;
 use ringbouncer::config::Config;
 use ringbouncer::engine::Engine;
-use ringbouncer::engine::io::{ClientAddress, Effect, Input};
+use ringbouncer::engine::io::{ClientAddress, Effect, Handshake, Input};
 use ringbouncer::keys::{Conn, ServerKey};
 use ringbouncer::pool::mode::Awaited;
 use ringbouncer::session::server::{Server, State};
@@ -23,12 +23,16 @@ struct World {
     dialled: Vec<ServerKey>,
     /// Names to be looked up.
     asked: Vec<ServerKey>,
+    /// Whose handshakes are to begin, and how.
+    shaking: Vec<(Conn, Handshake)>,
     /// Who was closed, and the last bytes for each.
     closed: Vec<(Conn, Vec<u8>)>,
 }
 
 fn config(settings: &str, database: &str) -> Config {
-    let text = format!("[databases]\n{database}\n[pgbouncer]\nauth_type = trust\n{settings}\n");
+    let text = format!(
+        "[databases]\n{database}\n[pgbouncer]\nauth_type = trust\nserver_tls_sslmode = disable\n{settings}\n"
+    );
     Config::parse_text("engine.ini", &text).unwrap()
 }
 
@@ -50,6 +54,7 @@ impl World {
             now,
             dialled: Vec::new(),
             asked: Vec::new(),
+            shaking: Vec::new(),
             closed: Vec::new(),
         }
     }
@@ -87,6 +92,7 @@ impl World {
             match effect {
                 Effect::Connect { server, .. } => self.dialled.push(server),
                 Effect::Resolve { server, .. } => self.asked.push(server),
+                Effect::StartTls { conn, handshake } => self.shaking.push((conn, handshake)),
                 Effect::Derive { conn, derivation } => {
                     let salted = Some(derivation.run());
                     self.engine.handle(Input::Derived { conn, derivation, salted }, self.now);

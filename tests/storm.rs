@@ -105,7 +105,7 @@ impl Storm {
         let mode = ["transaction", "statement", "session"][random.below(3)];
         let size = 1 + random.below(3);
         let text = format!(
-            "[databases]\napp = host=127.0.0.1\n[pgbouncer]\nauth_type = trust\npool_mode = {mode}\n\
+            "[databases]\napp = host=127.0.0.1\n[pgbouncer]\nauth_type = trust\nserver_tls_sslmode = disable\npool_mode = {mode}\n\
              default_pool_size = {size}\nquery_wait_timeout = 0\nserver_login_retry = 0.1\n"
         );
         let now = Instant::now();
@@ -384,6 +384,7 @@ impl Storm {
                 Effect::Resolve { .. } => panic!("addresses are literals"),
                 Effect::Derive { .. } => panic!("nobody has a password"),
                 Effect::Consult { .. } => panic!("nobody else is asked"),
+                Effect::StartTls { .. } => panic!("nobody asks for TLS"),
                 Effect::Attend { .. } | Effect::CancelAttendance { .. } => {
                     panic!("nobody is on the console")
                 }

@@ -10,7 +10,9 @@
 
 use crate::auth::derivation::{Derivation, SaltedPassword};
 use crate::auth::digest;
-use crate::auth::scram_client::{Challenge, FirstSent, Keys, MECHANISM, ProofSent, Trouble};
+use crate::auth::scram_client::{
+    Challenge, Channel, FirstSent, Keys, MECHANISM, MECHANISM_PLUS, ProofSent, Trouble,
+};
 use crate::auth::secret::{Kind, MD5_PREFIX};
 use crate::wire::backend::Authentication;
 
@@ -24,6 +26,8 @@ pub struct Credentials<'a> {
     /// The ClientKey that a client has proven to have, if one has. It is of use only together with
     /// the very secret against which it was proven.
     pub client_key: Option<&'a [u8; digest::KEY_BYTES]>,
+    /// What can be bound to: the hash of the server's certificate, if there is TLS.
+    pub end_point: Option<&'a [u8]>,
 }
 
 /// How far we are. Eaten with each request of the server.
@@ -154,7 +158,13 @@ fn md5_answer(salt: [u8; 4], credentials: Credentials<'_>) -> Result<Vec<u8>, Re
 /// Chooses the mechanism and says hello, unless it is clear already that we shall not be able to
 /// prove anything.
 fn greet(mechanisms: &[u8], credentials: Credentials<'_>) -> Result<(Answer, Step), Refusal> {
-    if !mechanisms.split(|byte| *byte == 0).any(|name| name == MECHANISM) {
+    let offers = |wanted: &[u8]| mechanisms.split(|byte| *byte == 0).any(|name| name == wanted);
+    let (mechanism, channel) = match credentials.end_point {
+        Some(hash) if offers(MECHANISM_PLUS) => (MECHANISM_PLUS, Channel::Bound(hash.into())),
+        Some(_) => (MECHANISM, Channel::NotOffered),
+        None => (MECHANISM, Channel::None),
+    };
+    if !offers(mechanism) {
         let told = Some(
             "server login failed: none of the server's SASL authentication mechanisms are supported",
         );
@@ -173,9 +183,9 @@ fn greet(mechanisms: &[u8], credentials: Credentials<'_>) -> Result<(Answer, Ste
             return Err(Refusal::wrong_type("cannot do SCRAM authentication: wrong password type"));
         }
     }
-    let (first, message) = FirstSent::new(digest::random());
+    let (first, message) = FirstSent::new(digest::random(), channel);
     let length = u32::try_from(message.len()).expect("some forty bytes").to_be_bytes();
-    let message = [MECHANISM, b"\0", &length, &message].concat();
+    let message = [mechanism, b"\0", &length, &message].concat();
     Ok((Answer::FirstSent(first), Step::Send(message)))
 }
 
@@ -246,7 +256,7 @@ mod tests {
     const CLIENT_KEY: [u8; 32] = [5; 32];
 
     fn with(secret: &[u8]) -> Credentials<'_> {
-        Credentials { user: b"u", secret, client_key: None }
+        Credentials { user: b"u", secret, client_key: None, end_point: None }
     }
 
     /// The verifier of [`CLIENT_KEY`].
@@ -280,6 +290,26 @@ mod tests {
         let sasl = Authentication::Sasl(b"SCRAM-SHA-256\0\0");
         assert_eq!(told(answer(sasl, with(&hash))), Some(WRONG_TYPE));
         assert_eq!(answer(Authentication::Ok, with(b"")), Ok(Step::Accepted));
+    }
+
+    #[test]
+    fn the_mechanism_is_the_best_that_both_have() {
+        let plain = &b"SCRAM-SHA-256\0\0"[..];
+        let both = &b"SCRAM-SHA-256-PLUS\0SCRAM-SHA-256\0\0"[..];
+        for (offer, end_point, expected) in [
+            (plain, None, &b"SCRAM-SHA-256\0\0\0\0 n,,"[..]),
+            (both, None, b"SCRAM-SHA-256\0\0\0\0 n,,"),
+            (plain, Some(&[7][..]), b"SCRAM-SHA-256\0\0\0\0 y,,"),
+            (both, Some(&[7][..]), b"SCRAM-SHA-256-PLUS\0\0\0\x005p=tls-server-end-point,,"),
+        ] {
+            let credentials = Credentials { end_point, ..with(b"p") };
+            let step = answer(Authentication::Sasl(offer), credentials).unwrap();
+            let Step::Send(words) = step else {
+                panic!("no hello but {step:?}");
+            };
+            let seen = String::from_utf8_lossy(&words).into_owned();
+            assert!(words.starts_with(expected), "{seen:?}");
+        }
     }
 
     fn hello(credentials: Credentials<'_>) -> (Answer, String) {

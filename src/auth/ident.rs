@@ -62,9 +62,14 @@ impl Ident {
 
     /// Whether by this map the system's user may be that user.
     pub fn allows(&self, map: &str, system_user: &str, user: &str) -> bool {
-        let entries = self.maps.get(map).into_iter().flatten();
-        entries.into_iter().any(|entry| {
-            entry.system_user == system_user && entry.user.as_ref().is_none_or(|name| name == user)
+        self.allows_any(map, |name| name == system_user, user)
+    }
+
+    /// Whether by this map somebody to whom such names belong may be that user.
+    pub fn allows_any(&self, map: &str, is_his: impl Fn(&str) -> bool, user: &str) -> bool {
+        let mut entries = self.maps.get(map).into_iter().flatten();
+        entries.any(|entry| {
+            is_his(&entry.system_user) && entry.user.as_ref().is_none_or(|name| name == user)
         })
     }
 }

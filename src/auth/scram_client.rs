@@ -13,15 +13,46 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use std::fmt;
 
-/// The one mechanism that we know.
+/// The mechanism for every server.
 pub const MECHANISM: &[u8] = b"SCRAM-SHA-256";
+/// The one that is bound to the channel, if there is TLS.
+pub const MECHANISM_PLUS: &[u8] = b"SCRAM-SHA-256-PLUS";
 /// Random bytes in our nonce.
 pub const NONCE_BYTES: usize = 18;
-/// "No channel binding": what our first message begins with, and the same in base64.
-const GS2_HEADER: &str = "n,,";
-const GS2_HEADER_BASE64: &str = "biws";
 /// No server of good faith has more to say; all our answers are shorter than that plus a little.
 const MAX_MESSAGE_BYTES: usize = 4096;
+
+/// To what the exchange is bound.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Channel {
+    /// There is no TLS.
+    None,
+    /// There is, but the server does not offer to bind to it. It is told that we would have: if
+    /// somebody in between has taken it out of the offer, it knows.
+    NotOffered,
+    /// To this hash of the server's certificate: nobody in between can pass the exchange on.
+    Bound(Box<[u8]>),
+}
+
+impl Channel {
+    /// What our first message begins with.
+    fn header(&self) -> &'static str {
+        match self {
+            Channel::None => "n,,",
+            Channel::NotOffered => "y,,",
+            Channel::Bound(_) => "p=tls-server-end-point,,",
+        }
+    }
+
+    /// The same and what we are bound to, in base64, for our last message.
+    fn bound(&self) -> String {
+        let hash: &[u8] = match self {
+            Channel::None | Channel::NotOffered => b"",
+            Channel::Bound(hash) => hash,
+        };
+        BASE64_STANDARD.encode([self.header().as_bytes(), hash].concat())
+    }
+}
 
 /// Why an exchange ends without success.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,13 +109,14 @@ impl fmt::Debug for Keys {
 #[derive(Debug)]
 pub struct FirstSent {
     nonce: String,
+    channel: Channel,
 }
 
 impl FirstSent {
     /// Begins with this random nonce; the message to send.
-    pub fn new(random: [u8; NONCE_BYTES]) -> (Self, Vec<u8>) {
-        let first = Self { nonce: BASE64_STANDARD.encode(random) };
-        let message = format!("{GS2_HEADER}{}", first.bare());
+    pub fn new(random: [u8; NONCE_BYTES], channel: Channel) -> (Self, Vec<u8>) {
+        let first = Self { nonce: BASE64_STANDARD.encode(random), channel };
+        let message = format!("{}{}", first.channel.header(), first.bare());
         (first, message.into_bytes())
     }
 
@@ -123,7 +155,7 @@ impl FirstSent {
                 "malformed SCRAM message (garbage at end of server-first-message)";
             return Err(Trouble::Protocol(GARBAGE));
         }
-        let without_proof = format!("c={GS2_HEADER_BASE64},r={nonce}");
+        let without_proof = format!("c={},r={nonce}", self.channel.bound());
         let auth_message = format!("{},{text},{without_proof}", self.bare());
         Ok(Challenge { salt: salt.into(), iterations, without_proof, auth_message })
     }
@@ -212,7 +244,7 @@ mod tests {
     const OURS: &str = "BwcHBwcHBwcHBwcHBwcHBwcHBwcH";
 
     fn begin() -> FirstSent {
-        FirstSent::new(NONCE).0
+        FirstSent::new(NONCE, Channel::None).0
     }
 
     fn server_first(rest: &str) -> Vec<u8> {
@@ -223,7 +255,8 @@ mod tests {
     #[test]
     fn the_exchange_of_the_rfc_comes_out() {
         let password = Secret::new(*b"pencil");
-        let first = FirstSent { nonce: "rOprNGfwEbeRWgbNEkqO".to_string() };
+        let nonce = "rOprNGfwEbeRWgbNEkqO".to_string();
+        let first = FirstSent { nonce, channel: Channel::None };
         let message = b"r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,\
                         s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096";
         let mut challenge = first.challenged(message).unwrap();
@@ -241,10 +274,26 @@ mod tests {
 
     #[test]
     fn the_first_message_is_as_pgbouncers() {
-        let (first, message) = FirstSent::new(NONCE);
+        let (first, message) = FirstSent::new(NONCE, Channel::None);
         assert_eq!(String::from_utf8_lossy(&message), format!("n,,n=,r={}", first.nonce));
         assert_eq!(first.nonce.len(), 24);
         assert_eq!(first.nonce, OURS[..24]);
+    }
+
+    #[test]
+    fn an_exchange_is_bound_to_the_channel() {
+        for (channel, header) in [
+            (Channel::None, &b"n,,"[..]),
+            (Channel::NotOffered, b"y,,"),
+            (Channel::Bound([1, 2, 3].into()), b"p=tls-server-end-point,,"),
+        ] {
+            let (first, message) = FirstSent::new(NONCE, channel.clone());
+            assert!(message.starts_with(header), "{channel:?}");
+            let challenge = first.challenged(&server_first("x,s=AAAA,i=1")).unwrap();
+            let hash: &[u8] = if header.starts_with(b"p") { &[1, 2, 3] } else { &[] };
+            let bound = BASE64_STANDARD.encode([header, hash].concat());
+            assert!(challenge.without_proof.starts_with(&format!("c={bound},r=")), "{channel:?}");
+        }
     }
 
     /// Reliability 2: a nonce of a megabyte, a salt of as much, 2³¹ rounds.

@@ -57,6 +57,8 @@ pub enum Complaint {
     InvalidPoolMode(String),
     /// Not a way to walk a list of hosts.
     InvalidLoadBalanceHosts(String),
+    /// Not a way to speak TLS.
+    InvalidSslMode(String),
     /// The admin console's name, which no entry may have.
     ReservedDatabase(String),
     /// The admin console's name as `auth_dbname`.
@@ -122,6 +124,7 @@ impl fmt::Display for Complaint {
             Self::InvalidPort(text) => write!(f, "invalid port: {text}"),
             Self::InvalidPoolMode(text) => write!(f, "invalid pool mode: {text}"),
             Self::InvalidLoadBalanceHosts(text) => write!(f, "invalid load_balance_hosts: {text}"),
+            Self::InvalidSslMode(text) => write!(f, "invalid tls_sslmode: {text}"),
             Self::ReservedDatabase(name) => write!(f, "database name \"{name}\" is reserved"),
             Self::ReservedAuthDbname => {
                 f.write_str("cannot use the reserved \"pgbouncer\" database as an auth_dbname")

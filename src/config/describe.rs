@@ -94,6 +94,10 @@ fn database_pairs(database: &Database) -> Vec<(&'static str, Option<String>)> {
                 .filter(|turns| *turns != LoadBalanceHosts::default())
                 .map(|turns| turns.word().to_owned()),
         ),
+        ("tls_sslmode", shown(database.tls_sslmode)),
+        ("tls_ca_file", database.tls_ca_file.clone()),
+        ("tls_cert_file", database.tls_cert_file.clone()),
+        ("tls_key_file", database.tls_key_file.clone()),
     ]
 }
 
@@ -131,7 +135,8 @@ mod tests {
             datestyle=ISO timezone=UTC application_name=app pool_size=0 min_pool_size=1 \
             reserve_pool=2 max_db_connections=3 max_db_client_connections=4 server_lifetime=5 \
             query_wait_timeout=0 pool_mode=Transaction connect_query='select ''x''' \
-            load_balance_hosts=disable\n* = host=auto pool_size=2\n\
+            load_balance_hosts=disable tls_sslmode=verify-ca tls_ca_file=ca tls_cert_file=cert \
+            tls_key_file=key\n* = host=auto pool_size=2\n\
             [users]\nu = pool_mode=statement pool_size=1 reserve_pool_size=2 \
             max_user_connections=3 max_user_client_connections=4 query_timeout=5 \
             idle_transaction_timeout=6 transaction_timeout=7 client_idle_timeout=8 \

@@ -5,7 +5,7 @@
 use super::CONSOLE;
 use super::complaint::{Complaint, LoadError};
 use super::pairs::Pairs;
-use super::values::{LoadBalanceHosts, PoolMode, Secret, c_atoi};
+use super::values::{LoadBalanceHosts, PoolMode, Secret, SslMode, c_atoi};
 use std::borrow::Cow;
 use std::time::Duration;
 
@@ -67,6 +67,14 @@ pub struct Database {
     pub connect_query: Option<String>,
     /// In which order several hosts are tried.
     pub load_balance_hosts: LoadBalanceHosts,
+    /// How much TLS is asked of its servers; ours.
+    pub tls_sslmode: Option<SslMode>,
+    /// The authorities for their certificates; ours.
+    pub tls_ca_file: Option<String>,
+    /// The certificate shown to them; ours.
+    pub tls_cert_file: Option<String>,
+    /// The key of that certificate; ours.
+    pub tls_key_file: Option<String>,
 }
 
 impl Database {
@@ -96,6 +104,10 @@ impl Database {
             pool_mode: None,
             connect_query: None,
             load_balance_hosts: LoadBalanceHosts::default(),
+            tls_sslmode: None,
+            tls_ca_file: None,
+            tls_cert_file: None,
+            tls_key_file: None,
         }
     }
 
@@ -148,6 +160,14 @@ impl Database {
                 self.load_balance_hosts = LoadBalanceHosts::from_word(&value)
                     .ok_or_else(|| Complaint::InvalidLoadBalanceHosts(value.into_owned()))?;
             }
+            "tls_sslmode" => {
+                let mode = SslMode::from_word(&value);
+                self.tls_sslmode =
+                    Some(mode.ok_or_else(|| Complaint::InvalidSslMode(value.into_owned()))?);
+            }
+            "tls_ca_file" => self.tls_ca_file = Some(value.into_owned()),
+            "tls_cert_file" => self.tls_cert_file = Some(value.into_owned()),
+            "tls_key_file" => self.tls_key_file = Some(value.into_owned()),
             _ => return Err(Complaint::UnknownConnectionKey(key.to_owned())),
         }
         Ok(())
@@ -306,7 +326,8 @@ mod tests {
              auth_dbname=ad client_encoding=UTF8 datestyle=ISO timezone=UTC application_name=app \
              pool_size=0 min_pool_size=1 reserve_pool=2 max_db_connections=3 \
              max_db_client_connections=4 server_lifetime=5 query_wait_timeout=0 \
-             pool_mode=Transaction connect_query='select ''x''' load_balance_hosts=disable",
+             pool_mode=Transaction connect_query='select ''x''' load_balance_hosts=disable \
+             tls_sslmode=Verify-Full tls_ca_file=ca tls_cert_file=cert tls_key_file=key",
         );
         let some = |text: &str| Some(text.to_owned());
         let expected = Database {
@@ -333,6 +354,10 @@ mod tests {
             pool_mode: Some(PoolMode::Transaction),
             connect_query: some("select 'x'"),
             load_balance_hosts: LoadBalanceHosts::Disable,
+            tls_sslmode: Some(SslMode::VerifyFull),
+            tls_ca_file: some("ca"),
+            tls_cert_file: some("cert"),
+            tls_key_file: some("key"),
         };
         assert_eq!(read, expected);
         assert_eq!(read.hosts().collect::<Vec<_>>(), ["a", "b"]);
@@ -358,6 +383,7 @@ mod tests {
             ("d", "port=-1", "invalid port: -1"),
             ("d", "pool_mode=tx", "invalid pool mode: tx"),
             ("d", "load_balance_hosts=x", "invalid load_balance_hosts: x"),
+            ("d", "tls_sslmode=x", "invalid tls_sslmode: x"),
             (
                 "d",
                 "max_user_connections=1",

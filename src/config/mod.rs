@@ -15,12 +15,14 @@ pub mod ini;
 pub mod pairs;
 pub mod reload;
 pub mod settings;
+pub mod tls;
 pub mod values;
 
 pub use complaint::{Complaint, LoadError, Place};
 pub use entries::{Database, Peer, User};
 pub use reload::Changes;
 pub use settings::{Setting, Settings, TABLE};
+pub use tls::ServerTls;
 pub use values::{
     AuthType, BadValue, CompatVersion, List, LoadBalanceHosts, LogFormat, PoolMode, Secret,
     SslMode, Switch, Value,

@@ -1,6 +1,6 @@
 //! What differs between the configuration that runs and the next one.
 
-use super::{Config, Database, Settings};
+use super::{Config, Database, ServerTls, Settings};
 
 /// Whose connections a reload ends. Everything else just has new values from then on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,18 +50,17 @@ impl Database {
             || self.auth_dbname != other.auth_dbname
             || self.auth_query != other.auth_query
             || self.load_balance_hosts != other.load_balance_hosts
+            || self.tls_sslmode != other.tls_sslmode
+            || self.tls_ca_file != other.tls_ca_file
+            || self.tls_cert_file != other.tls_cert_file
+            || self.tls_key_file != other.tls_key_file
     }
 }
 
 impl Settings {
-    /// Whether servers are spoken to by other TLS. Names of files are compared, not what is in them.
+    /// Whether servers are spoken to by other TLS.
     pub fn server_tls_differs(&self, other: &Self) -> bool {
-        self.server_tls_sslmode != other.server_tls_sslmode
-            || self.server_tls_protocols != other.server_tls_protocols
-            || self.server_tls_ciphers != other.server_tls_ciphers
-            || self.server_tls_ca_file != other.server_tls_ca_file
-            || self.server_tls_cert_file != other.server_tls_cert_file
-            || self.server_tls_key_file != other.server_tls_key_file
+        ServerTls::new(self).differs(&ServerTls::new(other))
     }
 }
 
@@ -87,6 +86,10 @@ mod tests {
             "host=a auth_dbname=x",
             "host=a auth_query=q",
             "host=a load_balance_hosts=disable",
+            "host=a tls_sslmode=require",
+            "host=a tls_ca_file=f",
+            "host=a tls_cert_file=f",
+            "host=a tls_key_file=f",
         ];
         for text in moving {
             let next = config(&format!("d = {text}"), "");
@@ -122,6 +125,7 @@ mod tests {
             ("server_tls_ca_file = x", true),
             ("server_tls_cert_file = x", true),
             ("server_tls_key_file = x", true),
+            ("server_tls_direct = 1", true),
             ("server_tls13_ciphers = x", false),
             ("client_tls_ca_file = x", false),
         ] {

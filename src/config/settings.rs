@@ -147,7 +147,7 @@ settings! {
     client_tls_cert_file: String = "", reload;
     /// TLS 1.2 ciphers for clients.
     client_tls_ciphers: String = "default", reload;
-    /// Parameters for Diffie-Hellman with clients: none or auto.
+    /// Parameters for Diffie-Hellman with clients: none or auto, both without effect here.
     client_tls_dheparams: String = "auto", reload;
     /// The curve for key exchange with clients: none, auto or its name.
     client_tls_ecdhcurve: String = "auto", reload;
@@ -313,6 +313,8 @@ settings! {
     verbose: Option<i32> = null, reload;
     /// The PgBouncer version named by SHOW VERSION: 1.26 or 1.25.
     compat_version: CompatVersion = "1.26", reload, ours;
+    /// Whether TLS with servers starts without asking first, as PostgreSQL 17 can.
+    server_tls_direct: Switch = "0", reload, ours;
     /// The form of log lines: text or json.
     log_format: LogFormat = "text", reload, ours;
     /// The first pause after a host has failed, doubled up to server_login_retry; 0 is that one.

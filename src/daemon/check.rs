@@ -14,8 +14,9 @@ pub fn run(path: &Path) -> ExitCode {
         return ExitCode::FAILURE;
     };
     let (access, has_all) = service::load_access(&config, Userlist::default());
+    let has_tls = service::set_up_tls(&config.settings).is_ok();
     print!("{}", report(&config, access.userlist.len()));
-    if has_all { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if has_all && has_tls { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn report(config: &Config, users: usize) -> String {

@@ -24,7 +24,15 @@ pub fn obey(
             Answer::Failed { code: "F0000", text }
         }
         Order::Set { key, value } if service::set(event_loop, options, &key, &value) => {
-            Answer::Done(format!("SET {key}={value}"))
+            let tag = format!("SET {key}={value}");
+            let is_tls = key.contains("_tls_") || key.contains("_tls13_");
+            match is_tls && service::renew_tls(event_loop).is_err() {
+                true => Answer::DoneWith {
+                    notice: "TLS settings could not be applied, still using old configuration",
+                    tag,
+                },
+                false => Answer::Done(tag),
+            }
         }
         Order::Set { .. } => Answer::Failed { code: "08P01", text: "SET failed".to_owned() },
         Order::Shutdown(End::AtOnce) => return ControlFlow::Break(()),

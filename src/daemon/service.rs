@@ -8,7 +8,8 @@ use crate::auth::outside;
 use crate::auth::userlist::Userlist;
 use crate::config::Config;
 use crate::config::settings::{self, Settings};
-use crate::config::values::{AuthType, SslMode};
+use crate::config::tls::ServerTls;
+use crate::config::values::AuthType;
 use crate::daemon::cli::{self, Options, Request};
 use crate::daemon::manager::Manager;
 use crate::daemon::pidfile::{self, Pidfile};
@@ -17,6 +18,7 @@ use crate::engine::Engine;
 use crate::net::{EventLoop, Flow, Signal, bind, inherit};
 use crate::pool::mode::{Awaited, Mode};
 use crate::sys::{self, Side};
+use crate::tls;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -59,6 +61,8 @@ fn start_and_run(options: &Options) -> Result<(), Fatal> {
     logging::configure(&config.settings, options.verbosity);
     logging::name_logfile(&config.settings.logfile);
     let (access, _) = load_access(&config, Userlist::default());
+    // The key is read before we step down, for it may be root's alone.
+    let tls = set_up_tls(&config.settings).or_else(|NotLoaded| fatal("TLS setup failed"))?;
     take_privileges(&config, options)?;
     logging::open_logfile().map_err(|error| {
         error.report();
@@ -72,7 +76,7 @@ fn start_and_run(options: &Options) -> Result<(), Fatal> {
         }
     }
     limits::report(&config, &access.userlist);
-    serve(config, access, options)
+    serve((config, access, tls), options)
 }
 
 /// Steps from the rights that we were started with down to those that we shall have.
@@ -109,11 +113,15 @@ fn pid_path(settings: &Settings) -> Option<PathBuf> {
     Some(&settings.pidfile).filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 
-fn serve(config: Config, access: Access, options: &Options) -> Result<(), Fatal> {
+fn serve(
+    (config, access, tls): (Config, Access, tls::Setup),
+    options: &Options,
+) -> Result<(), Fatal> {
     let pid_path = pid_path(&config.settings);
     let engine = Engine::new(config, access, Instant::now());
     sys::return_large_blocks(engine.house().rings.ring_bytes());
     let mut event_loop = EventLoop::new(engine).or_else(|error| fatal(sys::error_text(&error)))?;
+    event_loop.set_tls(tls);
     event_loop.listen().or_else(fatal)?;
     let _pidfile = pid_path.map(|path| Pidfile::write(&path)).transpose().or_else(fatal)?;
     log::info!("process up: {}", cli::process_up_text());
@@ -160,24 +168,23 @@ pub(super) fn load(path: &Path) -> Result<Config, NotLoaded> {
 /// What the file asks for and we cannot keep: to go on without it would let in, or listen in,
 /// somebody who should not.
 fn unbuilt(settings: &Settings) -> Option<String> {
-    let needs_tls =
-        |mode: SslMode| matches!(mode, SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull);
-    let (auth_type, clients, servers) =
-        (settings.auth_type, settings.client_tls_sslmode, settings.server_tls_sslmode);
+    let auth_type = settings.auth_type;
     if auth_type == AuthType::Pam && !outside::HAS_PAM
         || auth_type == AuthType::Ldap && !outside::HAS_LDAP
     {
         let word = auth_type.word();
         Some(format!("auth_type {word} needs a build with the cargo feature {word}: it"))
-    } else if auth_type == AuthType::Cert {
-        Some(format!("auth_type {}", auth_type.word()))
-    } else if needs_tls(clients) {
-        Some(format!("client_tls_sslmode {}", clients.word()))
-    } else if needs_tls(servers) {
-        Some(format!("server_tls_sslmode {}", servers.word()))
     } else {
         None
     }
+}
+
+/// What is wrong with it is in the log.
+pub(super) fn set_up_tls(settings: &Settings) -> Result<tls::Setup, NotLoaded> {
+    tls::Setup::new(settings).map_err(|error| {
+        log::error!("{error}");
+        NotLoaded
+    })
 }
 
 /// Who may come in, and whether nothing was left out. As PgBouncer: files that cannot be read are no
@@ -294,18 +301,23 @@ fn log_end(mode: Mode) {
     }
 }
 
-/// All or nothing: a configuration that cannot be read whole changes nothing. `false`: so it was.
+/// All or nothing: a configuration that cannot be read whole changes nothing. Of one that can, TLS
+/// may stay as it was. `false`: something did not change.
 pub(super) fn reload(event_loop: &mut EventLoop, options: &Options) -> bool {
     let running = event_loop.engine.config();
     let path = running.settings.conffile.clone().unwrap_or(options.config_file.clone());
     let loaded = load(Path::new(&path));
-    let is_loaded = loaded.is_ok();
+    let mut is_whole_load = loaded.is_ok();
     match loaded {
         Ok(config) => {
             let known = event_loop.engine.access().userlist.clone();
             let (access, _) = load_access(&config, known);
             logging::configure(&config.settings, options.verbosity);
             event_loop.engine.reload(config, Some(access), Instant::now());
+            if renew_tls(event_loop).is_err() {
+                log::error!("TLS configuration could not be reloaded, keeping old configuration");
+                is_whole_load = false;
+            }
         }
         Err(NotLoaded) => log::warn!("config file loading failed"),
     }
@@ -313,7 +325,17 @@ pub(super) fn reload(event_loop: &mut EventLoop, options: &Options) -> bool {
     if let Err(error) = logging::set_logfile(&event_loop.engine.settings().logfile) {
         log::error!("{error}; keeping the old one");
     }
-    is_loaded
+    is_whole_load
+}
+
+/// TLS as the settings say it now. If that cannot be set up, it stays as it was.
+pub(super) fn renew_tls(event_loop: &mut EventLoop) -> Result<(), NotLoaded> {
+    let settings = event_loop.engine.settings();
+    let tls = set_up_tls(settings)?;
+    let (clients, servers) = (settings.client_tls_sslmode, ServerTls::new(settings));
+    event_loop.set_tls(tls);
+    event_loop.engine.apply_tls(clients, servers, Instant::now());
+    Ok(())
 }
 
 /// One setting changes: it is read and refused as in the file.
@@ -358,13 +380,6 @@ mod tests {
         let built_in = [("pam", outside::HAS_PAM), ("ldap", outside::HAS_LDAP)];
         for (word, is_built_in) in built_in {
             assert_eq!(refused(&format!("auth_type = {word}")).is_none(), is_built_in);
-        }
-        for (line, what) in [
-            ("client_tls_sslmode = require", "client_tls_sslmode require"),
-            ("server_tls_sslmode = verify-full", "server_tls_sslmode verify-full"),
-        ] {
-            let lines = format!("auth_type = any\n{line}");
-            assert_eq!(refused(&lines).as_deref(), Some(what));
         }
     }
 }

@@ -25,6 +25,7 @@ pub(super) fn credentials<'a>(pool: &'a Pool, userlist: &'a Userlist) -> Credent
         user: pool.user.as_bytes(),
         secret: secret.map_or(b"", Secret::expose),
         client_key: pool.learned.client_key.as_ref(),
+        end_point: None,
     }
 }
 

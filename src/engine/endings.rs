@@ -231,7 +231,10 @@ impl Engine {
         };
         let was_to_serve = matches!(
             server.state,
-            server::State::Connecting(Purpose::Serve) | server::State::LoggingIn(_)
+            server::State::Connecting(Purpose::Serve)
+                | server::State::AskingForTls(Purpose::Serve)
+                | server::State::StartingTls(Purpose::Serve)
+                | server::State::LoggingIn(_)
         );
         // These are our own doing, and say nothing about the server.
         let ours = [Reason::CONNECT_STRING_CHANGED, Reason::DATABASE_REMOVED, Reason::PAUSE_MODE];
@@ -242,7 +245,11 @@ impl Engine {
 
     fn carried_cancel(&self, key: ServerKey) -> Option<(Option<ServerKey>, ClientKey)> {
         match self.house.servers.get(key)?.state {
-            server::State::Connecting(Purpose::Cancel { requester, .. }) => Some((None, requester)),
+            server::State::Connecting(Purpose::Cancel { requester, .. })
+            | server::State::AskingForTls(Purpose::Cancel { requester, .. })
+            | server::State::StartingTls(Purpose::Cancel { requester, .. }) => {
+                Some((None, requester))
+            }
             server::State::CarryingCancel { target, requester } => Some((Some(target), requester)),
             _ => None,
         }

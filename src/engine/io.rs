@@ -12,8 +12,10 @@
 
 use crate::auth::derivation::{Derivation, SaltedPassword};
 use crate::auth::outside::{Answer, Question};
+use crate::config::tls::ServerTls;
 use crate::keys::{ClientKey, Conn, ServerKey};
 use crate::pool::stats::Averages;
+use crate::session::line::Secured;
 use std::net::{IpAddr, SocketAddr};
 
 pub use crate::session::client::ClientAddress;
@@ -68,6 +70,22 @@ pub enum Input {
         /// In the resolver's order.
         addresses: Vec<IpAddr>,
     },
+    /// The handshake of [`Effect::StartTls`] is done.
+    TlsReady {
+        /// Whose.
+        conn: Conn,
+        /// What it agreed on.
+        secured: Box<Secured>,
+    },
+    /// There will be no TLS on this line, nor anything else.
+    TlsFailed {
+        /// Whose.
+        conn: Conn,
+        /// Why, for the log.
+        error: String,
+        /// Whether it is our own fault: the handshake could not even begin.
+        is_ours: bool,
+    },
     /// The answer to [`Effect::Derive`].
     Derived {
         /// Who needed it.
@@ -106,6 +124,14 @@ pub enum Effect {
         /// The name as configured.
         host: String,
     },
+    /// Shake hands; answered by [`Input::TlsReady`] or [`Input::TlsFailed`]. Until then what comes
+    /// in and goes out is the shell's business, and after that it goes through TLS.
+    StartTls {
+        /// With whom.
+        conn: Conn,
+        /// In which role.
+        handshake: Handshake,
+    },
     /// Make a key of a password without holding up the loop; answered by [`Input::Derived`].
     Derive {
         /// Who needs it.
@@ -139,5 +165,21 @@ pub enum Effect {
     Close {
         /// Whose.
         conn: Conn,
+    },
+}
+
+/// How a handshake begins.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Handshake {
+    /// A client asked for it: it is told `S` first.
+    Answer,
+    /// A client began without asking; so much has come in already.
+    Begun(Vec<u8>),
+    /// We begin, with a server.
+    Open {
+        /// The host that it must be, or that it is told.
+        host: String,
+        /// What is asked of it.
+        tls: ServerTls,
     },
 }

@@ -33,10 +33,13 @@ pub(super) enum Identity {
 impl Engine {
     /// Bytes came from a client that has not logged in.
     pub(super) fn login_received(&mut self, key: ClientKey, now: Instant) {
+        if self.begins_with_tls(key) {
+            return;
+        }
         while let Some(first) = self.first_packet(key) {
             let outcome = match first {
                 First::NeedMore => break,
-                First::SslRequest => self.decline(key, Reason::DATA_AFTER_SSL),
+                First::SslRequest => self.on_ssl_request(key),
                 First::GssEncRequest => self.decline(key, Reason::DATA_AFTER_GSSENC),
                 First::CancelRequest(bytes) if !self.has_come_in(key, bytes) => break,
                 First::CancelRequest(bytes) => self.on_cancel_request(key, bytes, now),
@@ -68,7 +71,7 @@ impl Engine {
     /// `None`: it is not logging in any more.
     fn first_packet(&self, key: ClientKey) -> Option<First> {
         let client = self.house.clients.get(key)?;
-        if client.state != State::LoggingIn {
+        if client.state != State::LoggingIn || client.line.is_starting() {
             return None;
         }
         let ring = client.inbox.ring()?;
@@ -86,7 +89,7 @@ impl Engine {
 
     /// "No" to a request for encryption. What stands behind it in the same read was sent by a
     /// client that did not wait for the answer, or by somebody in between.
-    fn decline(&mut self, key: ClientKey, trailing: Reason) -> Result<(), Reason> {
+    pub(super) fn decline(&mut self, key: ClientKey, trailing: Reason) -> Result<(), Reason> {
         let House { clients, rings, .. } = &mut self.house;
         let client = clients.get_mut(key).ok_or(Reason::BAD_PACKET)?;
         if client.inbox.unjudged() > startup::HEADER_BYTES {
@@ -130,6 +133,9 @@ impl Engine {
         bytes: u64,
         now: Instant,
     ) -> Result<(), Reason> {
+        if self.lacks_tls(key) {
+            return Err(Reason::SSL_REQUIRED);
+        }
         let mut startup = self.read_startup(key, bytes)?;
         if let Some(client) = self.house.clients.get_mut(key) {
             // The client holds them from now on: what nobody holds may be collected.
@@ -278,8 +284,9 @@ impl Engine {
                 Replication::Logical => "database",
                 Replication::Physical => "yes",
             };
+            let tls = self.tls_text(key);
             log::info!(
-                "{client} login attempt: db={name} user={user} tls=no replication={replication}"
+                "{client} login attempt: db={name} user={user} tls={tls} replication={replication}"
             );
         }
     }

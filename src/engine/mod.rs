@@ -5,7 +5,8 @@
 //! [`io`] is its border. [`clients`] and [`servers`] have one function for each thing that can
 //! happen to one, [`consoles`] what
 //! those on the admin console need, [`statements`] what their prepared statements need; [`logins`] decides who is let in, `staffing` decides when to open servers, [`openings`] opens them, [`endings`] is
-//! the one place where a conversation ends. [`operate`] is what the operator does to the house, [`databases`] to a part of it,
+//! the one place where a conversation ends. [`tls`] starts TLS on
+//! either side. [`operate`] is what the operator does to the house, [`databases`] to a part of it,
 //! [`check`] its laws.
 
 pub mod asking;
@@ -25,12 +26,15 @@ pub mod servers;
 mod staffing;
 pub mod statements;
 mod step;
+pub mod tls;
 
 use crate::auth::access::Access;
 use crate::auth::challenge::SaltSource;
 use crate::auth::derivation::Derived;
 use crate::config::Config;
 use crate::config::settings::Settings;
+use crate::config::tls::ServerTls;
+use crate::config::values::SslMode;
 use crate::keys::{ClientKey, Conn, PoolKey, ServerKey};
 use crate::pool::House;
 use crate::pool::stats::{Averages, Periods};
@@ -59,6 +63,10 @@ pub struct Engine {
     derived: Derived,
     effects: VecDeque<Effect>,
     runnable: VecDeque<Conn>,
+    /// How much TLS is asked of clients; what the configuration said when it could be set up.
+    client_tls: SslMode,
+    /// The same for servers.
+    server_tls: ServerTls,
     /// The server that is being handed to one waiting client after the other: a thousand that
     /// are refused must not be a thousand calls deep.
     serving: Option<ServerKey>,
@@ -77,6 +85,8 @@ impl Engine {
         let tracked = Tracked::new(config.settings.track_extra_parameters.items());
         let periods = Periods::new(config.settings.stats_period, now);
         let mut engine = Self {
+            client_tls: config.settings.client_tls_sslmode,
+            server_tls: ServerTls::new(&config.settings),
             house: House::new(ring_bytes, tracked, periods),
             config,
             access: access.into(),
@@ -142,6 +152,10 @@ impl Engine {
                 self.server_connect_failed(server, error.as_deref(), now);
             }
             Input::Resolved { server, addresses } => self.server_resolved(server, &addresses, now),
+            Input::TlsReady { conn, secured } => self.tls_ready(conn, secured, now),
+            Input::TlsFailed { conn, error, is_ours } => {
+                self.tls_failed(conn, &error, is_ours, now);
+            }
             Input::Derived { conn, derivation, salted } => {
                 self.on_derived(conn, (derivation, salted), now);
             }

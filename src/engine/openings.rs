@@ -1,5 +1,6 @@
 //! Opening servers: where, and our login there.
 
+use crate::auth::answer::Credentials;
 use crate::engine::Engine;
 use crate::engine::credentials::credentials;
 use crate::engine::io::{Effect, ServerAddress};
@@ -45,6 +46,17 @@ impl Engine {
             }
             _ => self.house.choose_host(key, &self.config.settings, now),
         };
+        let servers = &mut self.house.servers;
+        let state = servers.get(key).map(|server| &server.state);
+        let tls_name = match (&whereabouts, state) {
+            (_, Some(State::Connecting(Purpose::Cancel { target, .. }))) => {
+                servers.get(*target).and_then(|target| target.tls_name.clone())
+            }
+            (Whereabouts::Named(host), _) => Some(host.as_str().into()),
+            (Whereabouts::At(ServerAddress::Tcp(to)), _) => Some(to.ip().to_string().into()),
+            (Whereabouts::At(ServerAddress::Unix(_)) | Whereabouts::Nowhere, _) => None,
+        };
+        servers.get_mut(key).expect("just seen").tls_name = tls_name;
         match whereabouts {
             Whereabouts::At(address) => self.connect(key, address),
             Whereabouts::Named(host) => {
@@ -112,10 +124,10 @@ impl Engine {
             return;
         };
         match server.state {
-            State::Connecting(Purpose::Cancel { target, requester }) => {
-                self.send_cancel(key, target, requester, now);
+            State::Connecting(purpose @ Purpose::Cancel { .. }) => {
+                self.introduce(key, purpose, now)
             }
-            State::Connecting(Purpose::Serve) => {
+            State::Connecting(purpose @ Purpose::Serve) => {
                 if self.config.settings.log_connections.is_on() {
                     let name = self.house.server_name(key);
                     match local {
@@ -123,13 +135,13 @@ impl Engine {
                         None => log::info!("{name} new connection to server"),
                     }
                 }
-                self.send_startup(key, now);
+                self.introduce(key, purpose, now);
             }
             _ => {}
         }
     }
 
-    fn send_startup(&mut self, key: ServerKey, now: Instant) {
+    pub(super) fn send_startup(&mut self, key: ServerKey, now: Instant) {
         let login = State::LoggingIn(Box::default());
         self.house.set_server_state(key, login, End::Back);
         let House { servers, pools, rings, .. } = &mut self.house;
@@ -177,7 +189,7 @@ impl Engine {
     fn server_login_step(&mut self, key: ServerKey) -> Option<Next> {
         let max_packet_bytes = self.config.settings.max_packet_size;
         let House { servers, pools, values, tracked, .. } = &mut self.house;
-        let Server { state, inbox, parameters, pool, .. } = servers.get_mut(key)?;
+        let Server { state, inbox, parameters, pool, line, .. } = servers.get_mut(key)?;
         let State::LoggingIn(login) = state else {
             return None;
         };
@@ -203,7 +215,10 @@ impl Engine {
         inbox.skip(header.bytes);
         let pool = pools.get(*pool).expect("a server's pool outlives it");
         let tools = Tools {
-            credentials: credentials(pool, &self.access.userlist),
+            credentials: Credentials {
+                end_point: line.secured().and_then(|secured| secured.end_point.as_deref()),
+                ..credentials(pool, &self.access.userlist)
+            },
             has_connect_query: pool.database.connect_query.is_some(),
             parameters,
             tracked,
@@ -304,7 +319,7 @@ impl Engine {
         }
     }
 
-    fn send_cancel(
+    pub(super) fn send_cancel(
         &mut self,
         key: ServerKey,
         target_key: ServerKey,

@@ -183,7 +183,10 @@ impl Engine {
             };
             server.close_needed = true;
             match server.state {
-                State::Connecting(_) | State::LoggingIn(_) => {
+                State::Connecting(_)
+                | State::AskingForTls(_)
+                | State::StartingTls(_)
+                | State::LoggingIn(_) => {
                     self.close_server(server_key, Reason::CONNECT_STRING_CHANGED, now);
                 }
                 State::Idle { .. } => self.close_server(server_key, Reason::DATABASE_CHANGED, now),

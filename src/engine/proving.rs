@@ -14,6 +14,7 @@ use crate::pool::House;
 use crate::session::client::{ClientAddress, State};
 use crate::session::client_login::{Goal, Proving, Replication, Step};
 use crate::session::farewell::Reason;
+use crate::session::line::Secured;
 use crate::sys;
 use crate::wire::emit;
 use crate::wire::frame::{HEADER_BYTES, Peek};
@@ -43,12 +44,14 @@ impl Engine {
                 return self.has_proven(key, goal, &claim.user, now);
             }
             Method::Peer => return Err(Reason::PEER_REJECTED),
-            // Without TLS there is no certificate.
+            Method::Cert if is_known && self.is_certified(key, &claim.user, map.as_deref()) => {
+                return self.has_proven(key, goal, &claim.user, now);
+            }
             Method::Cert => return Err(Reason::CERTIFICATE_FAILED),
             // A directory was asked above.
             Method::Password | Method::Ldap(_) => Challenge::password(),
             Method::Md5 if !claim.keeps_scram() => Challenge::md5(),
-            Method::Md5 | Method::ScramSha256 => Challenge::sasl(None),
+            Method::Md5 | Method::ScramSha256 => Challenge::sasl(self.end_point_of(key)),
         };
         let proving = Proving { claim, goal, step: Step::Asked(challenge) };
         self.put_proving(key, proving);
@@ -72,7 +75,7 @@ impl Engine {
                         Some(ClientAddress::Tcp(address)) => Some(address.ip().to_canonical()),
                         Some(ClientAddress::Unix { .. }) | None => None,
                     },
-                    has_tls: false,
+                    has_tls: self.secured(key).is_some(),
                     replicates: goal.is_physical_replication(),
                     database: goal.name(),
                     user,
@@ -82,6 +85,33 @@ impl Engine {
             }
         };
         Ok((method, None))
+    }
+
+    fn secured(&self, key: ClientKey) -> Option<&Secured> {
+        self.house.clients.get(key).and_then(|client| client.line.secured())
+    }
+
+    /// What SCRAM can be bound to.
+    fn end_point_of(&self, key: ClientKey) -> Option<Box<[u8]>> {
+        self.secured(key).and_then(|secured| secured.end_point.as_deref()).map(Box::from)
+    }
+
+    /// Whether the client's certificate, which has been verified, names that user, or one who may
+    /// be him.
+    fn is_certified(&self, key: ClientKey, user: &str, map: Option<&str>) -> bool {
+        let Some(names) = self.secured(key).and_then(|secured| secured.peer.as_ref()) else {
+            return false;
+        };
+        match map {
+            None => names.is_client(user),
+            Some(map) if self.access.ident.allows_any(map, |name| names.is_client(name), user) => {
+                true
+            }
+            Some(map) => {
+                log::error!("{} ident map: {map} does not have a match", self.name_of(key));
+                false
+            }
+        }
     }
 
     /// Whether the process at the other end of a Unix socket belongs to that user of this system,

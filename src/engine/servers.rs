@@ -30,6 +30,7 @@ impl Engine {
         server.spoke_at = now;
         match server.state {
             State::LoggingIn(_) => self.server_login_received(key, now),
+            State::AskingForTls(_) => self.ssl_answer_received(key, now),
             State::Asking { .. } => self.answer_received(key, now),
             _ => self.server_goes_on(key, now),
         }
@@ -108,6 +109,8 @@ impl Engine {
             State::Unlinked { .. }
             | State::Asking { .. }
             | State::Connecting(_)
+            | State::AskingForTls(_)
+            | State::StartingTls(_)
             | State::LoggingIn(_)
             | State::Closing => Step::Wait,
             // It has nothing more to say to us.

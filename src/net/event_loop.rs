@@ -17,10 +17,12 @@ use super::token::Token;
 use crate::console::metrics::Dialect;
 use crate::console::{Answer, Console, Moment, Order};
 use crate::engine::Engine;
-use crate::engine::io::{Effect, Input, ServerAddress};
+use crate::engine::io::{Effect, Handshake, Input, ServerAddress};
 use crate::keys::{ClientKey, Conn, ServerKey};
 use crate::pool::stats::Averages;
 use crate::sys::error_text;
+use crate::tls::{Session, Setup};
+use crate::wire::startup;
 use mio::{Events, Poll};
 use std::io;
 use std::ops::ControlFlow;
@@ -56,6 +58,7 @@ pub struct EventLoop<E = Engine> {
     helper: Helper,
     signals: Signals,
     secrets: Secrets,
+    tls: Setup,
     /// What the service manager has not been told yet.
     report: Option<Averages>,
     /// The clock as this turn read it, or the last one.
@@ -81,6 +84,7 @@ impl<E: Heart> EventLoop<E> {
             helper,
             signals,
             secrets: Secrets::default(),
+            tls: Setup::default(),
             report: None,
             now: Instant::now(),
         })
@@ -91,6 +95,11 @@ impl<E: Heart> EventLoop<E> {
         // Whoever can connect to us finds our health shown, too.
         self.metrics.open(&self.engine.settings().metrics_listen, self.poll.registry())?;
         self.listeners.open(self.engine.settings(), self.poll.registry())
+    }
+
+    /// From now on TLS is spoken like this. Sessions that there are go on as they began.
+    pub fn set_tls(&mut self, tls: Setup) {
+        self.tls = tls;
     }
 
     /// The listeners, to ask or close them. They go when the loop is dropped.
@@ -270,6 +279,7 @@ impl<E: Heart> EventLoop<E> {
                     self.engine.handle(Input::Consulted { client, answer }, self.now);
                 }
             }
+            Effect::StartTls { conn, handshake } => self.start_tls(conn, handshake),
             Effect::Attend { client } => {
                 let at = Moment { now: self.now, wall: SystemTime::now() };
                 let outside = Shell { sockets: &self.sockets, listeners: &self.listeners };
@@ -288,6 +298,32 @@ impl<E: Heart> EventLoop<E> {
                     pump::farewell(conn, socket, &self.engine);
                 }
                 self.engine.forget(conn);
+            }
+        }
+    }
+
+    fn start_tls(&mut self, conn: Conn, handshake: Handshake) {
+        let session = match handshake {
+            Handshake::Answer => self
+                .tls
+                .for_client()
+                .and_then(|side| Session::with_client(side, startup::SSL_YES, Vec::new())),
+            Handshake::Begun(received) => {
+                self.tls.for_client().and_then(|side| Session::with_client(side, b"", received))
+            }
+            Handshake::Open { host, tls } => self
+                .tls
+                .for_server(&tls)
+                .and_then(|config| Session::with_server(config, &host, tls.sslmode)),
+        };
+        match session {
+            Ok(session) => {
+                self.sockets.secure(conn, session);
+                self.engine.make_runnable(conn);
+            }
+            Err(error) => {
+                let failed = Input::TlsFailed { conn, error, is_ours: true };
+                self.engine.handle(failed, self.now);
             }
         }
     }

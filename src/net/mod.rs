@@ -5,6 +5,7 @@
 //!                │ ▲                      readiness  what is known of a socket
 //!         fill   ▼ │  drain               options    what users may set on one
 //!               pump ◀──▶ heart (engine)  helper     what may block, elsewhere
+//!            secured: the same through TLS
 //!                ▲                        signals    the operator's wishes
 //!           event_loop: one turn after the other; inherit: sockets handed to us
 //!           outside: what the console asks of all this; metrics: the door for monitoring
@@ -25,6 +26,7 @@ pub mod outside;
 pub mod pump;
 pub mod readiness;
 pub mod secrets;
+mod secured;
 pub mod signals;
 pub mod sockets;
 pub mod token;

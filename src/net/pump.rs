@@ -12,31 +12,38 @@
 use super::bulk::{Bulk, LARGE_BYTES};
 use super::connect;
 use super::heart::Heart;
-use super::sockets::{Socket, Sockets, Stream};
+use super::sockets::{Found, Socket, Sockets, Stream};
 use crate::engine::io::Input;
 use crate::keys::Conn;
+use crate::tls::Session;
+use crate::tls::stream::Scratch;
+use std::collections::VecDeque;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
 use std::time::Instant;
 
 /// So many pieces leave in one system call.
-const MAX_SLICES: usize = 16;
+pub(super) const MAX_SLICES: usize = 16;
 /// Reads per connection and turn if the setting names no limit.
 const UNLIMITED_SHARE: u8 = 64;
 /// So much of what a peer still sends us is thrown away when we close.
 const MAX_DISCARD_BYTES: usize = 64 * 1024;
 
 /// Which turn it is, who waits for the next, and the large transfers.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Pump {
-    turn: u16,
-    postponed: Vec<Conn>,
+    pub(super) turn: u16,
+    pub(super) postponed: Vec<Conn>,
     bulk: Bulk,
+    /// Whose handshake can go on, longest first.
+    pub(super) handshakes: VecDeque<Conn>,
+    /// Memory for TLS, from the first session on.
+    pub(super) scratch: Option<Box<Scratch>>,
 }
 
 impl Pump {
     /// Whether the next poll must not sleep.
     pub fn has_postponed(&self) -> bool {
-        !self.postponed.is_empty()
+        !self.postponed.is_empty() || !self.handshakes.is_empty()
     }
 
     /// When the kernel has kept something back for long enough.
@@ -53,10 +60,15 @@ impl Pump {
                 engine.make_runnable(conn);
             }
         }
+        self.shake_hands(sockets, engine, now);
         let share = share_of_turn(engine.settings().sbuf_loopcnt);
         while let Some(conn) = engine.next_runnable() {
-            if let Some(socket) = sockets.get_mut(conn) {
-                self.serve(conn, socket, share, engine, now);
+            match sockets.find(conn) {
+                Some(Found::Plain(socket)) => self.serve(conn, socket, share, engine, now),
+                Some(Found::Secured(socket, session)) => {
+                    self.serve_secured(conn, (socket, session), share, engine, now);
+                }
+                None => {}
             }
         }
         self.bulk.end_turn(sockets, now, |conn| engine.make_runnable(conn));
@@ -176,13 +188,7 @@ impl Pump {
                 (false, false)
             }
             Ok(_) | Err(_) => {
-                socket.latches.write_closed();
-                if matches!(conn, Conn::Server(_)) && !socket.latches.is_read_closed() {
-                    // It may have said why, as a backend that is terminated does: that is read first.
-                    socket.latches.expect_data();
-                } else {
-                    engine.handle(Input::WriteClosed { conn }, now);
-                }
+                write_failed(conn, socket, engine, now);
                 (true, false)
             }
         }
@@ -211,6 +217,22 @@ impl Pump {
     }
 }
 
+/// A write failed.
+pub(super) fn write_failed<E: Heart>(
+    conn: Conn,
+    socket: &mut Socket,
+    engine: &mut E,
+    now: Instant,
+) {
+    socket.latches.write_closed();
+    if matches!(conn, Conn::Server(_)) && !socket.latches.is_read_closed() {
+        // It may have said why, as a backend that is terminated does: that is read first.
+        socket.latches.expect_data();
+    } else {
+        engine.handle(Input::WriteClosed { conn }, now);
+    }
+}
+
 fn share_of_turn(sbuf_loopcnt: i32) -> u8 {
     match u8::try_from(sbuf_loopcnt) {
         Ok(0) => UNLIMITED_SHARE,
@@ -224,11 +246,17 @@ fn share_of_turn(sbuf_loopcnt: i32) -> u8 {
 ///
 /// The kernel answers with a reset instead of an orderly end if we close with data unread, and a
 /// reset may overtake our last message. So what lies there already is thrown away, within limits.
-pub fn farewell<E: Heart>(conn: Conn, mut socket: Socket, engine: &E) {
+pub fn farewell<E: Heart>(
+    conn: Conn,
+    (mut socket, session): (Socket, Option<Box<Session>>),
+    engine: &E,
+) {
     if socket.latches.may_write() {
         let mut slices = [IoSlice::new(&[]); MAX_SLICES];
         let used = engine.outgoing(conn, &mut slices);
-        if used > 0 {
+        if let Some(mut session) = session {
+            session.close(&mut socket.stream, &slices[..used]);
+        } else if used > 0 {
             // Whether it worked makes no difference any more.
             let _ = write(&mut socket.stream, &slices[..used]);
         }

@@ -7,6 +7,7 @@ use super::readiness::Latches;
 use super::token::Token;
 use crate::keys::{Conn, Key};
 use crate::sys;
+use crate::tls::Session;
 use mio::net::{TcpStream, UnixStream};
 use mio::{Interest, Registry};
 use socket2::SockRef;
@@ -19,6 +20,8 @@ use std::os::fd::{AsFd, AsRawFd};
 pub enum Stream {
     /// Over TCP.
     Tcp(TcpStream),
+    /// Over TCP, and there is a session of TLS in the row beside.
+    Secured(TcpStream),
     /// Over a Unix socket.
     Unix(UnixStream),
 }
@@ -33,7 +36,7 @@ impl Stream {
     pub fn register_as(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
         let (token, both) = (token.into(), Interest::READABLE | Interest::WRITABLE);
         match self {
-            Stream::Tcp(stream) => registry.register(stream, token, both),
+            Stream::Tcp(stream) | Stream::Secured(stream) => registry.register(stream, token, both),
             Stream::Unix(stream) => registry.register(stream, token, both),
         }
     }
@@ -41,7 +44,7 @@ impl Stream {
     /// Says that we write nothing more. A failure only means that the peer was quicker.
     pub fn shutdown_write(&self) {
         let _ = match self {
-            Stream::Tcp(stream) => stream.shutdown(Shutdown::Write),
+            Stream::Tcp(stream) | Stream::Secured(stream) => stream.shutdown(Shutdown::Write),
             Stream::Unix(stream) => stream.shutdown(Shutdown::Write),
         };
     }
@@ -49,7 +52,9 @@ impl Stream {
     /// How our connect went: `None` if it is still under way.
     pub fn connect_result(&self) -> Option<io::Result<()>> {
         let (error, peer) = match self {
-            Stream::Tcp(stream) => (stream.take_error(), stream.peer_addr().map(drop)),
+            Stream::Tcp(stream) | Stream::Secured(stream) => {
+                (stream.take_error(), stream.peer_addr().map(drop))
+            }
             Stream::Unix(stream) => (stream.take_error(), stream.peer_addr().map(drop)),
         };
         match (error, peer) {
@@ -63,7 +68,7 @@ impl Stream {
     /// Its number in this process.
     pub fn descriptor(&self) -> i32 {
         match self {
-            Stream::Tcp(stream) => stream.as_raw_fd(),
+            Stream::Tcp(stream) | Stream::Secured(stream) => stream.as_raw_fd(),
             Stream::Unix(stream) => stream.as_raw_fd(),
         }
     }
@@ -72,7 +77,7 @@ impl Stream {
     /// a packet is full. `None`: this kind of socket knows no packets.
     pub fn write_corked(&mut self, slices: &[IoSlice<'_>]) -> Option<io::Result<usize>> {
         match self {
-            Stream::Tcp(stream) => {
+            Stream::Tcp(stream) | Stream::Secured(stream) => {
                 let more = sys::MORE_TO_COME;
                 Some(
                     stream
@@ -85,7 +90,7 @@ impl Stream {
 
     /// Sends off what the kernel keeps back.
     pub fn uncork(&self) {
-        if let Stream::Tcp(stream) = self {
+        if let Stream::Tcp(stream) | Stream::Secured(stream) = self {
             // Setting it anew pushes what is pending. If it fails the connection is dead, and the
             // next read or write says why.
             let _ = stream.set_nodelay(true);
@@ -95,7 +100,9 @@ impl Stream {
     /// The kernel shall not wake us for fewer bytes. False: it knows no such limit.
     pub fn wake_from(&self, bytes: i32) -> bool {
         match self {
-            Stream::Tcp(stream) => sys::set_receive_low_water(stream.as_fd(), bytes).is_ok(),
+            Stream::Tcp(stream) | Stream::Secured(stream) => {
+                sys::set_receive_low_water(stream.as_fd(), bytes).is_ok()
+            }
             Stream::Unix(_) => false,
         }
     }
@@ -103,7 +110,7 @@ impl Stream {
     /// Our own end of it; none for Unix sockets.
     pub fn local_addr(&self) -> Option<SocketAddr> {
         match self {
-            Stream::Tcp(stream) => stream.local_addr().ok(),
+            Stream::Tcp(stream) | Stream::Secured(stream) => stream.local_addr().ok(),
             Stream::Unix(_) => None,
         }
     }
@@ -112,14 +119,14 @@ impl Stream {
 impl Read for Stream {
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         match self {
-            Stream::Tcp(stream) => stream.read(bytes),
+            Stream::Tcp(stream) | Stream::Secured(stream) => stream.read(bytes),
             Stream::Unix(stream) => stream.read(bytes),
         }
     }
 
     fn read_vectored(&mut self, slices: &mut [IoSliceMut<'_>]) -> io::Result<usize> {
         match self {
-            Stream::Tcp(stream) => stream.read_vectored(slices),
+            Stream::Tcp(stream) | Stream::Secured(stream) => stream.read_vectored(slices),
             Stream::Unix(stream) => stream.read_vectored(slices),
         }
     }
@@ -128,14 +135,14 @@ impl Read for Stream {
 impl Write for Stream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
-            Stream::Tcp(stream) => stream.write(bytes),
+            Stream::Tcp(stream) | Stream::Secured(stream) => stream.write(bytes),
             Stream::Unix(stream) => stream.write(bytes),
         }
     }
 
     fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         match self {
-            Stream::Tcp(stream) => stream.write_vectored(slices),
+            Stream::Tcp(stream) | Stream::Secured(stream) => stream.write_vectored(slices),
             Stream::Unix(stream) => stream.write_vectored(slices),
         }
     }
@@ -177,35 +184,85 @@ impl Socket {
 #[cfg(not(debug_assertions))]
 const _: () = assert!(size_of::<Option<Socket>>() == 16);
 
-/// All of them.
+/// A socket, with its session if it has one.
+pub enum Found<'a> {
+    /// Its bytes are what they seem to be.
+    Plain(&'a mut Socket),
+    /// They go through TLS.
+    Secured(&'a mut Socket, &'a mut Session),
+}
+
+/// All of them. Who has no session pays nothing for those who have.
 #[derive(Debug, Default)]
 pub struct Sockets {
-    clients: Vec<Option<Socket>>,
-    servers: Vec<Option<Socket>>,
+    clients: Row,
+    servers: Row,
+}
+
+#[derive(Debug, Default)]
+struct Row {
+    sockets: Vec<Option<Socket>>,
+    sessions: Vec<Option<Box<Session>>>,
 }
 
 impl Sockets {
     /// Takes the socket of a new connection.
     pub fn insert(&mut self, conn: Conn, stream: Stream, latches: Latches) {
         let (row, slot, serial) = self.row(conn);
-        if row.len() <= slot {
-            row.resize_with(slot + 1, || None);
+        if row.sockets.len() <= slot {
+            row.sockets.resize_with(slot + 1, || None);
         }
         // Two connections in one slot would swap their bytes.
-        assert!(row[slot].is_none(), "a slot is free before it is given out again");
-        row[slot] = Some(Socket { serial, fills_turn: 0, fills: 0, latches, stream });
+        assert!(row.sockets[slot].is_none(), "a slot is free before it is given out again");
+        row.sockets[slot] = Some(Socket { serial, fills_turn: 0, fills: 0, latches, stream });
     }
 
     /// `None` if that connection has gone or has no socket yet.
     pub fn get_mut(&mut self, conn: Conn) -> Option<&mut Socket> {
         let (row, slot, serial) = self.row(conn);
-        row.get_mut(slot)?.as_mut().filter(|socket| socket.serial == serial)
+        row.sockets.get_mut(slot)?.as_mut().filter(|socket| socket.serial == serial)
     }
 
-    /// Hands the socket out for good.
-    pub fn remove(&mut self, conn: Conn) -> Option<Socket> {
+    /// The socket, and what stands between it and the rings.
+    #[inline]
+    pub fn find(&mut self, conn: Conn) -> Option<Found<'_>> {
         let (row, slot, serial) = self.row(conn);
-        row.get_mut(slot)?.take_if(|socket| socket.serial == serial)
+        let Row { sockets, sessions } = row;
+        let socket = sockets.get_mut(slot)?.as_mut().filter(|socket| socket.serial == serial)?;
+        if !matches!(socket.stream, Stream::Secured(_)) {
+            return Some(Found::Plain(socket));
+        }
+        let session = sessions[slot].as_mut().expect("a secured socket has its session");
+        Some(Found::Secured(socket, session))
+    }
+
+    /// From now on its bytes go through this session. A Unix socket's never do.
+    pub fn secure(&mut self, conn: Conn, session: Session) {
+        let (row, slot, serial) = self.row(conn);
+        let Some(entry) = row.sockets.get_mut(slot) else {
+            return;
+        };
+        let Some(Socket { stream: Stream::Tcp(_), .. }) = entry else {
+            return;
+        };
+        if let Some(mut socket) = entry.take_if(|socket| socket.serial == serial) {
+            if let Stream::Tcp(stream) = socket.stream {
+                socket.stream = Stream::Secured(stream);
+            }
+            *entry = Some(socket);
+            if row.sessions.len() <= slot {
+                row.sessions.resize_with(slot + 1, || None);
+            }
+            row.sessions[slot] = Some(Box::new(session));
+        }
+    }
+
+    /// Hands the socket out for good, with its session if it has one.
+    pub fn remove(&mut self, conn: Conn) -> Option<(Socket, Option<Box<Session>>)> {
+        let (row, slot, serial) = self.row(conn);
+        let socket = row.sockets.get_mut(slot)?.take_if(|socket| socket.serial == serial)?;
+        let session = row.sessions.get_mut(slot).and_then(Option::take);
+        Some((socket, session))
     }
 
     /// The socket of a connection, to look at.
@@ -214,10 +271,10 @@ impl Sockets {
             Conn::Client(key) => (&self.clients, key.slot(), key.serial()),
             Conn::Server(key) => (&self.servers, key.slot(), key.serial()),
         };
-        row.get(slot as usize)?.as_ref().filter(|socket| socket.serial == serial)
+        row.sockets.get(slot as usize)?.as_ref().filter(|socket| socket.serial == serial)
     }
 
-    fn row(&mut self, conn: Conn) -> (&mut Vec<Option<Socket>>, usize, u32) {
+    fn row(&mut self, conn: Conn) -> (&mut Row, usize, u32) {
         match conn {
             Conn::Client(key) => (&mut self.clients, key.slot() as usize, key.serial()),
             Conn::Server(key) => (&mut self.servers, key.slot() as usize, key.serial()),

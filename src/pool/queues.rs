@@ -193,9 +193,10 @@ impl ServerQueues {
 /// `None`: it is counted nowhere, for it is as good as gone.
 pub fn server_standing(state: &server::State) -> Option<ServerStanding> {
     match state {
-        server::State::Connecting(server::Purpose::Serve) | server::State::LoggingIn(_) => {
-            Some(ServerStanding::Login)
-        }
+        server::State::Connecting(server::Purpose::Serve)
+        | server::State::AskingForTls(server::Purpose::Serve)
+        | server::State::StartingTls(server::Purpose::Serve)
+        | server::State::LoggingIn(_) => Some(ServerStanding::Login),
         server::State::Idle { .. } => Some(ServerStanding::Idle),
         server::State::Active { .. }
         | server::State::Asking { .. }
@@ -203,6 +204,8 @@ pub fn server_standing(state: &server::State) -> Option<ServerStanding> {
         server::State::Resetting => Some(ServerStanding::Tested),
         server::State::HeldForCancel => Some(ServerStanding::Held),
         server::State::Connecting(server::Purpose::Cancel { .. })
+        | server::State::AskingForTls(server::Purpose::Cancel { .. })
+        | server::State::StartingTls(server::Purpose::Cancel { .. })
         | server::State::CarryingCancel { .. } => Some(ServerStanding::Carrier),
         server::State::Leaving => Some(ServerStanding::Leaving),
         server::State::Closing => None,

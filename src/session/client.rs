@@ -5,6 +5,7 @@ use crate::session::client_login::{Pending, Proving};
 use crate::session::egress::Egress;
 use crate::session::farewell::Reason;
 use crate::session::inbox::Inbox;
+use crate::session::line::Line;
 use crate::session::params::Parameters;
 use crate::session::prepared::ClientStatements;
 use crate::wire::frame::{HEADER_BYTES, Header, Peek};
@@ -129,6 +130,8 @@ pub struct Client {
     pub wait_cause: u8,
     /// Where it came from.
     pub from: ClientAddress,
+    /// How its line is protected.
+    pub line: Line,
     /// Its secret key for CancelRequests.
     pub secret: [u8; 8],
     /// When it was accepted.
@@ -163,6 +166,7 @@ impl Client {
             user: None,
             wait_cause: 0,
             from,
+            line: Line::Plain,
             secret,
             connected_at: now,
             spoke_at: now,
@@ -184,7 +188,9 @@ impl Client {
     /// Whether its socket is to be read. Who waits is not read, so that TCP holds it back.
     pub fn wants_read(&self) -> bool {
         let may_speak = match self.state {
-            State::LoggingIn | State::Idle | State::Active { .. } | State::Console { .. } => true,
+            // During a handshake what comes in is the shell's business.
+            State::LoggingIn => !self.line.is_starting(),
+            State::Idle | State::Active { .. } | State::Console { .. } => true,
             State::Proving(ref proving) => proving.step.awaits_answer(),
             State::AwaitingAccount { .. }
             | State::AwaitingWelcome { .. }

@@ -67,6 +67,13 @@ reasons! {
     CANCEL_GIVEN_UP =
         Silent("client gave up on cancel request, so we also give up forwarding to server");
 
+    /// An SSLRequest through TLS.
+    SSL_INSIDE_SSL = Silent("SSL req inside SSL");
+    /// The answer to an SSLRequest cannot be sent.
+    SSL_NOT_ANSWERED = Silent("failed to ack SSL");
+
+    /// A Startup without TLS, where that is required.
+    SSL_REQUIRED = Told("SSL required");
     /// Bytes behind an SSLRequest (reliability 7).
     DATA_AFTER_SSL = Told("received unencrypted data after SSL request");
     /// Bytes behind a GSSENCRequest (reliability 7).
@@ -180,6 +187,14 @@ reasons! {
     BAD_CANCEL_KEY = Told("bad cancel key");
     /// We cannot do what the server asks for.
     AUTHREQ_FAILED = Told("failed to answer authreq");
+    /// The server does not speak TLS, which is required.
+    SERVER_REFUSED_SSL = Told("server refused SSL");
+    /// Neither yes nor no to our SSLRequest.
+    BAD_SSL_ANSWER = Told("bad sslreq answer");
+    /// Bytes behind a server's answer to our SSLRequest (reliability 7).
+    DATA_AFTER_SSL_ANSWER = Told("received unencrypted data after SSL response");
+    /// TLS with servers cannot be set up.
+    SSL_SETUP_FAILED = Told("sslreq processing failed");
     /// The question about a user does not fit.
     AUTH_QUERY_UNSENT = Told("unable to send auth_query");
     /// The Startup to the server does not fit.

@@ -6,6 +6,7 @@ use crate::session::client::Hook;
 use crate::session::egress::Egress;
 use crate::session::farewell::Reason;
 use crate::session::inbox::Inbox;
+use crate::session::line::Line;
 use crate::session::params::Parameters;
 use crate::session::pipeline::Pipeline;
 use crate::session::prepared::ServerStatements;
@@ -18,9 +19,15 @@ use std::time::Instant;
 /// What a server connection is doing.
 #[derive(Debug)]
 pub enum State {
-    /// A name is being looked up, or the socket is being connected. Leaves to `LoggingIn`,
-    /// `CarryingCancel`, `Closing`.
+    /// A name is being looked up, or the socket is being connected. Leaves to `AskingForTls`,
+    /// `StartingTls`, `LoggingIn`, `CarryingCancel`, `Closing`.
     Connecting(Purpose),
+    /// Sent an SSLRequest, to which the answer is one byte. Leaves to `StartingTls`, `LoggingIn`,
+    /// `CarryingCancel`, `Closing`.
+    AskingForTls(Purpose),
+    /// The handshake is under way, in the shell. Leaves to `LoggingIn`, `CarryingCancel`,
+    /// `Closing`.
+    StartingTls(Purpose),
     /// Our login is under way. Leaves to `Idle`, `Closing`.
     LoggingIn(Box<ServerLogin>),
     /// Free. Leaves to `Active`, `Asking`, `Closing`.
@@ -128,6 +135,11 @@ pub struct Server {
     pub has_served: bool,
     /// To be closed as soon as it is free: what it was opened with holds no more.
     pub close_needed: bool,
+    /// The host that it was chosen for, as configured: the name that its certificate must bear.
+    /// None for Unix sockets.
+    pub tls_name: Option<Box<str>>,
+    /// How its line is protected.
+    pub line: Line,
     /// Where it is connected to, once known.
     pub address: Option<ServerAddress>,
     /// The host of the list that it is at, with the port.
@@ -158,6 +170,8 @@ impl Server {
             cancels_in_flight: 0,
             has_served: false,
             close_needed: false,
+            tls_name: None,
+            line: Line::Plain,
             address: None,
             host: None,
             connected_at: now,
@@ -191,14 +205,15 @@ impl Server {
     /// Whether its socket is to be read.
     pub fn wants_read(&self) -> bool {
         match self.state {
-            State::Connecting(_) | State::Closing => false,
+            State::Connecting(_) | State::StartingTls(_) | State::Closing => false,
             _ => self.inbox.has_room(),
         }
     }
 
     /// Whether there is something to write to its socket.
     pub fn wants_write(&self) -> bool {
-        !self.egress.is_empty() && !matches!(self.state, State::Connecting(_))
+        !self.egress.is_empty()
+            && !matches!(self.state, State::Connecting(_) | State::StartingTls(_))
     }
 
     /// What to say if it takes too long to be opened. As PgBouncer: only a socket that is being

@@ -211,7 +211,12 @@ mod tests {
         let mut last = Next::Go(ServerLoginEvent::None);
         for (tag, body) in messages {
             let tools = Tools {
-                credentials: Credentials { user: b"u", secret: b"p", client_key: None },
+                credentials: Credentials {
+                    user: b"u",
+                    secret: b"p",
+                    client_key: None,
+                    end_point: None,
+                },
                 has_connect_query: connect_query,
                 parameters: &mut parameters,
                 tracked: &tracked,

@@ -112,6 +112,11 @@ fn report(
     })
 }
 
+/// SSLRequest.
+pub fn ssl_request(ring: &mut Ring) -> Result<(), Full> {
+    message(ring, None, |body| body.int(startup::SSL_REQUEST as i32))
+}
+
 /// AuthenticationOk.
 pub fn authentication_ok(ring: &mut Ring) -> Result<(), Full> {
     message(ring, Some(b'R'), |body| body.int(0))

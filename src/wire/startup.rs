@@ -5,6 +5,8 @@ use crate::wire::backend::take_text;
 
 /// Code of an SSLRequest.
 pub const SSL_REQUEST: u32 = 80_877_103;
+/// The answer to an SSLRequest: we do.
+pub const SSL_YES: &[u8] = b"S";
 /// Code of a GSSENCRequest.
 pub const GSSENC_REQUEST: u32 = 80_877_104;
 /// Code of a CancelRequest.

@@ -31,7 +31,8 @@ pub struct Desk {
 
 /// A configuration of these sections, `[pgbouncer]` last.
 pub fn config(text: &str) -> Config {
-    let text = format!("{text}\nauth_type = trust\nunix_socket_dir =\n");
+    let text =
+        format!("{text}\nauth_type = trust\nserver_tls_sslmode = disable\nunix_socket_dir =\n");
     Config::parse_text("desk.ini", &text).unwrap()
 }
 

@@ -74,8 +74,18 @@ impl Visit {
         let _ = self.stream.write_all(bytes);
     }
 
-    /// The Startup packet, without its length; empty if the pooler leaves.
+    /// The Startup packet, without its length; empty if the pooler leaves. We speak no TLS.
     pub fn startup(&mut self) -> Vec<u8> {
+        let first = self.first_packet();
+        if first != super::raw::SSL_REQUEST.to_be_bytes() {
+            return first;
+        }
+        self.send(b"N");
+        self.first_packet()
+    }
+
+    /// What the pooler says first, without its length.
+    pub fn first_packet(&mut self) -> Vec<u8> {
         let mut head = [0; 4];
         if self.stream.read_exact(&mut head).is_err() {
             return Vec::new();
@@ -84,6 +94,14 @@ impl Visit {
         let mut body = vec![0; len.saturating_sub(4)];
         let _ = self.stream.read_exact(&mut body);
         body
+    }
+
+    /// Whatever comes next, as it comes.
+    pub fn some_bytes(&mut self) -> Vec<u8> {
+        let mut bytes = vec![0; 4096];
+        let length = self.stream.read(&mut bytes).unwrap_or(0);
+        bytes.truncate(length);
+        bytes
     }
 
     /// The pooler's next message; `None` when it has left.

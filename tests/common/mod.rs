@@ -16,6 +16,7 @@ pub mod pooler;
 pub mod postgresql;
 pub mod raw;
 pub mod sys;
+pub mod tls;
 
 #[allow(unused_imports)] // As above.
 pub use pooler::Pooler;

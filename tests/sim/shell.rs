@@ -265,6 +265,7 @@ impl Shell {
                 self.dial(server, Some(to), rng);
             }
             Effect::Resolve { server, .. } => self.dial(server, None, rng),
+            Effect::StartTls { .. } => unreachable!("no TLS in this world"),
             Effect::Derive { conn, derivation } => {
                 let turns = if self.is_calm { 0 } else { rng.below(10) };
                 self.keys.push((turns, conn, derivation));

@@ -39,8 +39,12 @@ fn log_in(
     key: Option<[u8; 32]>,
 ) -> Outcome {
     let source = SaltSource::default();
-    let credentials =
-        Credentials { user: ours.user.as_bytes(), secret: knows, client_key: key.as_ref() };
+    let credentials = Credentials {
+        user: ours.user.as_bytes(),
+        secret: knows,
+        client_key: key.as_ref(),
+        end_point: None,
+    };
     let (mut asked, mut challenge) = first;
     let mut client = Answer::Start;
     loop {

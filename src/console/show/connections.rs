@@ -8,6 +8,7 @@ use crate::pool::queues::{ClientStanding, ServerStanding, client_standing, serve
 use crate::session::client::{self, Client, ClientAddress};
 use crate::session::egress::Egress;
 use crate::session::inbox::{Inbox, Rest};
+use crate::session::line::{Line, Secured};
 use crate::session::params::APPLICATION_NAME;
 use crate::session::server::{self, Server, ServerAddress};
 use crate::sys;
@@ -161,6 +162,7 @@ struct Facts<'a> {
     application_name: String,
     statements: usize,
     serial: u32,
+    line: &'a Line,
     inbox: &'a Inbox,
     egress: &'a Egress,
 }
@@ -188,7 +190,7 @@ pub fn row(view: &View<'_>, conn: Conn, with_buffers: bool) -> Option<Row> {
         Cell::text(pointer(conn)),
         Cell::text(facts.link.map(pointer).unwrap_or_default()),
         Cell::Int(facts.remote_pid),
-        "".into(),
+        Cell::text(facts.line.secured().map(Secured::to_string).unwrap_or_default()),
         Cell::text(facts.application_name),
         Cell::count(facts.statements),
         Cell::Int(facts.serial.cast_signed()),
@@ -259,6 +261,7 @@ fn client_facts<'a>(
         application_name: application_name(view, &client.parameters),
         statements: client.statements.as_ref().map_or(0, |statements| statements.len()),
         serial: key.serial(),
+        line: &client.line,
         inbox: &client.inbox,
         egress: &client.egress,
     })
@@ -273,11 +276,23 @@ fn server_facts<'a>(
     use server::State;
     let pool = view.engine.house().pools.get(server.pool)?;
     let state = match (&server.state, as_lists) {
-        (State::Connecting(_) | State::LoggingIn(_), true) => "sv_login",
+        (
+            State::Connecting(_)
+            | State::AskingForTls(_)
+            | State::StartingTls(_)
+            | State::LoggingIn(_),
+            true,
+        ) => "sv_login",
         (State::Idle { .. }, true) => "sv_idle",
         (State::Resetting, true) => "sv_tested",
         (State::Active { .. } | State::Asking { .. } | State::Unlinked { .. }, true) => "sv_active",
-        (State::Connecting(_) | State::LoggingIn(_), false) => "new",
+        (
+            State::Connecting(_)
+            | State::AskingForTls(_)
+            | State::StartingTls(_)
+            | State::LoggingIn(_),
+            false,
+        ) => "new",
         (State::Idle { .. }, false) => "idle",
         (State::Resetting, false) => "tested",
         (State::Active { .. } | State::Asking { .. } | State::Unlinked { .. }, false) => "active",
@@ -315,6 +330,7 @@ fn server_facts<'a>(
         application_name: application_name(view, &server.parameters),
         statements: server.statements.len(),
         serial: key.serial(),
+        line: &server.line,
         inbox: &server.inbox,
         egress: &server.egress,
     })
@@ -374,11 +390,24 @@ pub fn is_quiet(view: &View<'_>, conn: Conn) -> bool {
     inbox.unjudged() == 0 && !inbox.is_mid_message() && egress.is_empty()
 }
 
+fn is_secured(view: &View<'_>, conn: Conn) -> bool {
+    let house = view.engine.house();
+    let line = match conn {
+        Conn::Client(key) => house.clients.get(key).map(|client| &client.line),
+        Conn::Server(key) => house.servers.get(key).map(|server| &server.line),
+    };
+    line.is_some_and(|line| !matches!(line, Line::Plain))
+}
+
 /// The row of SHOW FDS for a connection that a next process could take over.
 pub fn fd_row(view: &View<'_>, conn: Conn) -> Option<Row> {
     let house = view.engine.house();
     let descriptor = view.outside.descriptor(conn)?;
     let facts = facts(view, conn, true)?;
+    // The keys of TLS cannot be handed over, and half a link is of no use.
+    if is_secured(view, conn) || facts.link.is_some_and(|link| is_secured(view, link)) {
+        return None;
+    }
     let (parameters, cancel, task) = match conn {
         Conn::Client(key) => {
             let client = house.clients.get(key).filter(|client| !client.on_console)?;

@@ -173,6 +173,9 @@ impl Heart for Echo {
                 self.close_if_done(conn);
             }
             Input::Derived { .. } => panic!("an echo has no passwords"),
+            Input::TlsReady { .. } | Input::TlsFailed { .. } => {
+                panic!("an echo speaks no TLS")
+            }
             Input::ReadClosed { conn } => {
                 let peer = self.peer_mut(conn).unwrap();
                 assert!(!peer.is_read_closed, "the end comes once");
