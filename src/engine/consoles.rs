@@ -11,14 +11,14 @@ use crate::config::CONSOLE;
 use crate::config::values::AuthType;
 use crate::engine::Engine;
 use crate::engine::io::Effect;
+use crate::engine::logins::greet;
 use crate::keys::{ClientKey, Conn};
 use crate::pool::House;
 use crate::ring::Ring;
-use crate::session::client::{Client, ClientAddress, Rights, State};
+use crate::session::client::{ClientAddress, Rights, State};
 use crate::session::client_login::{Goal, Startup};
 use crate::session::farewell::Reason;
 use crate::sys;
-use crate::wire::backend::TxStatus;
 use crate::wire::emit::{self, Full};
 use crate::wire::frame::{HEADER_BYTES, Peek};
 use std::time::Instant;
@@ -128,28 +128,11 @@ impl Engine {
             ("is_superuser", "on"),
         ];
         let notice = settings.login_notify_message.as_bytes();
-        let Client { egress, parameters, secret, .. } = client;
-        let written = egress.push_own(rings, |ring| {
-            let start = ring.filled();
-            let whole = (|| {
-                emit::authentication_ok(ring)?;
-                for (name, value) in fixed {
-                    emit::parameter_status(ring, name.as_bytes(), value.as_bytes())?;
-                }
-                for (index, name) in tracked.names().iter().enumerate() {
-                    if let Some(value) = values.text(parameters.value(index)) {
-                        emit::parameter_status(ring, name.as_bytes(), value)?;
-                    }
-                }
-                emit::backend_key_data(ring, secret)?;
-                if !notice.is_empty() {
-                    emit::notice(ring, notice)?;
-                }
-                emit::ready_for_query(ring, TxStatus::Idle)
-            })();
-            whole.inspect_err(|Full| ring.unfill(start))
-        });
-        written.map_err(|Full| Reason::WELCOME_FAILED)?;
+        greet(client, rings, (tracked, values), notice, |ring| {
+            fixed.iter().try_for_each(|(name, value)| {
+                emit::parameter_status(ring, name.as_bytes(), value.as_bytes())
+            })
+        })?;
         self.house.console_stats.total.client_logins += 1;
         self.house.set_client_state(key, State::Console { rights });
         self.make_runnable(Conn::Client(key));

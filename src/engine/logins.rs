@@ -9,11 +9,13 @@ use crate::engine::Engine;
 use crate::engine::io::Effect;
 use crate::keys::{ClientKey, Conn, PoolKey};
 use crate::pool::{House, client_address};
+use crate::ring::{Ring, Rings};
 use crate::session::client::{Client, ClientAddress, State};
 use crate::session::client_login::{
     self, Goal, MAX_USER_BYTES, Pending, Replication, Rules, Startup,
 };
 use crate::session::farewell::Reason;
+use crate::session::params::{Tracked, Values};
 use crate::sys;
 use crate::wire::backend::TxStatus;
 use crate::wire::emit::{self, Full};
@@ -374,32 +376,46 @@ impl Engine {
         client.parameters.fill_from(&welcome.defaults);
         // Nothing but the server's own words: they need not be tried.
         client.parameters_proven = client.parameters == welcome.defaults;
-        let Client { egress, parameters, secret, .. } = client;
         let notice = self.config.settings.login_notify_message.as_bytes();
-        let written = egress.push_own(rings, |ring| {
-            let start = ring.filled();
-            let whole = (|| {
-                emit::authentication_ok(ring)?;
-                ring.push(&welcome.untracked).then_some(()).ok_or(Full)?;
-                for (index, name) in tracked.names().iter().enumerate() {
-                    if let Some(value) = values.text(parameters.value(index)) {
-                        emit::parameter_status(ring, name.as_bytes(), value)?;
-                    }
-                }
-                emit::backend_key_data(ring, secret)?;
-                if !notice.is_empty() {
-                    emit::notice(ring, notice)?;
-                }
-                emit::ready_for_query(ring, TxStatus::Idle)
-            })();
-            // A half welcome must not be sent.
-            whole.inspect_err(|Full| ring.unfill(start))
-        });
-        written.map_err(|Full| Reason::WELCOME_FAILED)?;
+        greet(client, rings, (tracked, values), notice, |ring| {
+            ring.push(&welcome.untracked).then_some(()).ok_or(Full)
+        })?;
         self.house.set_client_state(key, State::Idle);
         self.make_runnable(Conn::Client(key));
         Ok(())
     }
+}
+
+/// Writes the welcome: what does not follow the client, as `fixed` puts it into the ring, what does,
+/// the client's key, and the operator's word.
+pub(super) fn greet(
+    client: &mut Client,
+    rings: &mut Rings,
+    (tracked, values): (&Tracked, &Values),
+    notice: &[u8],
+    fixed: impl FnOnce(&mut Ring) -> Result<(), Full>,
+) -> Result<(), Reason> {
+    let Client { egress, parameters, secret, .. } = client;
+    let written = egress.push_own(rings, |ring| {
+        let start = ring.filled();
+        let whole = (|| {
+            emit::authentication_ok(ring)?;
+            fixed(ring)?;
+            for (index, name) in tracked.names().iter().enumerate() {
+                if let Some(value) = values.text(parameters.value(index)) {
+                    emit::parameter_status(ring, name.as_bytes(), value)?;
+                }
+            }
+            emit::backend_key_data(ring, secret)?;
+            if !notice.is_empty() {
+                emit::notice(ring, notice)?;
+            }
+            emit::ready_for_query(ring, TxStatus::Idle)
+        })();
+        // A half welcome must not be sent.
+        whole.inspect_err(|Full| ring.unfill(start))
+    });
+    written.map_err(|Full| Reason::WELCOME_FAILED)
 }
 
 /// A client's address as `application_name_add_host` shows it to servers, which may see clients of

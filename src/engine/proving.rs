@@ -9,6 +9,7 @@ use crate::auth::derivation::Derivation;
 use crate::auth::hba::{Method, Visitor};
 use crate::config::values::AuthType;
 use crate::engine::Engine;
+use crate::engine::io::Effect;
 use crate::keys::{ClientKey, Conn};
 use crate::pool::House;
 use crate::session::client::{ClientAddress, State};
@@ -235,10 +236,9 @@ impl Engine {
                 self.has_proven(key, goal, &claim.user, now)
             }
             Outcome::NeedsKey(needed) => {
-                let conn = Conn::Client(key);
-                if !self.awaits_key(&needed) && self.derive(conn, needed.clone()).is_some() {
-                    // It was not there a moment ago.
-                    return Err(Reason::CONFIG_ERROR);
+                if !self.awaits_key(&needed) {
+                    let (conn, derivation) = (Conn::Client(key), needed.clone());
+                    self.effects.push_back(Effect::Derive { conn, derivation });
                 }
                 let step = Step::Checking { attempt, needed };
                 self.put_proving(key, Proving { claim, goal, step });
