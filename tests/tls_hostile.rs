@@ -324,7 +324,10 @@ fn sessions_are_resumed() {
     assert_eq!(kinds, [Some(Full), Some(Resumed)]);
 }
 
-/// Each write is one record, and large ones are full.
+/// Each write is one record, and what has arrived goes into one write. How much has arrived is the
+/// server's matter (PostgreSQL sends 8 kB at a time, and a busy machine brings them one by one), so
+/// that the bound is one record for 8 kB and some odd pieces; a record for each message, or for
+/// each quarter of a full one, would be far above it.
 #[test]
 fn records_are_as_large_as_they_can_be() {
     let (_certs, pooler) = start(|_| ());
@@ -334,13 +337,12 @@ fn records_are_as_large_as_they_can_be() {
     client.tls.sock.set_read_timeout(Some(Duration::from_millis(500))).unwrap();
     let mut bytes = Vec::new();
     let _ = client.tls.sock.read_to_end(&mut bytes);
-    let (mut at, mut records, mut full) = (0, 0, 0);
+    let (mut at, mut records) = (0, 0);
     while at + 5 <= bytes.len() {
         let length = usize::from(u16::from_be_bytes([bytes[at + 3], bytes[at + 4]]));
         records += 1;
-        full += usize::from(length >= 16 * 1024);
         at += 5 + length;
     }
     assert!(at > 1_000_000, "{at} bytes");
-    assert!(full * 10 >= records * 4, "{full} of {records} records are full");
+    assert!(records < 200, "{records} records for {at} bytes");
 }
