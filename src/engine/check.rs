@@ -15,6 +15,7 @@ impl Engine {
         self.check_links();
         self.check_clients();
         self.check_askers();
+        self.check_checks();
         for (key, pool) in self.house.pools.iter() {
             self.check_pool(key, pool);
         }

@@ -11,6 +11,7 @@
 
 pub mod asking;
 pub mod check;
+mod checking;
 pub mod clients;
 pub mod consoles;
 mod consulting;
@@ -31,6 +32,7 @@ pub mod tls;
 use crate::auth::access::Access;
 use crate::auth::challenge::SaltSource;
 use crate::auth::derivation::Derived;
+use crate::engine::checking::Checks;
 use crate::config::Config;
 use crate::config::settings::Settings;
 use crate::config::tls::ServerTls;
@@ -61,6 +63,8 @@ pub struct Engine {
     salts: SaltSource,
     /// Keys made of passwords.
     derived: Derived,
+    /// Clients whose answers wait for such keys.
+    checks: Checks,
     effects: VecDeque<Effect>,
     runnable: VecDeque<Conn>,
     /// How much TLS is asked of clients; what the configuration said when it could be set up.
@@ -92,6 +96,7 @@ impl Engine {
             access: access.into(),
             salts: SaltSource::default(),
             derived: Derived::default(),
+            checks: Checks::default(),
             effects: VecDeque::new(),
             runnable: VecDeque::new(),
             serving: None,
