@@ -254,7 +254,7 @@ impl Engine {
         let server = servers.get(key).filter(|s| matches!(s.state, State::Idle { .. }))?;
         let pool = pools.get(server.pool)?;
         let waiting = pool.waiting.first().and_then(|key| match clients.get(key)?.state {
-            client::State::Waiting { since } => Some((since, Next::Waiting(key))),
+            client::State::Waiting { since, .. } => Some((since, Next::Waiting(key))),
             _ => None,
         });
         if pool.askers.is_empty() {
