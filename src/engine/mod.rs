@@ -4,7 +4,7 @@
 //!
 //! [`io`] is its border. [`clients`] and [`servers`] have one function for each thing that can
 //! happen to one, [`consoles`] what
-//! those on the admin console need, [`statements`] what their prepared statements need; [`logins`] decides who is let in, `staffing` decides when to open servers, [`openings`] opens them, [`endings`] is
+//! those on the admin console need, [`statements`] what their prepared statements need; [`logins`] decides who is let in, `staffing` decides when to open servers, `rescue` brings them back from clients that have gone, [`openings`] opens them, [`endings`] is
 //! the one place where a conversation ends. [`tls`] starts TLS on
 //! either side. [`operate`] is what the operator does to the house, [`databases`] to a part of it,
 //! [`check`] its laws.
@@ -23,6 +23,7 @@ pub mod logins;
 pub mod openings;
 pub mod operate;
 mod proving;
+mod rescue;
 pub mod servers;
 mod staffing;
 pub mod statements;
@@ -362,6 +363,7 @@ impl Engine {
             match due {
                 Due::Client(key, reason) => self.close_client(key, reason, now),
                 Due::Server(key, reason) => self.close_server(key, reason, now),
+                Due::Query(key) => self.query_takes_long(key, now),
             }
         }
     }

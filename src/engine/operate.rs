@@ -194,6 +194,7 @@ impl Engine {
                 State::Active { .. }
                 | State::Asking { .. }
                 | State::Unlinked { .. }
+                | State::Rescuing(_)
                 | State::Resetting
                 | State::HeldForCancel
                 | State::CarryingCancel { .. }

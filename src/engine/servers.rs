@@ -2,7 +2,7 @@
 
 use crate::config::values::PoolMode;
 use crate::engine::step::{Step, last_step};
-use crate::engine::{Engine, statements};
+use crate::engine::{Engine, rescue, statements};
 use crate::keys::{ClientKey, Conn, ServerKey};
 use crate::pool::link::Released;
 use crate::pool::queues::End;
@@ -65,10 +65,12 @@ impl Engine {
     /// Moves a server on whose work is done.
     #[inline]
     pub(super) fn server_may_be_free(&mut self, key: ServerKey, now: Instant) {
-        let Some(server) = self.house.servers.get(key).filter(|server| server.is_done()) else {
+        let Some(server) = self.house.servers.get(key) else {
             return;
         };
         match server.state {
+            State::Rescuing(_) => self.rescue_goes_on(key, now),
+            _ if !server.is_done() => {}
             State::Active { .. } if self.house.may_release(key) => self.release(key, now),
             State::Resetting | State::Idle { .. } => self.settle_down(key, false, now),
             _ => {}
@@ -100,6 +102,13 @@ impl Engine {
                 let counters = &mut stats.total;
                 let mut tools = Tools { tracked, values, counters, times, now };
                 last_step(|| unlinked_step(server, max_packet_bytes, &mut tools))
+            }
+            State::Rescuing(_) => {
+                let pool = pools.get_mut(server.pool).expect("a server's pool outlives it");
+                let Pool { stats, times, .. } = pool;
+                let counters = &mut stats.total;
+                let mut tools = Tools { tracked, values, counters, times, now };
+                last_step(|| rescue::step(server, max_packet_bytes, &mut tools))
             }
             State::CarryingCancel { .. } => {
                 let bytes = server.inbox.unjudged();
@@ -277,13 +286,13 @@ enum Next {
 }
 
 /// What a linked server's messages are judged with.
-struct Tools<'a> {
-    tracked: &'a Tracked,
-    values: &'a mut Values,
+pub(super) struct Tools<'a> {
+    pub tracked: &'a Tracked,
+    pub values: &'a mut Values,
     /// Of its pool.
-    counters: &'a mut Counters,
+    pub counters: &'a mut Counters,
     times: &'a mut Times,
-    now: Instant,
+    pub now: Instant,
 }
 
 impl Tools<'_> {
@@ -337,7 +346,7 @@ fn linked_step(server: &mut Server, client: &mut Client, rules: Rules, tools: &m
         }
         Verdict::Pass { bytes, note } => {
             tools.counters.sent_bytes += bytes;
-            let action = take_note(server, client, note);
+            let action = take_note(server, Some(client), note);
             pass(server, client, bytes, swallowing || action == Action::Swallow);
             match note {
                 Note::Ready(_) if swallowing && server.is_catching_up() => {}
@@ -363,7 +372,7 @@ fn pass(server: &mut Server, client: &mut Client, bytes: u64, swallow: bool) {
 }
 
 /// Notes what a message tells us; what becomes of it.
-fn take_note(server: &mut Server, client: &mut Client, note: Note) -> Action {
+pub(super) fn take_note(server: &mut Server, client: Option<&mut Client>, note: Note) -> Action {
     if !matches!(note, Note::Notification) {
         server.activity = Activity::Busy;
     }
@@ -372,16 +381,17 @@ fn take_note(server: &mut Server, client: &mut Client, note: Note) -> Action {
         Note::Reply(reply) => return server.pipeline.settle(reply),
         Note::Forgotten => {
             server.statements.clear();
-            if let Some(statements) = &mut client.statements {
+            if let Some(statements) = client.and_then(|client| client.statements.as_mut()) {
                 statements.close_all();
             }
             return server.pipeline.settle(Reply::Command);
         }
         Note::Error => {
+            let mut statements = client.and_then(|client| client.statements.as_mut());
             for lost in server.pipeline.on_error() {
                 server.statements.undo(&lost);
                 if let (Lost::Parse { failed_serial: Some(serial), .. }, Some(statements)) =
-                    (&lost, &mut client.statements)
+                    (&lost, &mut statements)
                 {
                     statements.take_back(*serial);
                 }
@@ -389,7 +399,9 @@ fn take_note(server: &mut Server, client: &mut Client, note: Note) -> Action {
         }
         Note::CopyIn => {
             let is_open = server.pipeline.on_copy_in();
-            if let client::State::Active { copying_in, .. } = &mut client.state {
+            if let Some(client::State::Active { copying_in, .. }) =
+                client.map(|client| &mut client.state)
+            {
                 *copying_in = is_open;
             }
         }
@@ -412,7 +424,7 @@ fn refused_parameter(server: &mut Server, bytes: u64) -> Step {
     Step::Close(Reason::INVALID_SERVER_PARAMETER)
 }
 
-fn store_parameter(
+pub(super) fn store_parameter(
     server: &mut Server,
     client: Option<&mut Client>,
     bytes: u64,

@@ -11,6 +11,7 @@ use crate::pool::sizing::{Demand, Opening};
 use crate::pool::{House, Pool};
 use crate::session::client;
 use crate::session::farewell::Reason;
+use crate::session::rescue::Cancel;
 use crate::session::server::Purpose;
 use crate::wire::emit;
 use std::time::{Duration, Instant};
@@ -37,9 +38,13 @@ impl Engine {
                 break;
             }
             let carrier = self.open(key, Purpose::Cancel { target, requester }, now);
-            let client = self.house.clients.get_mut(requester).expect("just found");
-            if let client::State::AwaitingCancel { carrier: own, .. } = &mut client.state {
-                *own = Some(carrier);
+            match requester.and_then(|requester| self.house.clients.get_mut(requester)) {
+                Some(client) => {
+                    if let client::State::AwaitingCancel { carrier: own, .. } = &mut client.state {
+                        *own = Some(carrier);
+                    }
+                }
+                None => self.house.note_own_cancel(target, Cancel::UnderWay),
             }
             self.dial(carrier, now);
         }

@@ -8,6 +8,8 @@ use crate::pool::House;
 use crate::pool::queues::{ClientStanding, client_standing};
 use crate::session::client;
 use crate::session::farewell::Reason;
+use crate::session::rescue::Cancel;
+use crate::session::server::{self, Server};
 
 impl House {
     /// The server whose query the holder of this key would have cancelled, and its pool.
@@ -46,17 +48,34 @@ impl House {
         found
     }
 
-    /// The first request of this pool that no connection is being opened for.
-    pub fn next_cancel(&self, pool: PoolKey) -> Option<(ClientKey, ServerKey)> {
-        let mut next = self.pools.get(pool)?.cancels.first();
+    /// The first request of this pool that no connection is being opened for: who asked, and what
+    /// it is aimed at. Clients come before ourselves.
+    pub fn next_cancel(&mut self, pool: PoolKey) -> Option<(Option<ClientKey>, ServerKey)> {
+        let pool = self.pools.get_mut(pool)?;
+        let mut next = pool.cancels.first();
         while let Some(key) = next {
             let client = self.clients.get(key)?;
             if let client::State::AwaitingCancel { target, carrier: None, .. } = client.state {
-                return Some((key, target));
+                return Some((Some(key), target));
             }
             next = client.hook.next;
         }
-        None
+        let wants = |key: &ServerKey| {
+            let rescue = self.servers.get(*key).and_then(Server::rescue);
+            rescue.is_some_and(|rescue| rescue.cancel == Cancel::Wanted)
+        };
+        while pool.own_cancels.front().is_some_and(|key| !wants(key)) {
+            pool.own_cancels.pop_front();
+        }
+        pool.own_cancels.front().map(|target| (None, *target))
+    }
+
+    /// How far our own request for this server is, whose client has gone.
+    pub fn note_own_cancel(&mut self, target: ServerKey, state: Cancel) {
+        let server = self.servers.get_mut(target);
+        if let Some(server::State::Rescuing(rescue)) = server.map(|server| &mut server.state) {
+            rescue.cancel = state;
+        }
     }
 
     /// Requests that came too late: what they are aimed at has ended.

@@ -10,6 +10,7 @@ use crate::pool::House;
 use crate::pool::limits::{self, shorter};
 use crate::session::client::{self, Client};
 use crate::session::farewell::Reason;
+use crate::session::rescue::{Cancel, Rescue, Step};
 use crate::session::server::{Activity, Server, State};
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,8 @@ pub enum Due {
     Client(ClientKey, Reason),
     /// A server ends.
     Server(ServerKey, Reason),
+    /// A server is being brought back, and its query takes too long.
+    Query(ServerKey),
 }
 
 /// What may take so long from when on, and what it is called if it takes longer. A limit of zero is
@@ -55,7 +58,10 @@ impl House {
                 }
                 Conn::Server(key) => {
                     let end = self.servers.get(key).and_then(|s| self.server_end(s, config));
-                    end.filter(|(at, _)| *at <= now).map(|(_, reason)| Due::Server(key, reason))
+                    let end = end.filter(|(at, _)| *at <= now);
+                    let query = self.servers.get(key).and_then(cancel_at).filter(|at| *at <= now);
+                    let end = end.map(|(_, reason)| Due::Server(key, reason));
+                    end.or_else(|| query.map(|_| Due::Query(key)))
                 }
             };
             if due.is_some() {
@@ -195,6 +201,9 @@ impl House {
                         .map(|since| Limit(since, limits.transaction, Reason::TRANSACTION_TIMEOUT)),
                 ])
             }
+            State::Rescuing(ref rescue) => {
+                Limit(rescue.since, rescue.limit, Reason::RESCUE_TIMEOUT).end()
+            }
             State::Idle { .. }
             | State::Asking { .. }
             | State::Unlinked { .. }
@@ -207,8 +216,19 @@ impl House {
 
     /// When a server that works could be over a limit that it is not under yet.
     fn server_prospect(&self, server: &Server, now: Instant) -> Option<Instant> {
+        if let Some(at) = cancel_at(server) {
+            return Some(at.max(now));
+        }
         let pool = self.pools.get(server.pool).filter(|_| server.client().is_some())?;
         earliest(pool.limits.shortest()?, now)
+    }
+}
+
+/// When the query of a server that is being brought back is cancelled if it still runs.
+fn cancel_at(server: &Server) -> Option<Instant> {
+    match server.rescue()? {
+        Rescue { step: Step::Draining, cancel: Cancel::NotBefore(at), .. } => Some(*at),
+        _ => None,
     }
 }
 

@@ -33,7 +33,7 @@ use crate::session::params::{Parameters, Tracked, Values};
 use crate::session::prepared::Statements;
 use crate::session::server::{Server, ServerAddress};
 use alarms::Alarms;
-use causes::{Endings, Waits};
+use causes::{Endings, Rescues, Waits};
 use groups::{Groups, Kind};
 use hosts::Hosts;
 use limits::WorkLimits;
@@ -80,6 +80,8 @@ pub struct House {
     pub last_serial: u32,
     /// Why connections have ended.
     pub endings: Endings,
+    /// What became of servers whose clients went in the middle of something.
+    pub rescues: Rescues,
     /// What was done on the console.
     pub console_stats: Stats,
     /// What limits of databases and users count.
@@ -135,6 +137,8 @@ pub struct Pool {
     pub askers: VecDeque<ClientKey>,
     /// Cancel requests that have not been sent yet.
     pub cancels: Queue<ClientKey>,
+    /// Servers whose clients have gone, and whose queries are to be cancelled.
+    pub own_cancels: VecDeque<ServerKey>,
     /// Clients that are logged in and do not wait.
     pub active_clients: usize,
     /// What clients are welcomed with, once a server has told us.
@@ -210,6 +214,7 @@ impl House {
             periods,
             last_serial: 0,
             endings: Endings::default(),
+            rescues: Rescues::default(),
             console_stats: Stats::default(),
             groups: Groups::default(),
             hosts: Hosts::default(),
@@ -252,6 +257,7 @@ impl House {
             waiting: Queue::default(),
             askers: VecDeque::new(),
             cancels: Queue::default(),
+            own_cancels: VecDeque::new(),
             active_clients: 0,
             welcome: None,
             attempts: Attempts::default(),

@@ -118,7 +118,7 @@ pub enum ServerStanding {
     Idle,
     /// Works for a client.
     Active,
-    /// Runs the reset query.
+    /// Runs the reset query, or is being brought back from a client that has gone.
     Tested,
     /// Held back for a cancel.
     Held,
@@ -201,7 +201,7 @@ pub fn server_standing(state: &server::State) -> Option<ServerStanding> {
         server::State::Active { .. }
         | server::State::Asking { .. }
         | server::State::Unlinked { .. } => Some(ServerStanding::Active),
-        server::State::Resetting => Some(ServerStanding::Tested),
+        server::State::Resetting | server::State::Rescuing(_) => Some(ServerStanding::Tested),
         server::State::HeldForCancel => Some(ServerStanding::Held),
         server::State::Connecting(server::Purpose::Cancel { .. })
         | server::State::AskingForTls(server::Purpose::Cancel { .. })

@@ -231,6 +231,10 @@ reasons! {
     OBSOLETE = Told("obsolete connection");
     /// Said something while idle that it must not.
     IDLE_GOT_DIRTY = Told("idle server got dirty");
+    /// Its client went in the middle of something, and it could not be brought back in time.
+    RESCUE_TIMEOUT = Told("server rescue timeout");
+    /// The same, and it would not roll back or be reset.
+    RESCUE_FAILED = Told("server rescue failed");
     /// It is idle, and its place is needed for a server of another pool.
     EVICTED = Told("evicted");
     /// The pool has become smaller.

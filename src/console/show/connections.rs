@@ -284,7 +284,7 @@ fn server_facts<'a>(
             true,
         ) => "sv_login",
         (State::Idle { .. }, true) => "sv_idle",
-        (State::Resetting, true) => "sv_tested",
+        (State::Resetting | State::Rescuing(_), true) => "sv_tested",
         (State::Active { .. } | State::Asking { .. } | State::Unlinked { .. }, true) => "sv_active",
         (
             State::Connecting(_)
@@ -294,7 +294,7 @@ fn server_facts<'a>(
             false,
         ) => "new",
         (State::Idle { .. }, false) => "idle",
-        (State::Resetting, false) => "tested",
+        (State::Resetting | State::Rescuing(_), false) => "tested",
         (State::Active { .. } | State::Asking { .. } | State::Unlinked { .. }, false) => "active",
         (State::HeldForCancel, _) => "being_canceled",
         (State::CarryingCancel { .. }, _) => "active_cancel",
