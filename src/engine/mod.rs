@@ -5,11 +5,12 @@
 //! [`io`] is its border. [`clients`] and [`servers`] have one function for each thing that can
 //! happen to one, [`consoles`] what
 //! those on the admin console need, [`statements`] what their prepared statements need; [`logins`] decides who is let in, `staffing` decides when to open servers, [`openings`] opens them, [`endings`] is
-//! the one place where a conversation ends. [`tls`] starts TLS on
+//! the one place where a conversation ends. `cancels` takes requests to cancel, [`tls`] starts TLS on
 //! either side. [`operate`] is what the operator does to the house, [`databases`] to a part of it,
 //! [`check`] its laws.
 
 pub mod asking;
+mod cancels;
 pub mod check;
 mod checking;
 pub mod clients;
