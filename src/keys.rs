@@ -57,7 +57,7 @@ key! {
 }
 
 /// One end of the pooler: what a socket belongs to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Conn {
     /// A connection that somebody opened to us.
     Client(ClientKey),

@@ -67,7 +67,7 @@ impl Engine {
             return Err(failing);
         }
         entry.askers.push_back(key);
-        self.note_wait(pool, now);
+        self.watch(Conn::Client(key), now);
         self.staff(pool, now);
         Ok(None)
     }

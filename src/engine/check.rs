@@ -2,7 +2,7 @@
 //! laws that guard against mixing up two clients are asserted where they could be broken.
 
 use crate::engine::Engine;
-use crate::keys::{ClientKey, PoolKey, ServerKey};
+use crate::keys::{ClientKey, Conn, PoolKey, ServerKey};
 use crate::pool::groups::Kind;
 use crate::pool::queues::{ClientStanding, ServerStanding, client_standing, server_standing};
 use crate::pool::{House, Pool};
@@ -15,11 +15,29 @@ impl Engine {
         self.check_links();
         self.check_clients();
         self.check_askers();
+        self.check_checks();
         for (key, pool) in self.house.pools.iter() {
             self.check_pool(key, pool);
         }
         self.check_rings();
         self.check_groups();
+        self.check_watches();
+    }
+
+    /// Whoever is under a limit is looked at before it is over.
+    fn check_watches(&self) {
+        let House { clients, servers, .. } = &self.house;
+        let clients = clients
+            .iter()
+            .map(|(key, client)| (Conn::Client(key), self.house.client_end(client, &self.config)));
+        let servers = servers
+            .iter()
+            .map(|(key, server)| (Conn::Server(key), self.house.server_end(server, &self.config)));
+        for (conn, end) in clients.chain(servers) {
+            if let Some((at, reason)) = end {
+                assert!(self.house.is_watched(conn, at), "{conn}: {reason} is overlooked");
+            }
+        }
     }
 
     /// What limits count is what is there.

@@ -108,7 +108,8 @@ impl Engine {
                 Acquired::Stale(server, reason) => self.close_server(server, reason, now),
                 Acquired::Queued => {
                     if let Some(pool) = self.house.clients.get(key).and_then(|client| client.pool) {
-                        self.note_wait(pool, now);
+                        self.house.watch_wait(key, now);
+                        self.remember_to_tell(pool, now);
                         self.staff(pool, now);
                         self.house.note_cause(key);
                     }

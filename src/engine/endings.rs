@@ -46,7 +46,7 @@ impl Engine {
         );
         self.log_client_ending(key, &reason, now);
         self.house.endings.count(Side::Client, &reason);
-        if let client::State::Waiting { since } | client::State::AwaitingWelcome { since } =
+        if let client::State::Waiting { since, .. } | client::State::AwaitingWelcome { since } =
             client.state
         {
             self.house.count_wait(key, since, now);

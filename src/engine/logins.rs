@@ -123,7 +123,7 @@ impl Engine {
         }
         let waiting = State::AwaitingCancel { target, carrier: None, since: now };
         self.house.set_client_state(key, waiting);
-        self.note_deadline(now, self.config.settings.cancel_wait_timeout);
+        self.watch(Conn::Client(key), now);
         self.staff(pool, now);
         Ok(())
     }
@@ -332,15 +332,16 @@ impl Engine {
         if let Some(pool) = self.house.pools.get_mut(pool) {
             pool.stats.total.client_logins += 1;
         }
+        self.house.set_patience(key, &self.config);
         self.tend(pool, now);
         if self.house.pools.get(pool).is_some_and(|pool| pool.welcome.is_some()) {
             self.welcome(key, pool)?;
+            self.watch(Conn::Client(key), now);
             self.house.note_login(key, now);
             return Ok(());
         }
         self.house.set_client_state(key, State::AwaitingWelcome { since: now });
-        // The time for the login was noted when the client was accepted.
-        self.note_wait(pool, now);
+        self.watch(Conn::Client(key), now);
         self.staff(pool, now);
         self.house.note_cause(key);
         Ok(())
@@ -359,6 +360,7 @@ impl Engine {
             self.house.wait_ends(key, now);
             match self.welcome(key, pool) {
                 Ok(()) => {
+                    self.watch(Conn::Client(key), now);
                     self.house.note_login(key, now);
                     self.client_goes_on(key, now);
                 }

@@ -11,6 +11,7 @@
 
 pub mod asking;
 pub mod check;
+mod checking;
 pub mod clients;
 pub mod consoles;
 mod consulting;
@@ -35,8 +36,10 @@ use crate::config::Config;
 use crate::config::settings::Settings;
 use crate::config::tls::ServerTls;
 use crate::config::values::SslMode;
-use crate::keys::{ClientKey, Conn, PoolKey, ServerKey};
+use crate::engine::checking::Checks;
+use crate::keys::{ClientKey, Conn, ServerKey};
 use crate::pool::House;
+use crate::pool::janitor::Due;
 use crate::pool::stats::{Averages, Periods};
 use crate::session::client::Client;
 use crate::session::params::Tracked;
@@ -61,6 +64,8 @@ pub struct Engine {
     salts: SaltSource,
     /// Keys made of passwords.
     derived: Derived,
+    /// Clients whose answers wait for such keys.
+    checks: Checks,
     effects: VecDeque<Effect>,
     runnable: VecDeque<Conn>,
     /// How much TLS is asked of clients; what the configuration said when it could be set up.
@@ -72,8 +77,8 @@ pub struct Engine {
     serving: Option<ServerKey>,
     /// Servers that have been told goodbye, and when we close them in any case.
     leaving: VecDeque<(Instant, ServerKey)>,
-    /// The nearest deadline known.
-    next_sweep: Option<Instant>,
+    /// A turn is needed by then, for something has been queued outside of one.
+    next_turn: Option<Instant>,
     next_trim: Instant,
 }
 
@@ -92,11 +97,12 @@ impl Engine {
             access: access.into(),
             salts: SaltSource::default(),
             derived: Derived::default(),
+            checks: Checks::default(),
             effects: VecDeque::new(),
             runnable: VecDeque::new(),
             serving: None,
             leaving: VecDeque::new(),
-            next_sweep: None,
+            next_turn: None,
             next_trim: now + TRIM_PERIOD,
         };
         engine.open_kept_pools(now);
@@ -128,8 +134,9 @@ impl Engine {
         // As PgBouncer: the first four bytes are to be a positive process id.
         secret[0] &= 0x7f;
         let client = Client::new(from, secret, self.house.tracked.unset(), now);
-        self.note_deadline(now, self.config.settings.client_login_timeout);
-        self.house.admit_client(client)
+        let key = self.house.admit_client(client);
+        self.watch(Conn::Client(key), now);
+        key
     }
 
     /// Something happened.
@@ -175,7 +182,8 @@ impl Engine {
         let period = Some(self.house.periods.end());
         let alarm = self.house.alarms.next();
         let leaving = self.leaving.front().map(|(at, _)| *at);
-        [self.next_sweep, trim, period, alarm, leaving].into_iter().flatten().min()
+        let watch = self.house.watches.next();
+        [self.next_turn, trim, period, alarm, leaving, watch].into_iter().flatten().min()
     }
 
     /// A connection that may have work to do: its socket may be read, or written.
@@ -288,17 +296,21 @@ impl Engine {
 
     /// Its socket is closed: the slot is free for another.
     pub fn forget(&mut self, conn: Conn) {
-        let House { clients, servers, rings, closing_clients, .. } = &mut self.house;
+        let House { clients, servers, rings, closing_clients, watches, .. } = &mut self.house;
         let (inbox, egress) = match conn {
             Conn::Client(key) => match clients.remove(key) {
                 Some(client) => {
                     *closing_clients -= 1;
+                    watches.forget(conn, client.watched);
                     (client.inbox, client.egress)
                 }
                 None => return,
             },
             Conn::Server(key) => match servers.remove(key) {
-                Some(server) => (server.inbox, server.egress),
+                Some(server) => {
+                    watches.forget(conn, server.watched);
+                    (server.inbox, server.egress)
+                }
                 None => return,
             },
         };
@@ -307,16 +319,9 @@ impl Engine {
         egress.clear(rings);
     }
 
-    /// Something begins that may take so long.
-    fn note_deadline(&mut self, now: Instant, limit: Duration) {
-        let at = now.checked_add(limit).filter(|_| !limit.is_zero());
-        self.next_sweep = [self.next_sweep, at].into_iter().flatten().min();
-    }
-
-    /// Somebody begins to wait for a server of this pool.
-    fn note_wait(&mut self, pool: PoolKey, now: Instant) {
-        let limit = self.house.pools.get(pool).map(|pool| pool.wait_limit(&self.config.settings));
-        self.note_deadline(now, limit.unwrap_or_default());
+    /// Somebody begins what may take only so long.
+    fn watch(&mut self, conn: Conn, now: Instant) {
+        self.house.watch_again(conn, &self.config, now);
     }
 
     fn tick(&mut self, now: Instant) {
@@ -327,9 +332,10 @@ impl Engine {
         if self.house.alarms.next().is_some_and(|at| at <= now) {
             self.answer_alarms(now);
         }
-        if self.next_sweep.is_some_and(|at| at <= now) {
+        if self.house.watches.next().is_some_and(|at| at <= now) {
             self.sweep(now);
         }
+        self.next_turn = None;
         self.house.collect_values();
         if self.next_trim <= now {
             self.house.rings.trim();
@@ -352,13 +358,11 @@ impl Engine {
     }
 
     fn sweep(&mut self, now: Instant) {
-        let due = self.house.due(&self.config.settings, now);
-        self.next_sweep = due.next;
-        for (client, reason) in due.clients {
-            self.close_client(client, reason, now);
-        }
-        for (server, reason) in due.servers {
-            self.close_server(server, reason, now);
+        while let Some(due) = self.house.next_due(&self.config, now) {
+            match due {
+                Due::Client(key, reason) => self.close_client(key, reason, now),
+                Due::Server(key, reason) => self.close_server(key, reason, now),
+            }
         }
     }
 }

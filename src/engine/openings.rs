@@ -28,9 +28,10 @@ impl Engine {
         if let (Purpose::Serve, Some(pool)) = (purpose, self.house.pools.get_mut(key)) {
             pool.attempts.last = Some(now);
         }
-        self.note_deadline(now, self.config.settings.server_connect_timeout);
         let parameters = self.house.tracked.unset();
-        self.house.admit_server(Server::new(purpose, key, parameters, now))
+        let server = self.house.admit_server(Server::new(purpose, key, parameters, now));
+        self.watch(Conn::Server(server), now);
+        server
     }
 
     /// Finds out where to connect to.

@@ -42,7 +42,7 @@ impl Engine {
             self.tend(pool, now);
         }
         // What is queued now is performed by the next turn, which must not be slept through.
-        self.next_sweep = Some(now);
+        self.next_turn = Some(now);
         true
     }
 
@@ -96,7 +96,7 @@ impl Engine {
                 self.close_server(server, Reason::PAUSE_MODE, now);
             }
         }
-        self.next_sweep = Some(now);
+        self.next_turn = Some(now);
     }
 
     /// Takes a configuration that has been read without an error. What cannot change at run time
@@ -118,8 +118,8 @@ impl Engine {
             self.reload_pool(key, &old, now);
         }
         self.open_kept_pools(now);
-        // Deadlines may have become shorter.
-        self.next_sweep = Some(now);
+        self.house.watch_all(&self.config, now);
+        self.next_turn = Some(now);
     }
 
     /// The entry of this name as it is now, or one made from `*`.

@@ -254,7 +254,7 @@ impl Engine {
         let server = servers.get(key).filter(|s| matches!(s.state, State::Idle { .. }))?;
         let pool = pools.get(server.pool)?;
         let waiting = pool.waiting.first().and_then(|key| match clients.get(key)?.state {
-            client::State::Waiting { since } => Some((since, Next::Waiting(key))),
+            client::State::Waiting { since, .. } => Some((since, Next::Waiting(key))),
             _ => None,
         });
         if pool.askers.is_empty() {
@@ -340,6 +340,7 @@ fn linked_step(server: &mut Server, client: &mut Client, rules: Rules, tools: &m
             let action = take_note(server, client, note);
             pass(server, client, bytes, swallowing || action == Action::Swallow);
             match note {
+                Note::Ready(_) if swallowing && server.is_catching_up() => {}
                 Note::Ready(_) if swallowing => {
                     client.parameters.adopt(&server.parameters);
                     client.parameters_proven = true;

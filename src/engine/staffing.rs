@@ -7,15 +7,18 @@
 
 use crate::engine::Engine;
 use crate::keys::{GroupKey, PoolKey, ServerKey};
-use crate::pool::Pool;
 use crate::pool::sizing::{Demand, Opening};
+use crate::pool::{House, Pool};
 use crate::session::client;
 use crate::session::farewell::Reason;
 use crate::session::server::Purpose;
+use crate::wire::emit;
 use std::time::{Duration, Instant};
 
 /// As PgBouncer: upkeep opens one server at a time, so often at most.
 const PACE: Duration = Duration::from_millis(333);
+/// To clients that have waited for `query_wait_notify`.
+const QUEUED: &[u8] = b"No server connection available in postgres backend, client being queued";
 /// When upkeep finds no room.
 const PACE_WITHOUT_ROOM: Duration = Duration::from_secs(5);
 
@@ -131,6 +134,49 @@ impl Engine {
         if let Some(at) = self.removal_at(key).filter(|at| *at > now) {
             self.house.look_again(key, at);
         }
+        self.tell_first(key, now);
+    }
+
+    /// Somebody begins to wait: if that takes long, it is told so.
+    pub(super) fn remember_to_tell(&mut self, key: PoolKey, now: Instant) {
+        if let Some(at) = self.time_before_telling().and_then(|limit| now.checked_add(limit)) {
+            self.house.look_again(key, at);
+        }
+    }
+
+    /// How long a client waits before it is told. As PgBouncer: more whole seconds than the setting
+    /// says.
+    fn time_before_telling(&self) -> Option<Duration> {
+        let seconds = u64::try_from(self.config.settings.query_wait_notify).ok();
+        seconds.filter(|seconds| *seconds > 0).map(|seconds| Duration::from_secs(seconds + 1))
+    }
+
+    /// Who has waited the longest for a server is told so when that has taken long.
+    fn tell_first(&mut self, key: PoolKey, now: Instant) {
+        let House { pools, clients, mode, .. } = &self.house;
+        let pool = pools.get(key).filter(|pool| !mode.is_paused() && !pool.is_paused);
+        let Some(first) = pool.and_then(|pool| pool.waiting.first()) else {
+            return;
+        };
+        let Some(&client::State::Waiting { since, is_told: false }) =
+            clients.get(first).map(|client| &client.state)
+        else {
+            return;
+        };
+        let limit = self.time_before_telling();
+        let Some(at) = limit.and_then(|limit| since.checked_add(limit)) else {
+            return;
+        };
+        if now < at {
+            self.house.look_again(key, at);
+            return;
+        }
+        let waiting = client::State::Waiting { since, is_told: true };
+        self.house.set_client_state(first, waiting);
+        let told = self.tell_client(first, |ring| emit::notice(ring, QUEUED));
+        if told.is_err() {
+            log::debug!("no room for a notice to a client that waits");
+        }
     }
 
     /// The alarms of pools that have gone off.
@@ -149,6 +195,7 @@ impl Engine {
             self.close_server(server, Reason::TOO_MANY_SERVERS, now);
         }
         self.staff(key, now);
+        self.tell_first(key, now);
         if self.house.wants_upkeep(key) {
             let last = self.house.pools.get(key).and_then(|pool| pool.attempts.last);
             let is_due = last.is_none_or(|last| last + PACE <= now);

@@ -7,6 +7,7 @@ use crate::pool::groups::Kind;
 use crate::pool::queues::ServerStanding;
 use crate::pool::stats::microseconds;
 use crate::pool::{House, Pool};
+use crate::session::client;
 use crate::session::farewell::Reason;
 use crate::session::server::{Purpose, State};
 use std::collections::BTreeMap;
@@ -136,6 +137,14 @@ impl House {
             return;
         };
         let cause = usize::from(client.wait_cause);
+        let was_told = matches!(client.state, client::State::Waiting { is_told: true, .. });
+        if let Some(pool) = client.pool.filter(|_| was_told) {
+            // Who waits the longest now may have waited as long.
+            self.look_again(pool, now);
+        }
+        let Some(client) = self.clients.get(key) else {
+            return;
+        };
         if let Some(pool) = client.pool.and_then(|pool| self.pools.get_mut(pool)) {
             let waited = microseconds(since, now);
             pool.times.wait.record(waited);

@@ -1,131 +1,279 @@
 //! Whose time is up.
 //!
-//! There is no timer per connection. Each kind of deadline has one duration, so whoever entered a
-//! queue first is due first, and only the heads of the queues are looked at. That happens when the
-//! nearest deadline known so far has come; work done in time never touches any of this.
+//! [`House::next_due`] looks at those whom [`watch`](super::watch) names, one after the other: each
+//! is over the limit and ends, or is looked at again when it would be. Work done in time touches
+//! nothing of this.
 
-use crate::config::settings::Settings;
-use crate::keys::{ClientKey, ServerKey};
-use crate::pool::queues::ServerStanding;
-use crate::pool::{House, Pool};
-use crate::session::client;
+use crate::config::Config;
+use crate::keys::{ClientKey, Conn, ServerKey};
+use crate::pool::House;
+use crate::pool::limits::{self, shorter};
+use crate::session::client::{self, Client};
 use crate::session::farewell::Reason;
+use crate::session::server::{Activity, Server, State};
 use std::time::{Duration, Instant};
 
-/// What is due.
-#[derive(Debug, Default)]
-pub struct Due {
-    /// Clients whose time is up.
-    pub clients: Vec<(ClientKey, Reason)>,
-    /// Servers whose time is up.
-    pub servers: Vec<(ServerKey, Reason)>,
-    /// When to look again.
-    pub next: Option<Instant>,
+/// Somebody who has taken too long.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Due {
+    /// A client ends.
+    Client(ClientKey, Reason),
+    /// A server ends.
+    Server(ServerKey, Reason),
 }
 
-impl Due {
-    /// Whether something that began at `since` and may take `limit` has taken too long; if not,
-    /// when it will have. A limit of zero is none.
-    fn is_over(&mut self, since: Instant, limit: Duration, now: Instant) -> bool {
-        // A limit beyond the end of time is none either.
-        let Some(at) = since.checked_add(limit).filter(|_| !limit.is_zero()) else {
-            return false;
-        };
-        if at <= now {
-            return true;
-        }
-        self.next = Some(self.next.map_or(at, |next| next.min(at)));
-        false
+/// What may take so long from when on, and what it is called if it takes longer. A limit of zero is
+/// none, and so is one beyond the end of time.
+struct Limit(Instant, Duration, Reason);
+
+impl Limit {
+    fn end(self) -> Option<(Instant, Reason)> {
+        let Self(since, limit, reason) = self;
+        Some((since.checked_add(limit).filter(|_| !limit.is_zero())?, reason))
     }
+}
+
+/// The limit that is reached first; of two at the same time, the one that is named first.
+fn first<const N: usize>(limits: [Option<Limit>; N]) -> Option<(Instant, Reason)> {
+    let ends = limits.into_iter().flatten().filter_map(Limit::end);
+    ends.min_by_key(|(at, _)| *at)
+}
+
+/// When something that may begin at any time from now on would be over its limit.
+fn earliest(limit: Duration, now: Instant) -> Option<Instant> {
+    now.checked_add(limit).filter(|_| !limit.is_zero())
 }
 
 impl House {
-    /// Everybody whose time is up.
-    pub fn due(&self, settings: &Settings, now: Instant) -> Due {
-        let mut due = Due::default();
-        let mut next = self.logging_in.first();
-        while let Some((key, client)) = next.and_then(|key| Some((key, self.clients.get(key)?))) {
-            if !due.is_over(client.connected_at, settings.client_login_timeout, now) {
-                break;
-            }
-            // The authentication database has never been there.
-            let is_down = match client.state {
-                client::State::AwaitingAccount { pool, .. } => {
-                    self.pools.get(pool).is_some_and(|pool| pool.welcome.is_none())
+    /// The next one whose time is up.
+    pub fn next_due(&mut self, config: &Config, now: Instant) -> Option<Due> {
+        while let Some(conn) = self.next_watched(now) {
+            let due = match conn {
+                Conn::Client(key) => {
+                    let end = self.clients.get(key).and_then(|c| self.client_end(c, config));
+                    end.filter(|(at, _)| *at <= now).map(|(_, reason)| Due::Client(key, reason))
                 }
-                _ => false,
-            };
-            let reason = match is_down {
-                true => Reason::CLIENT_LOGIN_TIMEOUT_SERVER_DOWN,
-                false => Reason::CLIENT_LOGIN_TIMEOUT,
-            };
-            due.clients.push((key, reason));
-            next = client.hook.next;
-        }
-        for (_, pool) in self.pools.iter() {
-            self.due_waiting(pool, settings, now, &mut due);
-            self.due_askers(pool, settings, now, &mut due);
-            self.due_cancels(pool, settings, now, &mut due);
-            self.due_logins(pool, settings, now, &mut due);
-        }
-        due
-    }
-
-    fn due_waiting(&self, pool: &Pool, settings: &Settings, now: Instant, due: &mut Due) {
-        let wait_limit = pool.wait_limit(settings);
-        let mut next = pool.waiting.first();
-        while let Some((key, client)) = next.and_then(|key| Some((key, self.clients.get(key)?))) {
-            next = client.hook.next;
-            let (since, logging_in) = match client.state {
-                client::State::Waiting { since } => (since, false),
-                client::State::AwaitingWelcome { since } => (since, true),
-                _ => continue,
-            };
-            let login_limit = settings.client_login_timeout;
-            if logging_in && due.is_over(client.connected_at, login_limit, now) {
-                due.clients.push((key, Reason::CLIENT_LOGIN_TIMEOUT_SERVER_DOWN));
-            } else if due.is_over(since, wait_limit, now) {
-                due.clients.push((key, Reason::QUERY_WAIT_TIMEOUT));
-            } else if !logging_in && pool.welcome.is_some() {
-                // Those behind came later, and all are logged in once the welcome is known.
-                break;
-            }
-        }
-    }
-
-    fn due_askers(&self, pool: &Pool, settings: &Settings, now: Instant, due: &mut Due) {
-        for key in &pool.askers {
-            let state = self.clients.get(*key).map(|client| &client.state);
-            let Some(client::State::AwaitingAccount { since, .. }) = state else {
-                continue;
-            };
-            if !due.is_over(*since, pool.wait_limit(settings), now) {
-                break;
-            }
-            due.clients.push((*key, Reason::QUERY_WAIT_TIMEOUT));
-        }
-    }
-
-    fn due_cancels(&self, pool: &Pool, settings: &Settings, now: Instant, due: &mut Due) {
-        for key in pool.cancels.keys(&self.clients) {
-            let state = self.clients.get(key).map(|client| &client.state);
-            if let Some(client::State::AwaitingCancel { since, .. }) = state
-                && due.is_over(*since, settings.cancel_wait_timeout, now)
-            {
-                due.clients.push((key, Reason::CANCEL_WAIT_TIMEOUT));
-            }
-        }
-    }
-
-    fn due_logins(&self, pool: &Pool, settings: &Settings, now: Instant, due: &mut Due) {
-        for standing in [ServerStanding::Login, ServerStanding::Carrier] {
-            let keys = pool.servers.of(standing).keys(&self.servers);
-            for server in keys.into_iter().filter_map(|key| Some((key, self.servers.get(key)?))) {
-                let limit = settings.server_connect_timeout;
-                if due.is_over(server.1.connected_at, limit, now) {
-                    due.servers.push((server.0, server.1.timeout_reason()));
+                Conn::Server(key) => {
+                    let end = self.servers.get(key).and_then(|s| self.server_end(s, config));
+                    end.filter(|(at, _)| *at <= now).map(|(_, reason)| Due::Server(key, reason))
                 }
+            };
+            if due.is_some() {
+                return due;
             }
+            self.watch_again(conn, config, now);
         }
+        None
+    }
+
+    /// Has a connection looked at when the first limit would be reached that it is under now or may
+    /// be soon.
+    pub fn watch_again(&mut self, conn: Conn, config: &Config, now: Instant) {
+        let next = match conn {
+            Conn::Client(key) => self.clients.get(key).and_then(|client| {
+                let end = self.client_end(client, config).map(|(at, _)| at);
+                [end, client_prospect(client, config, now)].into_iter().flatten().min()
+            }),
+            Conn::Server(key) => self.servers.get(key).and_then(|server| {
+                let end = self.server_end(server, config).map(|(at, _)| at);
+                [end, self.server_prospect(server, now)].into_iter().flatten().min()
+            }),
+        };
+        if let Some(at) = next {
+            self.watch(conn, at);
+        }
+    }
+
+    /// Limits have changed.
+    pub fn watch_all(&mut self, config: &Config, now: Instant) {
+        for key in self.clients.keys() {
+            self.set_patience(key, config);
+            self.watch_again(Conn::Client(key), config, now);
+        }
+        for key in self.servers.keys() {
+            self.watch_again(Conn::Server(key), config, now);
+        }
+    }
+
+    /// A client has said who it is: how long it may wait for a server is looked up once, not
+    /// whenever it has to.
+    pub fn set_patience(&mut self, key: ClientKey, config: &Config) {
+        let House { clients, pools, .. } = self;
+        let Some(client) = clients.get_mut(key) else {
+            return;
+        };
+        if let Some(pool) = client.pool.and_then(|pool| pools.get(pool)) {
+            let wait = limits::wait_limit(client.user.as_deref().unwrap_or(""), pool, config);
+            client.patience = shorter(wait, config.settings.query_timeout);
+        }
+    }
+
+    /// A client begins to wait for a server.
+    pub fn watch_wait(&mut self, key: ClientKey, now: Instant) {
+        let began = self.clients.get(key).map(|c| (c.query_since.unwrap_or(now), c.patience));
+        if let Some((since, patience)) = began
+            && let Some(at) = since.checked_add(patience).filter(|_| !patience.is_zero())
+        {
+            self.watch(Conn::Client(key), at);
+        }
+    }
+
+    /// When a client's time is up if nothing happens before, and what it is told then.
+    pub fn client_end(&self, client: &Client, config: &Config) -> Option<(Instant, Reason)> {
+        let settings = &config.settings;
+        let login = |reason| Limit(client.connected_at, settings.client_login_timeout, reason);
+        let user = client.user.as_deref().unwrap_or("");
+        match client.state {
+            client::State::LoggingIn | client::State::Proving(_) => {
+                login(Reason::CLIENT_LOGIN_TIMEOUT).end()
+            }
+            client::State::AwaitingAccount { pool, ref server, since } => {
+                let pool = self.pools.get(pool);
+                // The authentication database has never been there.
+                let login = match pool.is_some_and(|pool| pool.welcome.is_none()) {
+                    true => login(Reason::CLIENT_LOGIN_TIMEOUT_SERVER_DOWN),
+                    false => login(Reason::CLIENT_LOGIN_TIMEOUT),
+                };
+                let pool = pool.filter(|_| server.is_none());
+                let wait = pool.map(|pool| pool.wait_limit(settings));
+                let wait = wait.map(|limit| Limit(since, limit, Reason::QUERY_WAIT_TIMEOUT));
+                first([wait, Some(login)])
+            }
+            client::State::AwaitingWelcome { since } | client::State::Waiting { since, .. } => {
+                let pool = self.pools.get(client.pool?)?;
+                let is_logging_in = matches!(client.state, client::State::AwaitingWelcome { .. });
+                let since = client.query_since.unwrap_or(since);
+                let wait = limits::wait_limit(user, pool, config);
+                first([
+                    Some(Limit(since, settings.query_timeout, Reason::QUERY_TIMEOUT)),
+                    Some(Limit(since, wait, Reason::QUERY_WAIT_TIMEOUT)),
+                    is_logging_in.then(|| login(Reason::CLIENT_LOGIN_TIMEOUT_SERVER_DOWN)),
+                ])
+            }
+            client::State::Idle => {
+                let since = client.spoke_at.max(client.served_at);
+                let limit = limits::idle_limit(user, config);
+                Limit(since, limit, Reason::CLIENT_IDLE_TIMEOUT).end()
+            }
+            client::State::AwaitingCancel { since, .. } => {
+                Limit(since, settings.cancel_wait_timeout, Reason::CANCEL_WAIT_TIMEOUT).end()
+            }
+            client::State::Active { .. }
+            | client::State::Cancelling { .. }
+            | client::State::Console { .. }
+            | client::State::Closing => None,
+        }
+    }
+
+    /// When a server's time is up if nothing happens before, and why.
+    pub fn server_end(&self, server: &Server, config: &Config) -> Option<(Instant, Reason)> {
+        match server.state {
+            State::Connecting(_)
+            | State::AskingForTls(_)
+            | State::StartingTls(_)
+            | State::LoggingIn(_)
+            | State::CarryingCancel { .. } => {
+                let limit = config.settings.server_connect_timeout;
+                Limit(server.connected_at, limit, server.timeout_reason()).end()
+            }
+            State::Active { client } => {
+                let pool = self.pools.get(server.pool)?;
+                let client = self.clients.get(client)?;
+                let limits = pool.limits;
+                // A query has been asked, and the server has not said its last word to it.
+                let query = client.query_since.filter(|_| server.activity != Activity::Ready);
+                let is_idle = server.activity == Activity::InTransaction;
+                let idle = is_idle.then_some(server.spoke_at);
+                let transaction = client.transaction_since;
+                let transaction = transaction.filter(|_| server.activity != Activity::Ready);
+                first([
+                    query.map(|since| Limit(since, limits.query, Reason::QUERY_TIMED_OUT)),
+                    idle.map(|since| {
+                        Limit(since, limits.idle_transaction, Reason::IDLE_TRANSACTION_TIMEOUT)
+                    }),
+                    transaction
+                        .map(|since| Limit(since, limits.transaction, Reason::TRANSACTION_TIMEOUT)),
+                ])
+            }
+            State::Idle { .. }
+            | State::Asking { .. }
+            | State::Unlinked { .. }
+            | State::Resetting
+            | State::HeldForCancel
+            | State::Leaving
+            | State::Closing => None,
+        }
+    }
+
+    /// When a server that works could be over a limit that it is not under yet.
+    fn server_prospect(&self, server: &Server, now: Instant) -> Option<Instant> {
+        let pool = self.pools.get(server.pool).filter(|_| server.client().is_some())?;
+        earliest(pool.limits.shortest()?, now)
+    }
+}
+
+/// The same of a client that is not idle.
+fn client_prospect(client: &Client, config: &Config, now: Instant) -> Option<Instant> {
+    let may_idle = matches!(
+        client.state,
+        client::State::Active { .. }
+            | client::State::Waiting { .. }
+            | client::State::AwaitingWelcome { .. }
+    );
+    let user = client.user.as_deref().filter(|_| may_idle)?;
+    earliest(limits::idle_limit(user, config), now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Database;
+    use crate::pool::queues::End;
+    use crate::pool::stats::Periods;
+    use crate::session::params::Tracked;
+    use crate::session::server::Purpose;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// So many pools with an idle server each.
+    fn crowd(pools: usize, config: &Config, now: Instant) -> House {
+        let tracked = Tracked::new(config.settings.track_extra_parameters.items());
+        let mut house = House::new(1024, tracked, Periods::new(60, now));
+        for number in 0..pools {
+            let database = Database::new(&format!("db{number}"));
+            let pool = house.pool_as(&database, "alice", config);
+            let unset = house.tracked.unset();
+            let key = house.admit_server(Server::new(Purpose::Serve, pool, unset, now));
+            house.watch_again(Conn::Server(key), config, now);
+            house.servers.get_mut(key).unwrap().activity = Activity::Ready;
+            house.set_server_state(key, State::Idle { since: now }, End::Back);
+        }
+        house
+    }
+
+    /// A tick looks at those who are due and at nobody else, however many there are.
+    #[test]
+    fn ten_thousand_idle_pools_cost_nothing() {
+        let config = Config::parse_text(
+            "test.ini",
+            "[pgbouncer]\nserver_idle_timeout = 0\nserver_check_query =\n\
+             server_lifetime = 1000000\nquery_timeout = 1\ntransaction_timeout = 1\n\
+             idle_transaction_timeout = 1\nquery_wait_timeout = 1\nclient_idle_timeout = 1\n",
+        )
+        .unwrap();
+        let begin = Instant::now();
+        let mut house = crowd(10_000, &config, begin);
+        // The logins were in time: that is seen once.
+        assert_eq!(house.next_due(&config, begin + SECOND * 60), None);
+        assert_eq!(house.watches.looks, 10_000);
+        let one = house.servers.keys()[0];
+        for tick in 0..10_000 {
+            let now = begin + SECOND * 60 + SECOND * tick / 3;
+            if tick % 1000 == 0 {
+                house.watch(Conn::Server(one), now);
+            }
+            assert_eq!(house.next_due(&config, now), None);
+        }
+        assert_eq!(house.watches.looks, 10_010, "the one that was due, ten times");
     }
 }

@@ -3,7 +3,7 @@
 
 use crate::config::settings::Settings;
 use crate::config::values::PoolMode;
-use crate::keys::{ClientKey, PoolKey, ServerKey};
+use crate::keys::{ClientKey, Conn, PoolKey, ServerKey};
 use crate::pool::House;
 use crate::pool::queues::{End, ServerStanding};
 use crate::session::client;
@@ -47,18 +47,19 @@ impl House {
         let Some(pool) = pool.and_then(|pool| self.pools.get(pool)) else {
             return Acquired::Failing(Reason::CONFIG_ERROR);
         };
+        let waiting = client::State::Waiting { since: now, is_told: false };
         if self.mode.is_paused() || pool.is_paused {
             if self.mode.refuses_work() {
                 return Acquired::Failing(Reason::SERVER_SHUTTING_DOWN);
             }
-            self.set_client_state(client, client::State::Waiting { since: now });
+            self.set_client_state(client, waiting);
             return Acquired::Queued;
         }
         let Some(server) = pool.servers.of(ServerStanding::Idle).first() else {
             if let Some(cached) = pool.fails_fast() {
                 return Acquired::Failing(Reason::login_failing(cached));
             }
-            self.set_client_state(client, client::State::Waiting { since: now });
+            self.set_client_state(client, waiting);
             return Acquired::Queued;
         };
         if let Some(reason) = self.why_stale(server) {
@@ -100,17 +101,22 @@ impl House {
         assert!(!client.egress.has_kept(), "who has not taken its last reply gets no server");
         assert!(server.is_done(), "only a server that owes nothing is handed out");
         server.has_served = true;
+        let began = client.transaction_since.unwrap_or(client.spoke_at);
         let (wanted, present) = (&client.parameters, &server.parameters);
         let caught_up =
             params::catch_up(wanted, present, (tracked, values), (&mut server.egress, rings))
                 .map_err(|_| Reason::INVALID_SERVER_PARAMETER)?;
-        if caught_up {
+        for _ in 0..caught_up {
             server.pipeline.expect(Request::Query, Action::Swallow);
             server.activity = Activity::Busy;
         }
         let active = client::State::Active { server: server_key, copying_in: false };
         let pool = servers.get(server_key).and_then(|server| pools.get_mut(server.pool));
-        pool.expect("a server's pool outlives it").stats.total.assignments += 1;
+        let pool = pool.expect("a server's pool outlives it");
+        pool.stats.total.assignments += 1;
+        if let Some(at) = pool.limits.shortest().and_then(|limit| began.checked_add(limit)) {
+            self.watch(Conn::Server(server_key), at);
+        }
         self.set_client_state(client_key, active);
         self.set_server_state(server_key, server::State::Active { client: client_key }, End::Back);
         Ok(())
@@ -128,6 +134,7 @@ impl House {
             let ring = server.inbox.hand_over().expect("runs lie in a ring");
             client.egress.keep(ring, rings);
         }
+        client.served_at = server.spoke_at;
         let cut_off = !server.egress.is_empty() || client.inbox.is_mid_message();
         server.egress.clear(rings);
         client.inbox.tidy(None, rings);

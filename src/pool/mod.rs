@@ -4,7 +4,7 @@
 //! connection from one state to another, [`link`] brings a client and a server together and takes
 //! them apart, [`sizing`] decides when to open another server, [`groups`] counts what limits of
 //! databases and users are about, [`hosts`] knows which of them fail, [`alarms`] when to look at a pool again, [`cancel`] pairs CancelRequests
-//! with their targets, [`janitor`] finds whose time is up, [`stats`] counts. [`mode`] is what the operator has
+//! with their targets, [`limits`] says how long what may take, [`watch`] whom to look at next, [`janitor`] whose time is up, [`stats`] counts. [`mode`] is what the operator has
 //! ordered for all of it.
 
 pub mod alarms;
@@ -13,12 +13,14 @@ pub mod causes;
 pub mod groups;
 pub mod hosts;
 pub mod janitor;
+pub mod limits;
 pub mod link;
 pub mod mode;
 pub mod queues;
 pub mod sizing;
 pub mod stats;
 pub mod times;
+pub mod watch;
 
 use crate::auth::digest::KEY_BYTES;
 use crate::config::entries::Database;
@@ -34,13 +36,15 @@ use alarms::Alarms;
 use causes::{Endings, Waits};
 use groups::{Groups, Kind};
 use hosts::Hosts;
+use limits::WorkLimits;
 use mode::Mode;
 use queues::{Queue, ServerQueues};
 use stats::{Periods, Stats};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fmt;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 use times::Times;
+use watch::Watches;
 
 /// All connections, and the pools that they belong to.
 pub struct House {
@@ -84,6 +88,8 @@ pub struct House {
     pub hosts: Hosts,
     /// When to look at which pool again.
     pub alarms: Alarms,
+    /// When to look at which connection again.
+    pub watches: Watches,
     by_name: HashMap<(String, String), PoolKey>,
 }
 
@@ -108,6 +114,8 @@ pub struct Pool {
     pub reserve: usize,
     /// How many are kept open.
     pub min_size: usize,
+    /// How long its servers may work for one client.
+    pub limits: WorkLimits,
     /// Its database's group and its user's.
     pub groups: [GroupKey; 2],
     /// The group that is full while its clients wait.
@@ -206,6 +214,7 @@ impl House {
             groups: Groups::default(),
             hosts: Hosts::default(),
             alarms: Alarms::default(),
+            watches: Watches::default(),
             by_name: HashMap::new(),
         }
     }
@@ -233,6 +242,7 @@ impl House {
             size: None,
             reserve: 0,
             min_size: 0,
+            limits: WorkLimits::default(),
             groups,
             blocked_by: None,
             members: 0,
@@ -362,15 +372,11 @@ impl Pool {
         self.reserve = usize::try_from(reserve).unwrap_or(0);
         let min_size = self.database.min_pool_size.unwrap_or(settings.min_pool_size);
         self.min_size = usize::try_from(min_size).unwrap_or(0);
+        self.limits = WorkLimits::new(&self.user, config);
     }
 
     /// Whether anybody waits for a server.
     pub fn has_waiting(&self) -> bool {
         !self.waiting.is_empty() || !self.askers.is_empty()
-    }
-
-    /// How long a client may wait for a server; zero: as long as it likes.
-    pub fn wait_limit(&self, settings: &Settings) -> Duration {
-        self.database.query_wait_timeout.unwrap_or(settings.query_wait_timeout)
     }
 }

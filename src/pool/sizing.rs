@@ -124,7 +124,7 @@ impl House {
     /// Since when a client has waited.
     pub fn waiting_since(&self, client: ClientKey) -> Option<Instant> {
         match self.clients.get(client)?.state {
-            client::State::Waiting { since }
+            client::State::Waiting { since, .. }
             | client::State::AwaitingWelcome { since }
             | client::State::AwaitingAccount { since, .. } => Some(since),
             _ => None,

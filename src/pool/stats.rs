@@ -227,7 +227,7 @@ impl House {
     pub fn wait_ends(&mut self, key: ClientKey, now: Instant) {
         let client = self.clients.get(key);
         let since = client.and_then(|client| match client.state {
-            State::Waiting { since } | State::AwaitingWelcome { since } => Some(since),
+            State::Waiting { since, .. } | State::AwaitingWelcome { since } => Some(since),
             _ => None,
         });
         let pool = client.and_then(|client| self.pools.get_mut(client.pool?));

@@ -10,7 +10,7 @@ use crate::session::params::Parameters;
 use crate::session::prepared::ClientStatements;
 use crate::wire::frame::{HEADER_BYTES, Header, Peek};
 use crate::wire::frontend::{self, Message, Request};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What a client is doing. Each value makes sense in its state alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +44,8 @@ pub enum State {
     Waiting {
         /// Since when.
         since: Instant,
+        /// Whether it has been told that it waits.
+        is_told: bool,
     },
     /// A server works for it. Leaves to `Idle`, `Closing`.
     Active {
@@ -138,6 +140,12 @@ pub struct Client {
     pub connected_at: Instant,
     /// When it last sent something.
     pub spoke_at: Instant,
+    /// When its last server last sent something.
+    pub served_at: Instant,
+    /// How long it may wait for a server at most; zero: as long as it likes.
+    pub patience: Duration,
+    /// When `pool::watch` has it looked at.
+    pub watched: Option<Instant>,
     /// When the query began that is not answered yet: with its first message, before a server was
     /// found.
     pub query_since: Option<Instant>,
@@ -170,6 +178,9 @@ impl Client {
             secret,
             connected_at: now,
             spoke_at: now,
+            served_at: now,
+            patience: Duration::ZERO,
+            watched: None,
             query_since: None,
             transaction_since: None,
             hook: Hook::default(),

@@ -127,6 +127,10 @@ reasons! {
     CLIENT_LOGIN_TIMEOUT_SERVER_DOWN = Told("client_login_timeout (server down)");
     /// Waited too long for a server.
     QUERY_WAIT_TIMEOUT = Told("query_wait_timeout");
+    /// Waited for a server for as long as a query may take.
+    QUERY_TIMEOUT = Told("query_timeout");
+    /// Was silent for too long, without a server.
+    CLIENT_IDLE_TIMEOUT = Told("client_idle_timeout");
     /// The welcome does not fit.
     WELCOME_FAILED = Told("failed to prepare welcome message");
     /// Neither in `admin_users` nor in `stats_users`.
@@ -209,6 +213,12 @@ reasons! {
     DNS_FAILED = Told("server DNS lookup failed");
     /// The entry changed while we were logging in.
     CONNECT_STRING_CHANGED = Told("connect string changed");
+    /// A query took too long. Spelt unlike that of a client that waits.
+    QUERY_TIMED_OUT = Told("query timeout");
+    /// Nothing was asked inside of a transaction for too long.
+    IDLE_TRANSACTION_TIMEOUT = Told("idle transaction timeout");
+    /// A transaction took too long.
+    TRANSACTION_TIMEOUT = Told("transaction timeout");
     /// The client left in mid-query or mid-transaction.
     CLIENT_LEFT_NOT_READY = Told("client disconnect while server was not ready");
     /// The client left with replies owed.

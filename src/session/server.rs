@@ -148,6 +148,8 @@ pub struct Server {
     pub connected_at: Instant,
     /// When it last sent something.
     pub spoke_at: Instant,
+    /// When `pool::watch` has it looked at.
+    pub watched: Option<Instant>,
     /// Its place among those in the same state.
     pub hook: Hook<ServerKey>,
     /// Whether it is on the list of connections with work to do.
@@ -176,6 +178,7 @@ impl Server {
             host: None,
             connected_at: now,
             spoke_at: now,
+            watched: None,
             hook: Hook::default(),
             is_runnable: false,
         }
