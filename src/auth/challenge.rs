@@ -106,8 +106,6 @@ pub enum Challenge {
 pub enum Next {
     /// Send this request, and await the answer.
     Ask(Vec<u8>, Challenge),
-    /// It is not answered: the client may send another one.
-    Again(Challenge),
     /// An answer that has to be held against what we know.
     Judge(Attempt),
     /// It will not do.
@@ -125,6 +123,8 @@ pub struct Refusal {
 
 impl Refusal {
     const EMPTY: Refusal = Refusal { told: "empty password returned by client", log: None };
+    /// PostgreSQL's words.
+    const ENDLESS: Refusal = Refusal { told: "invalid password packet size", log: None };
     const MECHANISM: Refusal =
         Refusal { told: "client selected an invalid SASL authentication mechanism", log: None };
     /// A password that is not his.
@@ -177,9 +177,10 @@ impl Challenge {
     pub fn step(self, body: &[u8], claim: &Claim, salts: (&SaltSource, u32)) -> Next {
         match self {
             Challenge::Password | Challenge::Md5 { .. } => {
-                // As PgBouncer: without an end it is no answer, and what follows the end is nothing.
+                // As PgBouncer: what follows the end is nothing. Without an end it is no password,
+                // and the login is over, as with PostgreSQL.
                 let Some(end) = body.iter().position(|byte| *byte == 0) else {
-                    return Next::Again(self);
+                    return Next::Refuse(Refusal::ENDLESS);
                 };
                 let answer = Secret::new(&body[..end]);
                 match self {
@@ -204,7 +205,7 @@ fn begin_dialogue(
     (source, iterations): (&SaltSource, u32),
 ) -> Next {
     let Some((mechanism, message)) = initial_response(body) else {
-        return Next::Again(Challenge::Sasl { binding });
+        return Next::Refuse(Refusal::sasl("malformed SASLInitialResponse"));
     };
     let is_chosen = mechanism == SCRAM_SHA_256_PLUS;
     if mechanism != SCRAM_SHA_256 && !(is_chosen && binding.is_some()) {
@@ -319,10 +320,46 @@ impl Attempt {
                 Match::Unknown(derivation) => return Outcome::NeedsKey(derivation),
             }
         }
+        if claim.kinds().next().is_none() {
+            self.against_nothing(&claim.user);
+        }
         Outcome::Failed(match self {
             Attempt::Password(_) | Attempt::Md5 { .. } => Refusal::PASSWORD,
             Attempt::Scram { .. } => Refusal::sasl("password authentication failed"),
         })
+    }
+
+    /// The work of a comparison, for somebody who has no secret. Whatever comes of it does not
+    /// count.
+    fn against_nothing(&self, user: &str) {
+        let decoy = digest::random::<KEY_BYTES>();
+        match self {
+            Attempt::Password(password) => {
+                std::hint::black_box(digest::is_equal(&decoy, password.expose()));
+            }
+            Attempt::Md5 { salt, answer } => {
+                let kind = Kind::Plain(&decoy);
+                std::hint::black_box(against_md5(answer.expose(), *salt, user, &kind));
+            }
+            Attempt::Scram { proof, .. } => {
+                std::hint::black_box(proof.check(&Keys::from(&SaltedPassword(decoy))).is_some());
+            }
+        }
+    }
+
+    /// Whether somebody's answer of this kind may have to wait for a key, depending on what is kept
+    /// for him. Then every wrong one has to.
+    pub fn may_take_time(&self) -> bool {
+        match self {
+            Attempt::Password(_) | Attempt::Scram { .. } => true,
+            Attempt::Md5 { .. } => false,
+        }
+    }
+
+    /// Whether the keys that it needs are made of what we keep. Those of a guess are worth nothing
+    /// unless it is right.
+    pub fn needs_our_keys(&self) -> bool {
+        matches!(self, Attempt::Scram { .. })
     }
 }
 

@@ -11,8 +11,8 @@ use std::num::NonZeroUsize;
 /// Nobody asks for more rounds than that in good faith: they would keep the side thread busy for
 /// half a second, login after login (reliability 2).
 pub const MAX_ITERATIONS: u32 = 1_000_000;
-/// So many results are kept.
-const MAX_KEPT: NonZeroUsize = NonZeroUsize::new(1024).expect("not zero");
+/// So many results are kept, each a few hundred bytes.
+const MAX_KEPT: NonZeroUsize = NonZeroUsize::new(16_384).expect("not zero");
 
 /// What a key is made of.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -29,6 +29,13 @@ impl Derivation {
     /// Of a password as somebody typed it.
     pub fn new(password: &[u8], salt: &[u8], iterations: u32) -> Self {
         Self { password: Secret::new(prepare(password)), salt: salt.into(), iterations }
+    }
+
+    /// As much work as any other, for nothing: so that somebody who is wrong anyway waits as long as
+    /// others do.
+    pub fn decoy(iterations: u32) -> Self {
+        let (password, salt) = (Secret::new(digest::random::<16>()), digest::random::<16>());
+        Self { password, salt: salt.into(), iterations }
     }
 
     /// Does the work. It takes milliseconds: not for the loop.
@@ -56,7 +63,8 @@ impl fmt::Debug for SaltedPassword {
     }
 }
 
-/// The results of late. Who has not been asked for longest goes first.
+/// The results of late. Who has not been asked for longest goes first. Only keys that have opened
+/// something, or may, are put here: nobody can push them out by guessing.
 pub struct Derived {
     kept: LruCache<Derivation, SaltedPassword>,
 }

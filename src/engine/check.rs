@@ -1,13 +1,14 @@
 //! The laws of the whole house. Swept after every step of a simulation, never in production: the
 //! laws that guard against mixing up two clients are asserted where they could be broken.
 
+use crate::config::CONSOLE;
 use crate::engine::Engine;
 use crate::keys::{ClientKey, Conn, PoolKey, ServerKey};
 use crate::pool::groups::Kind;
 use crate::pool::janitor::Fate;
 use crate::pool::queues::{ClientStanding, ServerStanding, client_standing, server_standing};
 use crate::pool::{House, Pool};
-use crate::session::client::{self, Client};
+use crate::session::client::{self, Client, Counted};
 use crate::session::farewell::Reason;
 use crate::session::server::{Server, State};
 
@@ -17,6 +18,7 @@ impl Engine {
         self.check_links();
         self.check_clients();
         self.check_askers();
+        self.check_checks();
         for (key, pool) in self.house.pools.iter() {
             self.check_pool(key, pool);
         }
@@ -70,10 +72,17 @@ impl Engine {
             let present = servers.iter().filter(|(_, server)| is_there(server)).count();
             assert_eq!(group.servers.len(), present, "the servers of {}", group.name);
             let counts = |client: &Client| match group.kind {
-                Kind::Database => client.pool.is_some_and(|pool| own.contains(&pool)),
-                Kind::User => client.user.as_deref() == Some(&group.name),
+                Kind::Database => match client.counted {
+                    Counted::Pool => client.pool.is_some_and(|pool| own.contains(&pool)),
+                    Counted::Console => *group.name == *CONSOLE,
+                    Counted::User | Counted::Nowhere => false,
+                },
+                Kind::User => {
+                    client.counted != Counted::Nowhere
+                        && client.user.as_deref() == Some(&group.name)
+                }
             };
-            let present = clients.iter().filter(|(_, c)| c.is_counted && counts(c)).count();
+            let present = clients.iter().filter(|(_, client)| counts(client)).count();
             assert_eq!(group.clients, present, "the clients of {}", group.name);
             blocked += group.blocked_pools();
         }

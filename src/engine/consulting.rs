@@ -33,6 +33,11 @@ impl Engine {
         }
     }
 
+    /// Whether that is a directory.
+    pub(super) fn is_for_directory(&self, key: ClientKey, user: &str, goal: &Goal) -> bool {
+        self.config.settings.auth_type != AuthType::Pam && self.is_for_others(key, user, goal)
+    }
+
     /// Who is to be asked about the password; `None`: we know it ourselves.
     pub(super) fn oracle_outside(
         &self,

@@ -67,16 +67,14 @@ impl Engine {
         (derivation, salted): (Derivation, Option<SaltedPassword>),
         now: Instant,
     ) {
-        if let Some(salted) = salted {
-            self.derived.keep(derivation.clone(), salted);
-        }
         match (conn, salted) {
             (Conn::Server(key), Some(salted)) => {
+                self.derived.keep(derivation, salted);
                 self.server_key_derived(key, &salted, now);
                 self.server_login_received(key, now);
             }
             (Conn::Server(key), None) => self.close_server(key, Reason::AUTHREQ_FAILED, now),
-            (Conn::Client(_), _) => self.client_key_derived(&derivation, salted.is_some(), now),
+            (Conn::Client(_), _) => self.client_key_derived(&derivation, salted, now),
         }
     }
 

@@ -11,6 +11,7 @@
 
 pub mod asking;
 pub mod check;
+mod checking;
 pub mod clients;
 pub mod consoles;
 mod consulting;
@@ -36,6 +37,7 @@ use crate::config::Config;
 use crate::config::settings::Settings;
 use crate::config::tls::ServerTls;
 use crate::config::values::SslMode;
+use crate::engine::checking::Checks;
 use crate::keys::{ClientKey, Conn, ServerKey};
 use crate::pool::House;
 use crate::pool::janitor::Due;
@@ -63,6 +65,8 @@ pub struct Engine {
     salts: SaltSource,
     /// Keys made of passwords.
     derived: Derived,
+    /// Clients whose answers wait for such keys.
+    checks: Checks,
     effects: VecDeque<Effect>,
     runnable: VecDeque<Conn>,
     /// How much TLS is asked of clients; what the configuration said when it could be set up.
@@ -94,6 +98,7 @@ impl Engine {
             access: access.into(),
             salts: SaltSource::default(),
             derived: Derived::default(),
+            checks: Checks::default(),
             effects: VecDeque::new(),
             runnable: VecDeque::new(),
             serving: None,

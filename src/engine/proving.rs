@@ -1,16 +1,14 @@
 //! Has a client prove who it is, in the way that counts for it, and holds its answer against what
 //! we know.
 //!
-//! A client that is not known is asked as one that is, and fails at the end (reliability 8). Keys
-//! that take time to make are made on the side thread; the client is not read meanwhile.
+//! A client that is not known is asked as one that is, and fails at the end (reliability 8). What
+//! it answers is held against what we know in `checking`.
 
-use crate::auth::challenge::{Attempt, Challenge, Claim, Next, Outcome, Proof, Refusal};
-use crate::auth::derivation::Derivation;
+use crate::auth::challenge::{Attempt, Challenge, Claim, Next, Refusal};
 use crate::auth::hba::{Method, Visitor};
 use crate::config::values::AuthType;
 use crate::engine::Engine;
-use crate::engine::io::Effect;
-use crate::keys::{ClientKey, Conn};
+use crate::keys::ClientKey;
 use crate::pool::House;
 use crate::session::client::{ClientAddress, State};
 use crate::session::client_login::{Goal, Proving, Replication, Step};
@@ -193,17 +191,18 @@ impl Engine {
         let (challenge, oracle) = match step {
             Step::Asked(challenge) => (challenge, None),
             Step::AskedFor { challenge, oracle } => (challenge, Some(oracle)),
-            Step::Consulting { .. } | Step::Checking { .. } => return Err(Reason::BAD_PACKET),
+            Step::Consulting { .. } | Step::Checking { .. } | Step::Withheld { .. } => {
+                return Err(Reason::BAD_PACKET);
+            }
         };
         let (request, challenge) = match challenge.step(body, &claim, (&self.salts, iterations)) {
-            Next::Ask(request, challenge) => (Some(request), challenge),
-            Next::Again(challenge) => (None, challenge),
+            Next::Ask(request, challenge) => (request, challenge),
             Next::Judge(attempt) => {
                 if let (Attempt::Password(password), Some(oracle)) = (&attempt, oracle) {
                     self.consult(key, (claim, goal), (oracle, password.clone()));
                     return Ok(());
                 }
-                return self.judge(key, (claim, goal, attempt), now);
+                return self.judge(key, (claim, goal, attempt), None, now);
             }
             Next::Refuse(refusal) => return Err(self.refuse(key, refusal)),
         };
@@ -212,78 +211,7 @@ impl Engine {
             None => Step::Asked(challenge),
         };
         self.put_proving(key, Proving { claim, goal, step });
-        request.map_or(Ok(()), |request| self.request(key, &request))
-    }
-
-    fn judge(
-        &mut self,
-        key: ClientKey,
-        (claim, goal, attempt): (Claim, Goal, Attempt),
-        now: Instant,
-    ) -> Result<(), Reason> {
-        match attempt.judge(&claim, |derivation| self.derived.get(derivation)) {
-            Outcome::Failed(refusal) => Err(self.refuse(key, refusal)),
-            Outcome::Proven(proof) => {
-                let Proof { farewell, client_key } = proof;
-                if let Some(farewell) = farewell {
-                    self.request(key, &farewell)?;
-                }
-                if let (Some(client_key), Goal::Database { pool: Some(pool), .. }) =
-                    (client_key, &goal)
-                {
-                    self.client_proved_key((*pool, &claim.user), client_key);
-                }
-                self.has_proven(key, goal, &claim.user, now)
-            }
-            Outcome::NeedsKey(needed) => {
-                if !self.awaits_key(&needed) {
-                    let (conn, derivation) = (Conn::Client(key), needed.clone());
-                    self.effects.push_back(Effect::Derive { conn, derivation });
-                }
-                let step = Step::Checking { attempt, needed };
-                self.put_proving(key, Proving { claim, goal, step });
-                Ok(())
-            }
-        }
-    }
-
-    /// Whether somebody waits for this key already: a thousand logins of one user at once are one
-    /// job for the side thread.
-    fn awaits_key(&self, key: &Derivation) -> bool {
-        let clients = self.house.logging_in.keys(&self.house.clients);
-        clients.into_iter().any(|client| self.needed_key(client) == Some(key))
-    }
-
-    fn needed_key(&self, key: ClientKey) -> Option<&Derivation> {
-        match &self.house.clients.get(key)?.state {
-            State::Proving(proving) => match &proving.step {
-                Step::Checking { needed, .. } => Some(needed),
-                Step::Asked(_) | Step::AskedFor { .. } | Step::Consulting { .. } => None,
-            },
-            _ => None,
-        }
-    }
-
-    /// A key has been made (or cannot be): everybody who waits for it goes on.
-    pub(super) fn client_key_derived(&mut self, made: &Derivation, is_there: bool, now: Instant) {
-        for key in self.house.logging_in.keys(&self.house.clients) {
-            if self.needed_key(key) != Some(made) {
-                continue;
-            }
-            let Some(Proving { claim, goal, step: Step::Checking { attempt, .. } }) =
-                self.take_proving(key)
-            else {
-                continue;
-            };
-            let outcome = match is_there {
-                true => self.judge(key, (claim, goal, attempt), now),
-                false => Err(Reason::TOO_MANY_PROOFS),
-            };
-            match outcome {
-                Ok(()) => self.login_received(key, now),
-                Err(reason) => self.close_client(key, reason, now),
-            }
-        }
+        self.request(key, &request)
     }
 
     /// A client is who it says. Only now is it told whether there is such a database.
@@ -308,7 +236,7 @@ impl Engine {
         self.let_in(key, pool, now)
     }
 
-    fn refuse(&self, key: ClientKey, refusal: Refusal) -> Reason {
+    pub(super) fn refuse(&self, key: ClientKey, refusal: Refusal) -> Reason {
         if let Some(words) = refusal.log {
             log::error!("{} {words}", self.name_of(key));
         }

@@ -341,6 +341,7 @@ fn linked_step(server: &mut Server, client: &mut Client, rules: Rules, tools: &m
             let action = take_note(server, client, note);
             pass(server, client, bytes, swallowing || action == Action::Swallow);
             match note {
+                Note::Ready(_) if swallowing && server.is_catching_up() => {}
                 Note::Ready(_) if swallowing => {
                     client.parameters.adopt(&server.parameters);
                     client.parameters_proven = true;

@@ -108,7 +108,7 @@ impl House {
         let caught_up =
             params::catch_up(wanted, present, (tracked, values), (&mut server.egress, rings))
                 .map_err(|_| Reason::INVALID_SERVER_PARAMETER)?;
-        if caught_up {
+        for _ in 0..caught_up {
             server.pipeline.expect(Request::Query, Action::Swallow);
             server.activity = Activity::Busy;
         }

@@ -1,6 +1,6 @@
 //! Reads a client's Startup: what it asks for, or why it cannot be let in.
 
-use crate::auth::challenge::{Attempt, Challenge, Claim};
+use crate::auth::challenge::{Attempt, Challenge, Claim, Refusal};
 use crate::auth::derivation::Derivation;
 use crate::auth::outside::Oracle;
 use crate::config::CONSOLE;
@@ -104,7 +104,7 @@ pub struct Proving {
 /// How far a client is with its proof.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// It was asked. Leaves to `Asked`, `Checking`, or the login's end.
+    /// It was asked. Leaves to `Asked`, `Checking`, `Withheld`, or the login's end.
     Asked(Challenge),
     /// It was asked for a password that somebody else knows. Leaves to `Consulting`.
     AskedFor {
@@ -126,6 +126,12 @@ pub enum Step {
         attempt: Attempt,
         /// What is being made on the side thread.
         needed: Derivation,
+    },
+    /// Its answer is wrong, and it will be told so when a key could have been made. Not read.
+    /// Leaves to the login's end.
+    Withheld {
+        /// What it will be told.
+        refusal: Refusal,
     },
 }
 
@@ -268,7 +274,7 @@ impl Step {
     pub fn awaits_answer(&self) -> bool {
         match self {
             Step::Asked(_) | Step::AskedFor { .. } => true,
-            Step::Consulting { .. } | Step::Checking { .. } => false,
+            Step::Consulting { .. } | Step::Checking { .. } | Step::Withheld { .. } => false,
         }
     }
 }

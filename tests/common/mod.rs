@@ -14,6 +14,7 @@ pub mod desk;
 pub mod fake;
 pub mod pooler;
 pub mod postgresql;
+pub mod prover;
 pub mod raw;
 pub mod sys;
 pub mod tls;

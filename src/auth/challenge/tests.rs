@@ -159,7 +159,11 @@ fn messages_that_are_no_answers() {
         challenge.step(body, &ours, (&source, ROUNDS))
     };
     assert_eq!(step(Challenge::password(), b"\0"), Next::Refuse(Refusal::EMPTY));
-    assert_eq!(step(Challenge::password(), b"secret"), Next::Again(Challenge::Password));
+    // D19: as PostgreSQL, what is no answer ends the login.
+    for ask in [Challenge::password, Challenge::md5] {
+        assert_eq!(step(ask(), b"secret"), Next::Refuse(Refusal::ENDLESS));
+        assert_eq!(step(ask(), b""), Next::Refuse(Refusal::ENDLESS));
+    }
     let passed = Next::Judge(Attempt::Password(Secret::new(*b"secret")));
     assert_eq!(step(Challenge::password(), b"secret\0behind it"), passed);
     for body in [
@@ -168,7 +172,8 @@ fn messages_that_are_no_answers() {
         b"SCRAM-SHA-256\0\xff\xff\xff\xff",
         b"SCRAM-SHA-256\0\0\0\0\x05n,,",
     ] {
-        assert!(matches!(step(Challenge::sasl(None), body), Next::Again(_)), "{body:?}");
+        let refused = Next::Refuse(Refusal::sasl("malformed SASLInitialResponse"));
+        assert_eq!(step(Challenge::sasl(None), body), refused, "{body:?}");
     }
     for mechanism in ["SCRAM-SHA-256-PLUS", "SCRAM-SHA-1", ""] {
         let body = [mechanism.as_bytes(), b"\0\0\0\0\x08n,,r=abc"].concat();
