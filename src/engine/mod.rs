@@ -211,6 +211,24 @@ impl Engine {
         }
     }
 
+    /// As above, when an event said so. A server that works for nobody comes first: perhaps it has
+    /// gone, and then a client that asks in the same turn must not be given it.
+    pub fn wake(&mut self, conn: Conn) {
+        match conn {
+            Conn::Server(key) => {
+                if let Some(server) = self.house.servers.get_mut(key)
+                    && !std::mem::replace(&mut server.is_runnable, true)
+                {
+                    match server.client() {
+                        Some(_) => self.runnable.push_back(conn),
+                        None => self.runnable.push_front(conn),
+                    }
+                }
+            }
+            Conn::Client(_) => self.make_runnable(conn),
+        }
+    }
+
     fn runnable_flag(&mut self, conn: Conn) -> Option<&mut bool> {
         match conn {
             Conn::Client(key) => Some(&mut self.house.clients.get_mut(key)?.is_runnable),
