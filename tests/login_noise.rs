@@ -4,6 +4,8 @@
 
 mod common;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use common::Random;
 use common::desk::Desk;
 use common::fake::{one_row, ready, welcome};
@@ -181,12 +183,23 @@ fn accept(desk: &mut Desk, random: &mut Random) -> Conn {
     Conn::Client(desk.engine.accept(from, secret, desk.now))
 }
 
+fn initial(first: &str) -> Vec<u8> {
+    let length = u32::try_from(first.len()).expect("short").to_be_bytes();
+    message(b'p', &[b"SCRAM-SHA-256\0", &length[..], first.as_bytes()].concat())
+}
+
+/// The last message of somebody who does not know the secret.
+fn proof(nonce: &str, guess: u64) -> Vec<u8> {
+    let guess = BASE64_STANDARD.encode([guess.to_be_bytes(); 4].concat());
+    message(b'p', format!("c=biws,r={nonce},p={guess}").as_bytes())
+}
+
 /// Everybody at once, by chance.
 struct Town {
     desk: Desk,
     random: Random,
-    /// Who does not know the password.
-    strangers: Vec<Conn>,
+    /// Who does not know the password, and the nonce that each was told last.
+    strangers: Vec<(Conn, String)>,
     /// Who does.
     honest: Vec<Prover>,
     /// What honest clients have said at their logins, less passwords in clear: strangers say it, too.
@@ -230,12 +243,12 @@ impl Town {
     }
 
     fn check(&mut self) {
-        for stranger in &self.strangers {
+        for (stranger, _) in &self.strangers {
             assert!(!is_in(&self.desk, *stranger), "{stranger:?} is in");
         }
         if self.desk.closed.len() > 500 {
             let Town { desk, strangers, honest, .. } = self;
-            strangers.retain(|conn| !desk.is_closed(*conn));
+            strangers.retain(|(conn, _)| !desk.is_closed(*conn));
             honest.retain(|prover| !desk.is_closed(prover.conn));
             desk.closed.clear();
         }
@@ -246,7 +259,7 @@ impl Town {
             return self.stranger_leaves();
         }
         let conn = accept(&mut self.desk, &mut self.random);
-        self.strangers.push(conn);
+        self.strangers.push((conn, String::new()));
         // Most of them begin as one should.
         if self.random.below(8) > 0 {
             let startup = self.startup();
@@ -264,10 +277,21 @@ impl Town {
         if self.strangers.is_empty() {
             return;
         }
-        let conn = self.strangers[self.random.below(self.strangers.len())];
-        let mut words = self.words(conn);
-        for _ in 0..self.random.below(3) {
-            words.extend(self.words(conn));
+        let place = self.random.below(self.strangers.len());
+        let conn = self.strangers[place].0;
+        let asked = String::from_utf8_lossy(&self.desk.take(conn)).into_owned();
+        if let Some((_, nonce)) = asked.split_once("r=") {
+            self.strangers[place].1 = nonce.split(',').next().unwrap_or_default().to_owned();
+        }
+        let nonce = self.strangers[place].1.clone();
+        // Half of them say what comes next, as well as they can.
+        let mut words = match (self.random.below(2), nonce.is_empty()) {
+            (0, _) => self.words(&nonce),
+            (_, true) => initial("n,,n=,r=fyko+d2lbbFgONRv9qkxdawL"),
+            (_, false) => proof(&nonce, self.random.next()),
+        };
+        for _ in 0..self.random.below(8).saturating_sub(5) {
+            words.extend(self.words(&nonce));
         }
         match self.random.below(8) {
             0 => words.truncate(self.random.below(words.len() + 1)),
@@ -287,15 +311,7 @@ impl Town {
     }
 
     /// Something that is said at logins, or is not.
-    fn words(&mut self, conn: Conn) -> Vec<u8> {
-        let asked = String::from_utf8_lossy(&self.desk.take(conn)).into_owned();
-        let nonce = asked.split_once("r=").map_or("", |(_, rest)| rest);
-        let nonce = nonce.split(',').next().unwrap_or_default();
-        let initial = |first: &str| {
-            let length = u32::try_from(first.len()).expect("short").to_be_bytes();
-            message(b'p', &[b"SCRAM-SHA-256\0", &length[..], first.as_bytes()].concat())
-        };
-        let proof = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+    fn words(&mut self, nonce: &str) -> Vec<u8> {
         match self.random.below(18) {
             0 => message(b'p', b"wrong\0"),
             1 => message(b'p', b"\0"),
@@ -304,7 +320,7 @@ impl Town {
             4 | 5 => initial("n,,n=,r=fyko+d2lbbFgONRv9qkxdawL"),
             6 => initial("y,,r=x"),
             7 => initial("p=tls-server-end-point,,n=,r=x"),
-            8 | 9 => message(b'p', format!("c=biws,r={nonce},p={proof}").as_bytes()),
+            8 | 9 => proof(nonce, self.random.next()),
             10 if !self.overheard.is_empty() => {
                 self.overheard[self.random.below(self.overheard.len())].clone()
             }
@@ -324,7 +340,7 @@ impl Town {
     fn stranger_leaves(&mut self) {
         if !self.strangers.is_empty() {
             let place = self.random.below(self.strangers.len());
-            let conn = self.strangers.swap_remove(place);
+            let (conn, _) = self.strangers.swap_remove(place);
             leave(&mut self.desk, conn);
         }
     }
@@ -442,7 +458,8 @@ fn nobody_gets_in_without_the_secret_whatever_is_said() {
             assert!(town.desk.engine.house().values.bytes() < 1 << 20);
             // The noise ends. Whoever knows the password gets in.
             let Town { mut desk, strangers, honest, .. } = town;
-            for conn in strangers.into_iter().chain(honest.into_iter().map(|prover| prover.conn)) {
+            let strangers = strangers.into_iter().map(|(conn, _)| conn);
+            for conn in strangers.chain(honest.into_iter().map(|prover| prover.conn)) {
                 leave(&mut desk, conn);
             }
             all_keys(&mut desk);
