@@ -12,6 +12,7 @@
 
 pub mod desk;
 pub mod fake;
+pub mod outside;
 pub mod pooler;
 pub mod postgresql;
 pub mod prover;
