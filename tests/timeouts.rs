@@ -16,7 +16,7 @@ const MOMENT: Duration = Duration::from_millis(1);
 fn desk(settings: &str) -> Desk {
     Desk::new(&format!(
         "[databases]\napp = host=127.0.0.1\n\
-         [pgbouncer]\npool_mode = transaction\ndefault_pool_size = 1\n{settings}"
+         [pgbouncer]\npool_mode = transaction\nserver_check_query =\ndefault_pool_size = 1\n{settings}"
     ))
 }
 

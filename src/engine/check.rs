@@ -5,9 +5,11 @@ use crate::config::CONSOLE;
 use crate::engine::Engine;
 use crate::keys::{ClientKey, Conn, PoolKey, ServerKey};
 use crate::pool::groups::Kind;
+use crate::pool::janitor::Fate;
 use crate::pool::queues::{ClientStanding, ServerStanding, client_standing, server_standing};
 use crate::pool::{House, Pool};
 use crate::session::client::{self, Client, Counted};
+use crate::session::farewell::Reason;
 use crate::session::server::{Server, State};
 
 impl Engine {
@@ -27,16 +29,23 @@ impl Engine {
 
     /// Whoever is under a limit is looked at before it is over.
     fn check_watches(&self) {
-        let House { clients, servers, .. } = &self.house;
-        let clients = clients
-            .iter()
-            .map(|(key, client)| (Conn::Client(key), self.house.client_end(client, &self.config)));
-        let servers = servers
-            .iter()
-            .map(|(key, server)| (Conn::Server(key), self.house.server_end(server, &self.config)));
-        for (conn, end) in clients.chain(servers) {
-            if let Some((at, reason)) = end {
-                assert!(self.house.is_watched(conn, at), "{conn}: {reason} is overlooked");
+        let House { clients, servers, pools, .. } = &self.house;
+        for (key, client) in clients.iter() {
+            if let Some((at, reason)) = self.house.client_end(client, &self.config) {
+                let is_watched = self.house.is_watched(Conn::Client(key), at);
+                assert!(is_watched, "{key:?}: {reason} is overlooked");
+            }
+        }
+        for (key, server) in servers.iter() {
+            let min_size = pools.get(server.pool).map_or(0, |pool| pool.min_size);
+            match self.house.server_end(server, &self.config) {
+                // Whether it is kept depends on how many others there are.
+                Some((_, Fate::End(Reason::SERVER_IDLE_TIMEOUT))) if min_size > 0 => {}
+                Some((at, fate)) => {
+                    let is_watched = self.house.is_watched(Conn::Server(key), at);
+                    assert!(is_watched, "{key:?}: {fate:?} is overlooked");
+                }
+                None => {}
             }
         }
     }
@@ -166,7 +175,7 @@ impl Engine {
         assert_eq!(pool.cancels.len(), self.count(Some(key), ClientStanding::AwaitingCancel));
         let mode = self.house.mode;
         if mode.is_paused() || pool.is_paused {
-            let free = [ServerStanding::Idle, ServerStanding::Login];
+            let free = [ServerStanding::Idle, ServerStanding::Used, ServerStanding::Login];
             let free: usize = free.map(|standing| pool.servers.count(standing)).iter().sum();
             assert_eq!(free, 0, "in a pause no server is free, nor about to be");
         }
@@ -176,6 +185,7 @@ impl Engine {
         for standing in [
             ServerStanding::Login,
             ServerStanding::Idle,
+            ServerStanding::Used,
             ServerStanding::Active,
             ServerStanding::Tested,
             ServerStanding::Held,

@@ -4,7 +4,7 @@
 //!
 //! [`io`] is its border. [`clients`] and [`servers`] have one function for each thing that can
 //! happen to one, [`consoles`] what
-//! those on the admin console need, [`statements`] what their prepared statements need; [`logins`] decides who is let in, `staffing` decides when to open servers, [`openings`] opens them, [`endings`] is
+//! those on the admin console need, [`statements`] what their prepared statements need, `unlinked` is about servers that work for nobody; [`logins`] decides who is let in, `staffing` decides when to open servers, [`openings`] opens them, [`endings`] is
 //! the one place where a conversation ends. [`tls`] starts TLS on
 //! either side. [`operate`] is what the operator does to the house, [`databases`] to a part of it,
 //! [`check`] its laws.
@@ -28,6 +28,7 @@ mod staffing;
 pub mod statements;
 mod step;
 pub mod tls;
+mod unlinked;
 
 use crate::auth::access::Access;
 use crate::auth::challenge::SaltSource;
@@ -362,6 +363,7 @@ impl Engine {
             match due {
                 Due::Client(key, reason) => self.close_client(key, reason, now),
                 Due::Server(key, reason) => self.close_server(key, reason, now),
+                Due::Unused(key) => self.server_is_used(key, now),
             }
         }
     }
