@@ -12,8 +12,8 @@
 
 pub mod desk;
 pub mod fake;
-pub mod own_postgresql;
 pub mod outside;
+pub mod own_postgresql;
 pub mod pooler;
 pub mod postgresql;
 pub mod prover;
