@@ -283,6 +283,7 @@ impl Engine {
         }
         self.welcome_waiting(pool_key, now);
         self.house.set_server_state(key, State::Idle { since: now }, End::Back);
+        self.watch(Conn::Server(key), now);
         self.server_goes_on(key, now);
         self.staff(pool_key, now);
         self.tend(pool_key, now);

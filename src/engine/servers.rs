@@ -15,7 +15,7 @@ use crate::session::params::{Tracked, Values};
 use crate::session::pipeline::{Action, Lost};
 use crate::session::relay;
 use crate::session::server::{Activity, Note, Rules, Server, State, Verdict};
-use crate::wire::backend::{self, ErrorFields, Reply, TxStatus};
+use crate::wire::backend::{self, ErrorFields, Reply};
 use crate::wire::emit;
 use crate::wire::frame;
 use std::time::Instant;
@@ -70,7 +70,11 @@ impl Engine {
         };
         match server.state {
             State::Active { .. } if self.house.may_release(key) => self.release(key, now),
-            State::Resetting | State::Idle { .. } => self.settle_down(key, false, now),
+            State::Idle { .. } => self.settle_down(key, false, now),
+            State::Resetting | State::Checking { .. } => {
+                self.settle_down(key, false, now);
+                self.watch(Conn::Server(key), now);
+            }
             _ => {}
         }
     }
@@ -94,13 +98,11 @@ impl Engine {
                     false => Step::Wait,
                 })
             }
-            State::Idle { .. } | State::HeldForCancel | State::Resetting => {
-                let pool = pools.get_mut(server.pool).expect("a server's pool outlives it");
-                let Pool { stats, times, .. } = pool;
-                let counters = &mut stats.total;
-                let mut tools = Tools { tracked, values, counters, times, now };
-                last_step(|| unlinked_step(server, max_packet_bytes, &mut tools))
-            }
+            State::Idle { .. }
+            | State::Used { .. }
+            | State::HeldForCancel
+            | State::Resetting
+            | State::Checking { .. } => return self.judge_unlinked(key, now),
             State::CarryingCancel { .. } => {
                 let bytes = server.inbox.unjudged();
                 server.inbox.skip(bytes);
@@ -197,8 +199,9 @@ impl Engine {
 
     /// The server's last work is done; a reset may be due.
     pub(super) fn settle_down(&mut self, key: ServerKey, reset_due: bool, now: Instant) {
-        match self.house.after_work(key, reset_due, &self.config.settings) {
+        match self.house.after_work(key, reset_due, &self.config.settings, now) {
             Released::Close(reason) => self.close_server(key, reason, now),
+            Released::Used => self.server_is_used(key, now),
             Released::Held => self.house.set_server_state(key, State::HeldForCancel, End::Back),
             Released::Reset => self.reset(key, now),
             Released::Idle => self.server_is_free(key, now),
@@ -210,9 +213,7 @@ impl Engine {
         let House { servers, rings, .. } = &mut self.house;
         let server = servers.get_mut(key).expect("just moved");
         let sql = self.config.settings.server_reset_query.as_bytes();
-        server.activity = Activity::Busy;
-        server.pipeline.expect(crate::wire::frontend::Request::Query, Action::Swallow);
-        match server.egress.push_own(rings, |ring| emit::query(ring, sql)) {
+        match server.ask_ourselves(rings, sql) {
             Ok(()) => self.make_runnable(Conn::Server(key)),
             Err(emit::Full) => self.close_server(key, Reason::RESET_FAILED, now),
         }
@@ -340,6 +341,7 @@ fn linked_step(server: &mut Server, client: &mut Client, rules: Rules, tools: &m
             let action = take_note(server, client, note);
             pass(server, client, bytes, swallowing || action == Action::Swallow);
             match note {
+                Note::Ready(_) if swallowing && server.is_catching_up() => {}
                 Note::Ready(_) if swallowing => {
                     client.parameters.adopt(&server.parameters);
                     client.parameters_proven = true;
@@ -411,7 +413,7 @@ fn refused_parameter(server: &mut Server, bytes: u64) -> Step {
     Step::Close(Reason::INVALID_SERVER_PARAMETER)
 }
 
-fn store_parameter(
+pub(super) fn store_parameter(
     server: &mut Server,
     client: Option<&mut Client>,
     bytes: u64,
@@ -429,47 +431,4 @@ fn store_parameter(
         client.parameters.set(index, value);
     }
     Ok(())
-}
-
-/// What a server says that works for nobody. Notices, parameters and notifications are welcome at
-/// any time: a reload of PostgreSQL's configuration must not cost us every idle connection.
-fn unlinked_step(server: &mut Server, max_packet_bytes: u32, tools: &mut Tools) -> Step {
-    if !relay::rest(&mut server.inbox, None) {
-        return Step::Wait;
-    }
-    let resetting = matches!(server.state, State::Resetting);
-    match server.judge(max_packet_bytes) {
-        Verdict::NeedMore => Step::Wait,
-        Verdict::Close(reason) => Step::Close(reason),
-        Verdict::Parameter { bytes } => {
-            tools.counters.sent_bytes += bytes;
-            let names = (tools.tracked, &mut *tools.values);
-            if let Err(reason) = store_parameter(server, None, bytes, names) {
-                return Step::Close(reason);
-            }
-            server.inbox.skip(bytes);
-            Step::Next
-        }
-        Verdict::Pass { bytes, note } => {
-            let is_notice = server.inbox.peek_tag() == Some(b'N');
-            server.inbox.skip(bytes);
-            tools.counters.sent_bytes += bytes;
-            match note {
-                Note::Notification => Step::Next,
-                Note::Forgotten if resetting => {
-                    server.statements.clear();
-                    Step::Next
-                }
-                Note::Ready(TxStatus::Idle) if resetting => {
-                    server.pipeline.on_ready_for_query();
-                    server.activity = Activity::Ready;
-                    Step::Next
-                }
-                Note::Ready(_) if resetting => Step::Close(Reason::RESET_FAILED),
-                // As PgBouncer: whether the reset query succeeds is not our concern.
-                _ if resetting || is_notice => Step::Next,
-                _ => Step::Close(Reason::IDLE_GOT_DIRTY),
-            }
-        }
-    }
 }

@@ -27,8 +27,9 @@ impl Engine {
     /// way now that was not before.
     pub(super) fn staff(&mut self, key: PoolKey, now: Instant) -> bool {
         self.send_carriers(key, now);
-        let waits = self.house.pools.get(key).is_some_and(Pool::has_waiting);
-        waits && self.try_open(key, Demand::Waiting, now)
+        self.try_out_for_waiting(key, now);
+        let is_needed = self.house.pools.get(key).is_some_and(|pool| !pool.is_cared_for());
+        is_needed && self.try_open(key, Demand::Waiting, now)
     }
 
     fn send_carriers(&mut self, key: PoolKey, now: Instant) {

@@ -43,7 +43,7 @@ use queues::{Queue, ServerQueues};
 use stats::{Periods, Stats};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fmt;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use times::Times;
 use watch::Watches;
 
@@ -119,6 +119,10 @@ pub struct Pool {
     pub min_size: usize,
     /// How long its servers may work for one client.
     pub limits: WorkLimits,
+    /// How old its servers may be; zero: they are used once.
+    pub lifetime: Duration,
+    /// When the last one ended that was too old.
+    pub retired_at: Option<Instant>,
     /// Its database's group and its user's.
     pub groups: [GroupKey; 2],
     /// The group that is full while its clients wait.
@@ -249,6 +253,8 @@ impl House {
             reserve: 0,
             min_size: 0,
             limits: WorkLimits::default(),
+            lifetime: Duration::ZERO,
+            retired_at: None,
             groups,
             blocked_by: None,
             members: 0,
@@ -380,6 +386,7 @@ impl Pool {
         let min_size = self.database.min_pool_size.unwrap_or(settings.min_pool_size);
         self.min_size = usize::try_from(min_size).unwrap_or(0);
         self.limits = WorkLimits::new(&self.user, config);
+        self.lifetime = self.database.server_lifetime.unwrap_or(settings.server_lifetime);
     }
 
     /// How many cancel requests have not been sent yet.

@@ -116,9 +116,11 @@ pub enum ServerStanding {
     Login,
     /// Free.
     Idle,
+    /// Free, to be tried out first.
+    Used,
     /// Works for a client.
     Active,
-    /// Runs the reset query.
+    /// Runs the reset query, or is tried out.
     Tested,
     /// Held back for a cancel.
     Held,
@@ -128,7 +130,7 @@ pub enum ServerStanding {
     Leaving,
 }
 
-const STANDINGS: usize = 7;
+const STANDINGS: usize = 8;
 
 /// The servers of one pool, by where they stand. Those that work are only counted: nobody asks who
 /// has worked longest, and they come and go with every query.
@@ -154,8 +156,8 @@ impl ServerQueues {
 
     /// All but those that log in, carry a cancel or are about to be gone.
     pub fn connected(&self) -> usize {
-        use ServerStanding::{Active, Held, Idle, Tested};
-        [Active, Held, Idle, Tested].into_iter().map(|standing| self.count(standing)).sum()
+        use ServerStanding::{Active, Held, Idle, Tested, Used};
+        [Active, Held, Idle, Used, Tested].into_iter().map(|standing| self.count(standing)).sum()
     }
 
     /// All.
@@ -198,10 +200,11 @@ pub fn server_standing(state: &server::State) -> Option<ServerStanding> {
         | server::State::StartingTls(server::Purpose::Serve)
         | server::State::LoggingIn(_) => Some(ServerStanding::Login),
         server::State::Idle { .. } => Some(ServerStanding::Idle),
+        server::State::Used { .. } => Some(ServerStanding::Used),
         server::State::Active { .. }
         | server::State::Asking { .. }
         | server::State::Unlinked { .. } => Some(ServerStanding::Active),
-        server::State::Resetting => Some(ServerStanding::Tested),
+        server::State::Resetting | server::State::Checking { .. } => Some(ServerStanding::Tested),
         server::State::HeldForCancel => Some(ServerStanding::Held),
         server::State::Connecting(server::Purpose::Cancel { .. })
         | server::State::AskingForTls(server::Purpose::Cancel { .. })

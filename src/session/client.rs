@@ -80,6 +80,20 @@ pub enum State {
     Closing,
 }
 
+/// Which limits a client is counted for. Changed by `pool::groups` alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Counted {
+    /// None yet, or none any more.
+    #[default]
+    Nowhere,
+    /// That of its user: its database does not exist.
+    User,
+    /// Those of its user and of the console.
+    Console,
+    /// Those of its user and of its pool's database.
+    Pool,
+}
+
 /// What somebody may do on the admin console; see `console::rights` for the verbs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Rights {
@@ -125,8 +139,8 @@ pub struct Client {
     pub login: Option<Box<Pending>>,
     /// Its pool, once its database and user are known.
     pub pool: Option<PoolKey>,
-    /// Whether it counts as a client of that pool.
-    pub is_counted: bool,
+    /// What it counts for.
+    pub counted: Counted,
     /// Whether it asked for the admin console, which is no pool.
     pub on_console: bool,
     /// Its login name, once known.
@@ -173,7 +187,7 @@ impl Client {
             call_off: CallOff::Nothing,
             login: None,
             pool: None,
-            is_counted: false,
+            counted: Counted::Nowhere,
             on_console: false,
             user: None,
             wait_cause: 0,

@@ -231,8 +231,18 @@ reasons! {
     CLOSE_NEEDED = Told("close_needed");
     /// Marked for closing, found when it should serve.
     OBSOLETE = Told("obsolete connection");
-    /// Said something while idle that it must not.
+    /// Said something while idle that it must not, found when it should serve.
     IDLE_GOT_DIRTY = Told("idle server got dirty");
+    /// The same, found before.
+    SV_IDLE_GOT_DIRTY = Told("SV_IDLE server got dirty");
+    /// The same of one that was to be tried out.
+    SV_USED_GOT_DIRTY = Told("SV_USED server got dirty");
+    /// Has been free for too long.
+    SERVER_IDLE_TIMEOUT = Told("server idle timeout");
+    /// Is too old.
+    SERVER_LIFETIME_OVER = Told("server lifetime over");
+    /// The query that checks it could not be sent, or was not answered.
+    TEST_QUERY_FAILED = Told("test query failed");
     /// It is idle, and its place is needed for a server of another pool.
     EVICTED = Told("evicted");
     /// The pool has become smaller.

@@ -4,7 +4,7 @@
 //! [`ValueId`], so in the common case "does this server suit this client" compares a few integers.
 //! What differs is caught up with one Query of `SET`s before the client's first message.
 
-use crate::ring::Rings;
+use crate::ring::{Ring, Rings};
 use crate::session::egress::Egress;
 use crate::wire::emit::{self, Body, Full};
 use std::collections::HashMap;
@@ -13,10 +13,15 @@ use std::collections::HashMap;
 const ALWAYS: [&str; 5] =
     ["DateStyle", "client_encoding", "TimeZone", "standard_conforming_strings", "application_name"];
 
+/// Never among those that are always tracked, but written in another way than all others.
+const SEARCH_PATH: &str = "search_path";
+
 /// Fewer texts, or fewer bytes of them, are not worth a look at which are in use.
 const FEW_TEXTS: usize = 1024;
 const FEW_BYTES: usize = 4 << 20;
 
+/// Where `client_encoding` stands among them.
+const CLIENT_ENCODING: usize = 1;
 /// Where `application_name` stands among them.
 pub const APPLICATION_NAME: usize = 4;
 
@@ -27,11 +32,13 @@ pub struct Tracked {
 }
 
 impl Tracked {
-    /// The five that are always tracked, then `extra` without repetitions.
+    /// The five that are always tracked, then `extra` without repetitions. `options` in a Startup
+    /// is a list of parameters and none itself.
     pub fn new<'a>(extra: impl IntoIterator<Item = &'a str>) -> Self {
         let mut tracked = Self { names: ALWAYS.iter().map(ToString::to_string).collect() };
         for name in extra {
-            if tracked.index_of(name.as_bytes()).is_none() {
+            let is_one = !name.eq_ignore_ascii_case("options");
+            if is_one && tracked.index_of(name.as_bytes()).is_none() {
                 tracked.names.push(name.to_string());
             }
         }
@@ -41,6 +48,12 @@ impl Tracked {
     /// Which one is meant; case does not matter.
     pub fn index_of(&self, name: &[u8]) -> Option<usize> {
         self.names.iter().position(|known| known.as_bytes().eq_ignore_ascii_case(name))
+    }
+
+    /// Whether `A` and `a` are two values of it. To servers most are words in which case does not
+    /// matter; but names of schemas are names, and a program's name is its own.
+    fn case_counts(&self, index: usize) -> bool {
+        index == APPLICATION_NAME || self.names[index].eq_ignore_ascii_case(SEARCH_PATH)
     }
 
     /// All of them.
@@ -175,53 +188,68 @@ impl Values {
         self.collect_at_bytes = (2 * self.bytes).max(FEW_BYTES);
     }
 
-    fn differ(&self, one: ValueId, other: ValueId) -> bool {
+    /// Whether two values of one parameter are not the same to a server.
+    fn differ(&self, one: ValueId, other: ValueId, case_counts: bool) -> bool {
         if one == other {
             return false;
         }
         match (self.text(one), self.text(other)) {
-            (Some(one), Some(other)) => !one.eq_ignore_ascii_case(other),
+            (Some(one), Some(other)) => case_counts || !one.eq_ignore_ascii_case(other),
             // A parameter that one side has no value of is nothing to catch up with.
             _ => false,
         }
     }
 }
 
-/// Writes the `SET`s for everything in which `server` differs from `client`, as one Query.
-/// `false`: nothing differs, nothing was written.
+/// Writes the `SET`s for everything in which `server` differs from `client`, as one Query. How many
+/// Queries: none if nothing differs, and two if there is text that the server would misread as long
+/// as it expects another client's encoding.
 pub fn catch_up(
     client: &Parameters,
     server: &Parameters,
     (tracked, values): (&Tracked, &Values),
     (egress, rings): (&mut Egress, &mut Rings),
-) -> Result<bool, Full> {
+) -> Result<usize, Full> {
     if client == server {
-        return Ok(false);
+        return Ok(0);
     }
-    let pairs = || client.values.iter().zip(&server.values);
-    if !pairs().any(|(wanted, present)| values.differ(*wanted, *present)) {
-        return Ok(false);
+    let wanted = |index: usize| {
+        let (wanted, present) = (client.value(index), server.value(index));
+        let text = values.text(wanted);
+        text.filter(|_| values.differ(wanted, present, tracked.case_counts(index)))
+    };
+    let all = 0..tracked.names.len();
+    if !all.clone().any(|index| wanted(index).is_some()) {
+        return Ok(0);
     }
-    egress.push_own(rings, |ring| {
+    let is_foreign = |index| wanted(index).is_some_and(|text| !text.is_ascii());
+    let encoding_first = wanted(CLIENT_ENCODING).is_some() && all.clone().any(is_foreign);
+    let query = |ring: &mut Ring, which: &dyn Fn(usize) -> bool| {
         emit::message(ring, Some(b'Q'), |body| {
-            for ((wanted, present), name) in pairs().zip(&tracked.names) {
-                if values.differ(*wanted, *present)
-                    && let Some(text) = values.text(*wanted)
-                {
-                    write_set(body, name, text);
+            for index in all.clone().filter(|index| which(*index)) {
+                if let Some(text) = wanted(index) {
+                    write_set(body, &tracked.names[index], text);
                 }
             }
             body.bytes(b"\0");
         })
+    };
+    egress.push_own(rings, |ring| {
+        if !encoding_first {
+            return query(ring, &|_| true);
+        }
+        let start = ring.filled();
+        query(ring, &|index| index == CLIENT_ENCODING)?;
+        query(ring, &|index| index != CLIENT_ENCODING).inspect_err(|Full| ring.unfill(start))
     })?;
-    Ok(true)
+    Ok(1 + usize::from(encoding_first))
 }
 
 fn write_set(body: &mut Body, name: &str, value: &[u8]) {
     body.bytes(b"SET ");
     body.bytes(name.as_bytes());
     body.bytes(b"=");
-    if name.eq_ignore_ascii_case("search_path") {
+    if name.eq_ignore_ascii_case(SEARCH_PATH) {
         // PostgreSQL reports it quoted already.
         body.bytes(if value == b"\"\"" { b"''" } else { value });
     } else {
@@ -254,7 +282,8 @@ mod tests {
     }
 
     fn house() -> House {
-        let tracked = Tracked::new(["IntervalStyle", "search_path", "datestyle"]);
+        let extra = ["IntervalStyle", "search_path", "datestyle", "Options", "INTERVALSTYLE"];
+        let tracked = Tracked::new(extra);
         House { tracked, values: Values::default(), rings: Rings::new(1 << 16) }
     }
 
@@ -268,21 +297,25 @@ mod tests {
             parameters
         }
 
+        /// The Queries, with a line's end between them.
         fn sets(&mut self, client: &[(&str, &str)], server: &[(&str, &str)]) -> String {
             let (client, server) = (self.parameters(client), self.parameters(server));
             let mut egress = Egress::default();
             let house = (&self.tracked, &self.values);
-            let wrote = catch_up(&client, &server, house, (&mut egress, &mut self.rings)).unwrap();
+            let count = catch_up(&client, &server, house, (&mut egress, &mut self.rings)).unwrap();
             let mut slices = [IoSlice::new(&[]); 2];
             let used = egress.gather(None, &mut slices);
-            assert_eq!(used == 1, wrote);
-            if !wrote {
-                return String::new();
+            let mut rest = if used > 0 { slices[0].to_vec() } else { Vec::new() };
+            let mut queries = Vec::new();
+            while !rest.is_empty() {
+                assert_eq!(rest[0], b'Q');
+                let length = usize::from_be_bytes(widen(&rest[1..5]));
+                let behind = rest.split_off(1 + length);
+                queries.push(String::from_utf8(rest[5..length].to_vec()).unwrap());
+                rest = behind;
             }
-            let message = slices[0].to_vec();
-            assert_eq!(message[0], b'Q');
-            assert_eq!(message.len() - 1, usize::from_be_bytes(widen(&message[1..5])));
-            String::from_utf8(message[5..message.len() - 1].to_vec()).unwrap()
+            assert_eq!(queries.len(), count);
+            queries.join("\n")
         }
     }
 
@@ -310,6 +343,59 @@ mod tests {
             house.sets(&client, &server),
             r"SET DateStyle='german';SET TimeZone='Europe/Rome';SET application_name=E'a''b\\c';"
         );
+    }
+
+    /// The server reads a whole Query in the encoding of whoever it served last.
+    #[test]
+    fn the_encoding_comes_first_where_it_matters() {
+        let mut house = house();
+        let server = [("client_encoding", "SJIS"), ("application_name", ""), ("DateStyle", "ISO")];
+        let plain = [("client_encoding", "UTF8"), ("application_name", "e"), ("DateStyle", "SQL")];
+        assert_eq!(
+            house.sets(&plain, &server),
+            "SET DateStyle='SQL';SET client_encoding='UTF8';SET application_name='e';"
+        );
+        let foreign =
+            [("client_encoding", "UTF8"), ("application_name", "é"), ("DateStyle", "SQL")];
+        assert_eq!(
+            house.sets(&foreign, &server),
+            "SET client_encoding='UTF8';\nSET DateStyle='SQL';SET application_name='é';"
+        );
+        let same = [("client_encoding", "SJIS"), ("application_name", "é"), ("DateStyle", "ISO")];
+        assert_eq!(house.sets(&same, &server), "SET application_name='é';");
+    }
+
+    #[test]
+    fn case_counts_in_names() {
+        let mut house = house();
+        for (name, one, other) in
+            [("application_name", "job", "Job"), ("search_path", r#""A""#, r#""a""#)]
+        {
+            assert_ne!(house.sets(&[(name, one)], &[(name, other)]), "", "{name}");
+        }
+        for (name, one, other) in
+            [("TimeZone", "Europe/Rome", "europe/rome"), ("IntervalStyle", "ISO_8601", "iso_8601")]
+        {
+            assert_eq!(house.sets(&[(name, one)], &[(name, other)]), "", "{name}");
+        }
+    }
+
+    #[test]
+    fn values_are_quoted_as_the_contract_says() {
+        let mut house = house();
+        for (value, literal) in [
+            ("", "''"),
+            ("'", "''''"),
+            ("a''b", "'a''''b'"),
+            (r"\", r"E'\\'"),
+            (r"\'", r"E'\\'''"),
+            ("a;b", "'a;b'"),
+        ] {
+            assert_eq!(
+                house.sets(&[("application_name", value)], &[("application_name", "x")]),
+                format!("SET application_name={literal};")
+            );
+        }
     }
 
     /// D4: a value of any length is set, never the previous client's left in place.

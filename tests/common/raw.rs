@@ -240,6 +240,11 @@ impl Raw {
         Raw { stream, inbox: Vec::new(), taken: 0, welcome: Vec::new(), lenient: false }
     }
 
+    /// Our end of the connection.
+    pub fn local_address(&self) -> std::net::SocketAddr {
+        self.stream.local_addr().expect("a connected socket")
+    }
+
     /// Sends the Startup and reads the welcome of a peer that asks for no password.
     pub fn log_in(&mut self, startup: &Startup) {
         self.send(&startup.bytes());

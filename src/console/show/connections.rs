@@ -73,6 +73,7 @@ pub fn servers(view: &View<'_>) -> Vec<Conn> {
         Some(match server_standing(&server.state)? {
             ServerStanding::Active => 0,
             ServerStanding::Idle => 1,
+            ServerStanding::Used => 2,
             ServerStanding::Tested => 3,
             ServerStanding::Login => 4,
             ServerStanding::Carrier => {
@@ -102,6 +103,7 @@ pub fn sockets(view: &View<'_>) -> Vec<Conn> {
     let server_rank = |server: &Server| match server_standing(&server.state)? {
         ServerStanding::Active => Some(2),
         ServerStanding::Idle => Some(3),
+        ServerStanding::Used => Some(4),
         ServerStanding::Tested => Some(5),
         ServerStanding::Login => Some(6),
         ServerStanding::Carrier | ServerStanding::Held | ServerStanding::Leaving => None,
@@ -286,7 +288,8 @@ fn server_facts<'a>(
             true,
         ) => "sv_login",
         (State::Idle { .. }, true) => "sv_idle",
-        (State::Resetting, true) => "sv_tested",
+        (State::Used { .. }, true) => "sv_used",
+        (State::Resetting | State::Checking { .. }, true) => "sv_tested",
         (State::Active { .. } | State::Asking { .. } | State::Unlinked { .. }, true) => "sv_active",
         (
             State::Connecting(_)
@@ -296,7 +299,8 @@ fn server_facts<'a>(
             false,
         ) => "new",
         (State::Idle { .. }, false) => "idle",
-        (State::Resetting, false) => "tested",
+        (State::Used { .. }, false) => "used",
+        (State::Resetting | State::Checking { .. }, false) => "tested",
         (State::Active { .. } | State::Asking { .. } | State::Unlinked { .. }, false) => "active",
         (State::HeldForCancel, _) => "being_canceled",
         (State::CarryingCancel { .. }, _) => "active_cancel",

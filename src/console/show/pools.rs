@@ -66,7 +66,7 @@ fn row(view: &View<'_>, pool: &Pool) -> Row {
         Cell::count(sent),
         count(ServerStanding::Held),
         count(ServerStanding::Idle),
-        Cell::Int(0),
+        count(ServerStanding::Used),
         count(ServerStanding::Tested),
         Cell::count(pool.servers.count(ServerStanding::Login) + connecting_carriers(view, pool)),
         Cell::count(usize::try_from(wait.as_secs()).unwrap_or(usize::MAX)),
