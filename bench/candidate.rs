@@ -132,7 +132,7 @@ impl Candidate {
     pub fn can_run(&self, case: Case) -> bool {
         let needs_pooling = case.clients > POOL_SIZE || case.load == Load::Reconnect;
         let needs_following = case.load == Load::Prepared;
-        (self.kind != Kind::Haproxy || !needs_pooling)
+        (self.kind != Kind::Haproxy || !needs_pooling && !case.load.is_secured())
             && (self.follows_prepared || !needs_following)
     }
 
@@ -192,6 +192,7 @@ fn pooler_config(
 ) -> Outcome<String> {
     let users = ground.path().join(format!("userlist-{port}.txt"));
     fs::write(&users, format!("\"{USER}\" \"\"\n"))?;
+    let (certificate, key) = ground.certificate()?;
     let prepared = if follows_prepared { "max_prepared_statements = 100\n" } else { "" };
     Ok(format!(
         "[databases]
@@ -207,9 +208,14 @@ default_pool_size = {POOL_SIZE}
 max_client_conn = {max_clients}
 log_connections = 0
 log_disconnections = 0
+client_tls_sslmode = allow
+client_tls_cert_file = {certificate}
+client_tls_key_file = {key}
 {prepared}",
         server_port = ground.server_port(),
         users = users.display(),
+        certificate = certificate.display(),
+        key = key.display(),
         max_clients = most_clients + 100,
     ))
 }

@@ -17,7 +17,7 @@ use crate::failure::{Context, Failure, Outcome};
 use crate::process::Process;
 use crate::stand::{Ground, bulk_rows};
 use crate::sys::CpuClock;
-use crate::wire::{self, Client, Scratch};
+use crate::wire::{self, Client, Scratch, Security};
 
 /// Longer than this without a transaction, and something hangs. Logins of many clients come before the first.
 const SILENCE: Duration = Duration::from_secs(30);
@@ -37,10 +37,14 @@ pub enum Load {
     Bulk,
     CopyOut,
     CopyIn,
+    /// As `Simple`, the clients through TLS.
+    TlsSimple,
+    /// As `Bulk`, the client through TLS.
+    TlsBulk,
 }
 
 impl Load {
-    pub const ALL: [Load; 7] = [
+    pub const ALL: [Load; 9] = [
         Load::Simple,
         Load::Extended,
         Load::Prepared,
@@ -48,6 +52,8 @@ impl Load {
         Load::Bulk,
         Load::CopyOut,
         Load::CopyIn,
+        Load::TlsSimple,
+        Load::TlsBulk,
     ];
 
     pub fn name(self) -> &'static str {
@@ -59,6 +65,8 @@ impl Load {
             Load::Bulk => "bulk",
             Load::CopyOut => "copy-out",
             Load::CopyIn => "copy-in",
+            Load::TlsSimple => "tls-simple",
+            Load::TlsBulk => "tls-bulk",
         }
     }
 
@@ -69,17 +77,24 @@ impl Load {
     /// The client count of loads that are measured with one only.
     pub fn fixed_clients(self) -> Option<usize> {
         match self {
-            Load::Simple | Load::Extended | Load::Prepared => None,
+            Load::Simple | Load::Extended | Load::Prepared | Load::TlsSimple => None,
             Load::Reconnect => Some(16),
-            Load::Bulk | Load::CopyOut | Load::CopyIn => Some(1),
+            Load::Bulk | Load::CopyOut | Load::CopyIn | Load::TlsBulk => Some(1),
         }
+    }
+
+    /// Whether its clients speak TLS.
+    pub fn is_secured(self) -> bool {
+        matches!(self, Load::TlsSimple | Load::TlsBulk)
     }
 
     /// What cost and rate are counted in.
     pub fn units(self) -> (&'static str, &'static str) {
         match self {
-            Load::Simple | Load::Extended | Load::Prepared | Load::Reconnect => ("µs/tx", "tx/s"),
-            Load::Bulk | Load::CopyOut | Load::CopyIn => ("s/GB", "GB/s"),
+            Load::Simple | Load::Extended | Load::Prepared | Load::Reconnect | Load::TlsSimple => {
+                ("µs/tx", "tx/s")
+            }
+            Load::Bulk | Load::CopyOut | Load::CopyIn | Load::TlsBulk => ("s/GB", "GB/s"),
         }
     }
 }
@@ -108,10 +123,12 @@ pub fn measure(
 ) -> Outcome<Sample> {
     let what = format!("{} with {} clients, {}", case.load.name(), case.clients, candidate.name());
     let result = match case.load {
-        Load::Simple | Load::Extended | Load::Prepared | Load::Reconnect => {
+        Load::Simple | Load::Extended | Load::Prepared | Load::Reconnect | Load::TlsSimple => {
             measure_transactions(case, candidate, ground, window)
         }
-        Load::Bulk | Load::CopyOut | Load::CopyIn => measure_bytes(case.load, candidate, window),
+        Load::Bulk | Load::CopyOut | Load::CopyIn | Load::TlsBulk => {
+            measure_bytes(case.load, candidate, window)
+        }
     };
     // Who has died explains more than what its clients saw of it.
     candidate.expect_alive().context(|| what.clone())?;
@@ -139,7 +156,8 @@ fn measure_transactions(
     // One second to warm up, one so that the last line of the window is never lost to the end of the run.
     let seconds = (window.as_secs() + 2).to_string();
     words.extend(["-T", &seconds]);
-    let run = run_pgbench(ground, candidate, case.clients, &words)?;
+    let security = if case.load.is_secured() { Security::Tls } else { Security::Plain };
+    let run = run_pgbench(ground, candidate, (case.clients, security), &words)?;
     let (first, last, transactions) = cut_window(&run.progress, window)?;
     let cpu = (last.cpu - first.cpu).as_secs_f64();
     // The clock is read a moment after each line was written; in a steady state CPU goes with time.
@@ -205,11 +223,11 @@ enum Said {
 pub fn run_pgbench(
     ground: &mut Ground,
     candidate: &mut Candidate,
-    clients: usize,
+    (clients, security): (usize, Security),
     words: &[&str],
 ) -> Outcome<Run> {
     let clients = clients.to_string();
-    let mut command = ground.client_command("pgbench", candidate.port);
+    let mut command = ground.client_command("pgbench", candidate.port, security);
     command.args(["-S", "-n", "-j", "1", "-P", "1", "--progress-timestamp", "-c", &clients]);
     command.args(words).arg("bench").stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut pgbench = Process::start("pgbench", &mut command, None, libc::SIGTERM)?;
@@ -296,7 +314,10 @@ fn parse_progress(line: &str) -> Option<(f64, f64)> {
 /// One connection, one statement after the other; CPU is read while the pooler has nothing to do.
 fn measure_bytes(load: Load, candidate: &Candidate, window: Duration) -> Outcome<Sample> {
     let mut scratch = Scratch::new();
-    let mut client = Client::login(candidate.port, "bench", &mut scratch)?;
+    let mut client = match load.is_secured() {
+        true => Client::login_secured(candidate.port, "bench", &mut scratch)?,
+        false => Client::login(candidate.port, "bench", &mut scratch)?,
+    };
     let chunk = copy_rows(COPY_ROWS_PER_WRITE);
     let mut once = || -> Outcome<u64> {
         let reply = match load {

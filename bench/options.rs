@@ -10,12 +10,14 @@ use crate::failure::{Context, Failure, Outcome};
 use crate::loads::{Case, Load};
 
 /// The ratios to PgBouncer that must not be exceeded, unless `--limit` says otherwise.
-const LIMITS: [(Load, usize, f64); 5] = [
+const LIMITS: [(Load, usize, f64); 7] = [
     (Load::Simple, 16, 0.92),
     (Load::Simple, 500, 0.92),
     (Load::Extended, 16, 0.92),
     (Load::Extended, 500, 0.92),
     (Load::Bulk, 1, 0.55),
+    (Load::TlsSimple, 16, 0.95),
+    (Load::TlsBulk, 1, 0.60),
 ];
 const IDLE_CLIENTS: usize = 5000;
 
@@ -125,7 +127,8 @@ fn grammar() -> Grammar {
         .optopt(
             "",
             "only",
-            "loads, of simple,extended,prepared,reconnect,bulk,copy-out,copy-in (default: all)",
+            "loads, of simple,extended,prepared,reconnect,bulk,copy-out,copy-in,tls-simple,tls-bulk \
+             (default: all)",
             "LIST",
         )
         .optopt("", "clients", "client counts of the pgbench loads (default 1,16,500)", "LIST")

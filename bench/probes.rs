@@ -12,7 +12,7 @@ use crate::options::Options;
 use crate::process::{LOOK_AGAIN, Process};
 use crate::report::{Table, median};
 use crate::stand::{Ground, find_program};
-use crate::wire::{Client, Scratch};
+use crate::wire::{Client, Scratch, Security};
 
 const SYSCALL_CLIENTS: usize = 16;
 const LATENCY_CLIENTS: usize = 500;
@@ -50,7 +50,8 @@ pub fn syscalls(
             let what = format!("system calls, {load}, {}", candidate.name());
             eprintln!("{what}");
             let warm_up = ["-M", mode, "-t", "100"];
-            run_pgbench(ground, candidate, SYSCALL_CLIENTS, &warm_up).context(|| what.clone())?;
+            run_pgbench(ground, candidate, (SYSCALL_CLIENTS, Security::Plain), &warm_up)
+                .context(|| what.clone())?;
             let summary = ground.path().join(format!("strace-{}", candidate.name()));
             let pid = candidate.pid().to_string();
             let mut command = std::process::Command::new(&strace);
@@ -59,7 +60,7 @@ pub fn syscalls(
             await_tracer(candidate, &mut tracer)?;
             let seconds = (options.seconds + 1).to_string();
             let words = ["-M", mode, "-T", &seconds];
-            let run = run_pgbench(ground, candidate, SYSCALL_CLIENTS, &words);
+            let run = run_pgbench(ground, candidate, (SYSCALL_CLIENTS, Security::Plain), &words);
             let run = run.context(|| what.clone())?;
             tracer.signal(libc::SIGINT);
             tracer.wait(ATTACH_PATIENCE)?;
@@ -214,7 +215,7 @@ pub fn latency(
             let prefix = format!("{}/latency-{}", ground.path().display(), candidate.name());
             let seconds = (options.seconds + 1).to_string();
             let words = ["-M", "simple", "-T", &seconds, "-l", "--log-prefix", &prefix];
-            let run = run_pgbench(ground, candidate, LATENCY_CLIENTS, &words);
+            let run = run_pgbench(ground, candidate, (LATENCY_CLIENTS, Security::Plain), &words);
             candidate.expect_alive()?;
             ground.expect_alive()?;
             run.context(|| format!("latency, {}", candidate.name()))?;

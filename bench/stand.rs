@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use crate::failure::{Context, Failure, Outcome};
 use crate::process::{LOOK_AGAIN, Process, TemporaryDirectory};
 use crate::sys;
-use crate::wire::{Client, Scratch, USER};
+use crate::wire::{Client, Scratch, Security, USER};
 
 /// PostgreSQL and the poolers refuse to run as root; this user then runs them.
 const UNPRIVILEGED: &str = "postgres";
@@ -70,7 +70,7 @@ impl Ground {
     }
 
     /// A client program of PostgreSQL, aimed at `port`; the person's own `PG…` settings are kept out.
-    pub fn client_command(&self, name: &str, port: u16) -> Command {
+    pub fn client_command(&self, name: &str, port: u16, security: Security) -> Command {
         let mut command = self.command(&self.programs.join(name));
         for (variable, _) in env::vars_os() {
             if variable.to_string_lossy().starts_with("PG") {
@@ -78,6 +78,8 @@ impl Ground {
             }
         }
         command.env("PGHOST", "127.0.0.1").env("PGPORT", port.to_string()).env("PGUSER", USER);
+        // Nor does it see what it would find at home.
+        command.env("PGSSLMODE", security.mode()).env("HOME", self.path());
         command
     }
 
@@ -91,6 +93,22 @@ impl Ground {
         let file = File::create(&log)?;
         command.stdout(file.try_clone()?).stderr(file);
         Process::start(name, command, Some(log), stop_signal)
+    }
+
+    /// Files with a certificate and its key, for poolers; made when the first one asks.
+    pub fn certificate(&self) -> Outcome<(PathBuf, PathBuf)> {
+        let (certificate, key) = (self.path().join("pooler.crt"), self.path().join("pooler.key"));
+        if !key.exists() {
+            let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]);
+            let made = made.context(|| "a certificate".to_owned())?;
+            fs::write(&certificate, made.cert.pem())?;
+            fs::write(&key, made.signing_key.serialize_pem())?;
+            fs::set_permissions(&key, Permissions::from_mode(0o600))?;
+            if let Some((uid, gid)) = self.run_as {
+                chown(&key, Some(uid), Some(gid))?;
+            }
+        }
+        Ok((certificate, key))
     }
 
     pub fn copy_program(&self, program: &Path, name: &str) -> Outcome<PathBuf> {
@@ -160,7 +178,7 @@ impl Ground {
         let mut scratch = Scratch::new();
         let mut client = Client::login(self.server_port, "postgres", &mut scratch)?;
         client.run("CREATE DATABASE bench", &mut scratch)?;
-        let mut pgbench = self.client_command("pgbench", self.server_port);
+        let mut pgbench = self.client_command("pgbench", self.server_port, Security::Plain);
         pgbench.args(["-i", "-q", "-s", PGBENCH_SCALE, "bench"]);
         self.run_logged("pgbench -i", &mut pgbench)?;
         let mut client = Client::login(self.server_port, "bench", &mut scratch)?;

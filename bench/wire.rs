@@ -4,7 +4,13 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
+use std::sync::Arc;
 use std::time::Duration;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme, StreamOwned};
 
 use crate::failure::{Context, Failure, Outcome};
 
@@ -12,6 +18,9 @@ use crate::failure::{Context, Failure, Outcome};
 const PATIENCE: Duration = Duration::from_secs(30);
 const SCRATCH_BYTES: usize = 256 * 1024;
 const HEADER_BYTES: usize = 5;
+
+/// The packet that asks for TLS.
+const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
 /// The one role of the throw-away cluster.
 pub const USER: &str = "postgres";
@@ -32,16 +41,55 @@ pub struct Reply {
     pub bytes: u64,
 }
 
+/// Whether a client speaks TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Security {
+    Plain,
+    Tls,
+}
+
+impl Security {
+    /// In libpq's words.
+    pub fn mode(self) -> &'static str {
+        match self {
+            Security::Plain => "disable",
+            Security::Tls => "require",
+        }
+    }
+}
+
+/// Bytes to and from a pooler.
+trait Stream: Read + Write {}
+impl<T: Read + Write> Stream for T {}
+
 pub struct Client {
-    stream: TcpStream,
+    stream: Box<dyn Stream>,
 }
 
 impl Client {
     pub fn login(port: u16, database: &str, scratch: &mut Scratch) -> Outcome<Client> {
-        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
+        Client::greet(Box::new(connect(port)?), database, scratch)
+    }
+
+    /// As [`Client::login`], through TLS.
+    pub fn login_secured(port: u16, database: &str, scratch: &mut Scratch) -> Outcome<Client> {
+        let mut stream = connect(port)?;
+        stream.write_all(&SSL_REQUEST)?;
+        let mut answer = [0];
+        stream.read_exact(&mut answer)?;
+        if answer != *b"S" {
+            return Err(Failure::new("the pooler speaks no TLS"));
+        }
+        let config = ClientConfig::builder()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Credulous))
+            .with_no_client_auth();
+        let name = ServerName::from(std::net::IpAddr::from(Ipv4Addr::LOCALHOST));
+        let tls = ClientConnection::new(Arc::new(config), name).context(|| "TLS".to_owned())?;
+        Client::greet(Box::new(StreamOwned::new(tls, stream)), database, scratch)
+    }
+
+    fn greet(stream: Box<dyn Stream>, database: &str, scratch: &mut Scratch) -> Outcome<Client> {
         let mut client = Client { stream };
         let mut body = 196_608_u32.to_be_bytes().to_vec();
         for word in ["user", USER, "database", database, ""] {
@@ -146,6 +194,50 @@ impl Client {
             count -= part;
         }
         Ok(())
+    }
+}
+
+fn connect(port: u16) -> Outcome<TcpStream> {
+    let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+/// Believes every pooler: we have started it.
+#[derive(Debug)]
+struct Credulous;
+
+impl ServerCertVerifier for Credulous {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+    fn verify_tls13_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Ok(HandshakeSignatureValid::assertion())
+    }
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        aws_lc_rs::default_provider().signature_verification_algorithms.supported_schemes()
     }
 }
 

@@ -16,7 +16,7 @@ const MOMENT: Duration = Duration::from_millis(1);
 fn desk(settings: &str) -> Desk {
     Desk::new(&format!(
         "[databases]\napp = host=127.0.0.1\n\
-         [pgbouncer]\npool_mode = transaction\ndefault_pool_size = 1\n{settings}"
+         [pgbouncer]\npool_mode = transaction\nserver_check_query =\ndefault_pool_size = 1\n{settings}"
     ))
 }
 
@@ -80,6 +80,21 @@ fn a_query_that_takes_too_long_ends_with_its_server() {
     assert_ended_with(&desk, one, server, "query timeout");
     let (_, goodbye) = desk.closed.iter().find(|(conn, _)| *conn == server).unwrap();
     assert_eq!(*goodbye, raw::terminate());
+}
+
+/// A word of ours would be taken for the rest of the row.
+#[test]
+fn a_limit_that_is_reached_in_the_middle_of_a_row_ends_in_silence() {
+    let mut desk = desk("query_timeout = 5");
+    let one = alice(&mut desk);
+    desk.ask(one);
+    let server = server_of(&desk, one);
+    desk.take(server);
+    desk.feed(server, b"D\0\0\0\x20\0\x01");
+    desk.take(one);
+    desk.after(SECOND * 5);
+    assert!(desk.is_closed(one) && desk.is_closed(server));
+    assert_eq!(desk.last_words(one), None);
 }
 
 /// Reliability 20.

@@ -343,6 +343,11 @@ impl Settings {
         }
     }
 
+    /// How long a server is free before it is checked; `None`: it never is.
+    pub fn check_after(&self) -> Option<Duration> {
+        (!self.server_check_query.is_empty()).then_some(self.server_check_delay)
+    }
+
     /// What each `[pgbouncer]` header does: whatever has a default gets it back.
     pub(super) fn reset(&mut self) {
         let defaults = Self::default();

@@ -8,7 +8,6 @@
 
 use crate::auth::lookup::{self, Account, Asked, Next, Trouble};
 use crate::config::CONSOLE;
-use crate::config::entries::Database;
 use crate::engine::Engine;
 use crate::engine::logins::Identity;
 use crate::keys::{ClientKey, Conn, PoolKey, ServerKey};
@@ -39,7 +38,7 @@ impl Engine {
         login: Pending,
         now: Instant,
     ) -> Result<Option<Pending>, Reason> {
-        let Some(oracle) = self.oracle(login.database.as_ref())? else {
+        let Some(oracle) = self.oracle(&login)? else {
             return Ok(Some(login));
         };
         let pool = oracle.pool;
@@ -72,19 +71,23 @@ impl Engine {
         Ok(None)
     }
 
-    /// Who can be asked about users of this database; `None`: nobody.
-    fn oracle(&mut self, database: Option<&Database>) -> Result<Option<Oracle>, Reason> {
+    /// Who can be asked about users of the database that is meant; `None`: nobody.
+    fn oracle(&mut self, login: &Pending) -> Result<Option<Oracle>, Reason> {
         let settings = &self.config.settings;
-        let Some(database) = database else {
+        let database = login.database.as_ref();
+        let asked_for = &login.startup.database;
+        if database.is_none() && asked_for != CONSOLE {
             return Ok(None);
-        };
-        let user = database.auth_user.as_ref().or(settings.auth_user.as_ref());
+        }
+        let user = database.and_then(|d| d.auth_user.as_ref()).or(settings.auth_user.as_ref());
         let Some(user) = user.filter(|user| !user.is_empty()).cloned() else {
             return Ok(None);
         };
-        let query = database.auth_query.as_ref().unwrap_or(&settings.auth_query).clone();
-        let name = database.auth_dbname.as_ref().or(settings.auth_dbname.as_ref());
-        let name = name.unwrap_or(&database.name).clone();
+        let query = database.and_then(|d| d.auth_query.as_ref()).unwrap_or(&settings.auth_query);
+        let query = query.clone();
+        let name = database.and_then(|d| d.auth_dbname.as_ref()).or(settings.auth_dbname.as_ref());
+        // The console has no users of its own.
+        let name = name.unwrap_or(database.map_or(asked_for, |database| &database.name)).clone();
         if name == CONSOLE {
             log::error!("cannot use the reserved \"{CONSOLE}\" database as an auth_dbname");
             return Err(Reason::CONFIG_ERROR);

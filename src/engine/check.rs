@@ -1,12 +1,15 @@
 //! The laws of the whole house. Swept after every step of a simulation, never in production: the
 //! laws that guard against mixing up two clients are asserted where they could be broken.
 
+use crate::config::CONSOLE;
 use crate::engine::Engine;
 use crate::keys::{ClientKey, Conn, PoolKey, ServerKey};
 use crate::pool::groups::Kind;
+use crate::pool::janitor::Fate;
 use crate::pool::queues::{ClientStanding, ServerStanding, client_standing, server_standing};
 use crate::pool::{House, Pool};
-use crate::session::client::{self, Client};
+use crate::session::client::{self, Client, Counted};
+use crate::session::farewell::Reason;
 use crate::session::server::{Server, State};
 
 impl Engine {
@@ -26,16 +29,23 @@ impl Engine {
 
     /// Whoever is under a limit is looked at before it is over.
     fn check_watches(&self) {
-        let House { clients, servers, .. } = &self.house;
-        let clients = clients
-            .iter()
-            .map(|(key, client)| (Conn::Client(key), self.house.client_end(client, &self.config)));
-        let servers = servers
-            .iter()
-            .map(|(key, server)| (Conn::Server(key), self.house.server_end(server, &self.config)));
-        for (conn, end) in clients.chain(servers) {
-            if let Some((at, reason)) = end {
-                assert!(self.house.is_watched(conn, at), "{conn}: {reason} is overlooked");
+        let House { clients, servers, pools, .. } = &self.house;
+        for (key, client) in clients.iter() {
+            if let Some((at, reason)) = self.house.client_end(client, &self.config) {
+                let is_watched = self.house.is_watched(Conn::Client(key), at);
+                assert!(is_watched, "{key:?}: {reason} is overlooked");
+            }
+        }
+        for (key, server) in servers.iter() {
+            let min_size = pools.get(server.pool).map_or(0, |pool| pool.min_size);
+            match self.house.server_end(server, &self.config) {
+                // Whether it is kept depends on how many others there are.
+                Some((_, Fate::End(Reason::SERVER_IDLE_TIMEOUT))) if min_size > 0 => {}
+                Some((at, fate)) => {
+                    let is_watched = self.house.is_watched(Conn::Server(key), at);
+                    assert!(is_watched, "{key:?}: {fate:?} is overlooked");
+                }
+                None => {}
             }
         }
     }
@@ -62,10 +72,17 @@ impl Engine {
             let present = servers.iter().filter(|(_, server)| is_there(server)).count();
             assert_eq!(group.servers.len(), present, "the servers of {}", group.name);
             let counts = |client: &Client| match group.kind {
-                Kind::Database => client.pool.is_some_and(|pool| own.contains(&pool)),
-                Kind::User => client.user.as_deref() == Some(&group.name),
+                Kind::Database => match client.counted {
+                    Counted::Pool => client.pool.is_some_and(|pool| own.contains(&pool)),
+                    Counted::Console => *group.name == *CONSOLE,
+                    Counted::User | Counted::Nowhere => false,
+                },
+                Kind::User => {
+                    client.counted != Counted::Nowhere
+                        && client.user.as_deref() == Some(&group.name)
+                }
             };
-            let present = clients.iter().filter(|(_, c)| c.is_counted && counts(c)).count();
+            let present = clients.iter().filter(|(_, client)| counts(client)).count();
             assert_eq!(group.clients, present, "the clients of {}", group.name);
             blocked += group.blocked_pools();
         }
@@ -156,9 +173,11 @@ impl Engine {
         assert_eq!(waiting.len(), self.count(Some(key), ClientStanding::Waiting));
         assert_eq!(pool.active_clients, self.count(Some(key), ClientStanding::Active));
         assert_eq!(pool.cancels.len(), self.count(Some(key), ClientStanding::AwaitingCancel));
+        let dialled = pool.dialled_cancels.len();
+        assert_eq!(dialled, self.count(Some(key), ClientStanding::CancelDialled));
         let mode = self.house.mode;
         if mode.is_paused() || pool.is_paused {
-            let free = [ServerStanding::Idle, ServerStanding::Login];
+            let free = [ServerStanding::Idle, ServerStanding::Used, ServerStanding::Login];
             let free: usize = free.map(|standing| pool.servers.count(standing)).iter().sum();
             assert_eq!(free, 0, "in a pause no server is free, nor about to be");
         }
@@ -168,6 +187,7 @@ impl Engine {
         for standing in [
             ServerStanding::Login,
             ServerStanding::Idle,
+            ServerStanding::Used,
             ServerStanding::Active,
             ServerStanding::Tested,
             ServerStanding::Held,

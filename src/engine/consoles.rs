@@ -11,12 +11,12 @@ use crate::config::CONSOLE;
 use crate::config::values::AuthType;
 use crate::engine::Engine;
 use crate::engine::io::Effect;
-use crate::engine::logins::greet;
+use crate::engine::logins::{Identity, greet};
 use crate::keys::{ClientKey, Conn};
 use crate::pool::House;
 use crate::ring::Ring;
-use crate::session::client::{ClientAddress, Rights, State};
-use crate::session::client_login::{Goal, Startup};
+use crate::session::client::{ClientAddress, Counted, Rights, State};
+use crate::session::client_login::{Goal, Pending, Replication, Startup};
 use crate::session::farewell::Reason;
 use crate::sys;
 use crate::wire::emit::{self, Full};
@@ -69,7 +69,7 @@ impl Engine {
     pub(super) fn on_console_startup(
         &mut self,
         key: ClientKey,
-        startup: &Startup,
+        startup: Startup,
         now: Instant,
     ) -> Result<(), Reason> {
         let Some(client) = self.house.clients.get_mut(key) else {
@@ -77,36 +77,84 @@ impl Engine {
         };
         client.on_console = true;
         let from = client.from;
-        let access = self.console_access(from, &startup.user);
+        let (user, replication) = (&startup.user, startup.replication);
+        let access = self.console_access(from, user);
         // As PgBouncer: under `any` a name is nobody's.
         let name = match access {
             Access::Anybody(_) => CONSOLE,
-            _ => &startup.user,
+            _ => user,
         };
         if let Some(client) = self.house.clients.get_mut(key) {
             client.user = Some(name.into());
         }
-        self.log_login_attempt(key, CONSOLE, &startup.user, startup.replication);
-        let is_known = self.access.userlist.contains(&startup.user)
-            // Whoever knows the passwords, it is our lists that say who may come to the console.
-            || self.is_for_others(key, &startup.user, &Goal::Console { rights: Rights::Stats });
         let rights = match access {
-            Access::Owner => {
-                log::info!("{} pgbouncer access from unix socket", self.name_of(key));
-                return self.enter_console(key, Rights::Admin);
-            }
-            Access::Anybody(rights) => return self.enter_console(key, rights),
-            Access::Refused if is_known => return Err(Reason::NOT_ALLOWED),
-            Access::Listed(rights) => rights,
-            // He is asked as everybody else is, and fails in the end.
-            Access::Refused => Rights::Stats,
+            Access::Owner => Some(Rights::Admin),
+            Access::Anybody(rights) => Some(rights),
+            Access::Listed(_) | Access::Refused => None,
         };
-        if !is_known {
-            log::info!("{} no such user: {}", self.name_of(key), startup.user);
+        if let Some(rights) = rights {
+            self.log_login_attempt(key, CONSOLE, user, replication);
+            if access == Access::Owner {
+                log::info!("{} pgbouncer access from unix socket", self.name_of(key));
+            }
+            return self.enter_console(key, rights);
         }
-        let secrets = self.access.userlist.secrets(&startup.user).to_vec();
-        let claim = Claim { user: startup.user.clone(), secrets };
+        self.check_name(key, user, CONSOLE)?;
+        let is_known = self.access.userlist.contains(user)
+            // Whoever knows the passwords, it is our lists that say who may come to the console.
+            || self.is_for_others(key, user, &Goal::Console { rights: Rights::Stats });
+        let login = Pending { startup, database: None, query: String::new() };
+        if is_known {
+            return self.on_identity(key, login, Identity::Listed, now);
+        }
+        match self.ask_about(key, login, now)? {
+            Some(login) => self.on_identity(key, login, Identity::Unknown, now),
+            None => Ok(()),
+        }
+    }
+
+    /// It is known what can be known of somebody who asks for the console. Whether he may come
+    /// there is told before a password is asked for, unless he is nobody: then he is asked as
+    /// everybody else is, and fails in the end.
+    pub(super) fn on_console_identity(
+        &mut self,
+        key: ClientKey,
+        replication: Replication,
+        (claim, is_known): (Claim, bool),
+        now: Instant,
+    ) -> Result<(), Reason> {
+        let Some(from) = self.house.clients.get(key).map(|client| client.from) else {
+            return Ok(());
+        };
+        let access = self.console_access(from, &claim.user);
+        match is_known {
+            true => self.count_on_console(key, &claim.user, access)?,
+            false => self.admit_user(key, &claim.user)?,
+        }
+        self.log_login_attempt(key, CONSOLE, &claim.user, replication);
+        let rights = match access {
+            Access::Listed(rights) => rights,
+            Access::Owner | Access::Anybody(_) | Access::Refused if is_known => {
+                return Err(Reason::NOT_ALLOWED);
+            }
+            Access::Owner | Access::Anybody(_) | Access::Refused => Rights::Stats,
+        };
         self.have_proven(key, (claim, is_known), Goal::Console { rights }, now)
+    }
+
+    /// Administrators always find a place.
+    fn count_on_console(
+        &mut self,
+        key: ClientKey,
+        user: &str,
+        access: Access,
+    ) -> Result<(), Reason> {
+        if access != Access::Listed(Rights::Admin) {
+            self.house.database_admits(CONSOLE, None, &self.config)?;
+            self.house.user_admits(user, &self.config)?;
+        }
+        self.house.count(key, Counted::Console);
+        Ok(())
     }
 
     /// Somebody has proven who he is, and may.

@@ -33,6 +33,11 @@ impl Engine {
         }
     }
 
+    /// Whether that is a directory.
+    pub(super) fn is_for_directory(&self, key: ClientKey, user: &str, goal: &Goal) -> bool {
+        self.config.settings.auth_type != AuthType::Pam && self.is_for_others(key, user, goal)
+    }
+
     /// Who is to be asked about the password; `None`: we know it ourselves.
     pub(super) fn oracle_outside(
         &self,
@@ -87,7 +92,13 @@ impl Engine {
         (oracle, password): (Oracle, Secret),
     ) {
         let refusal = oracle.refusal();
-        let question = Question { user: claim.user.clone(), password: password.clone(), oracle };
+        let limit = self.config.settings.client_login_timeout;
+        let until = match self.house.clients.get(key) {
+            Some(client) if !limit.is_zero() => client.connected_at.checked_add(limit),
+            _ => None,
+        };
+        let (user, secret) = (claim.user.clone(), password.clone());
+        let question = Question { user, password: secret, oracle, until };
         self.effects.push_back(Effect::Consult { client: key, question });
         let step = Step::Consulting { password, refusal };
         self.put_proving(key, Proving { claim, goal, step });

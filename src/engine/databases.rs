@@ -71,7 +71,7 @@ impl Engine {
         let Some(pool) = self.house.pools.get(key) else {
             return;
         };
-        let servers = [ServerStanding::Idle, ServerStanding::Login]
+        let servers = [ServerStanding::Idle, ServerStanding::Used, ServerStanding::Login]
             .map(|standing| pool.servers.of(standing).keys(&self.house.servers));
         for server in servers.into_iter().flatten() {
             self.close_server(server, Reason::PAUSE_MODE, now);

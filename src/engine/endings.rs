@@ -106,6 +106,11 @@ impl Engine {
         if matches!(server.state, server::State::Closing) || self.has_left(key, now) {
             return;
         }
+        if let Some(pool) = self.house.pools.get_mut(pool)
+            && reason == Reason::SERVER_LIFETIME_OVER
+        {
+            pool.retired_at = Some(now);
+        }
         self.log_server_ending(key, &reason, now);
         self.house.endings.count(Side::Server, &reason);
         self.note_login_failure(key, &reason, now);
@@ -234,7 +239,9 @@ impl Engine {
                 | server::State::Active { .. }
                 | server::State::Unlinked { .. }
                 | server::State::Rescuing(_)
+                | server::State::Used { .. }
                 | server::State::Resetting
+                | server::State::Checking { .. }
                 | server::State::HeldForCancel
         );
         let is_broken = [Reason::SERVER_CRASHED, Reason::SERVER_CONNECTION_CLOSED].contains(reason);

@@ -10,7 +10,7 @@ use crate::engine::io::Effect;
 use crate::keys::{ClientKey, Conn, PoolKey};
 use crate::pool::{House, client_address};
 use crate::ring::{Ring, Rings};
-use crate::session::client::{Client, ClientAddress, State};
+use crate::session::client::{Client, ClientAddress, Counted, State};
 use crate::session::client_login::{
     self, Goal, MAX_USER_BYTES, Pending, Replication, Rules, Startup,
 };
@@ -103,31 +103,6 @@ impl Engine {
         told.map_err(|Full| Reason::BAD_PACKET)
     }
 
-    fn on_cancel_request(
-        &mut self,
-        key: ClientKey,
-        bytes: u64,
-        now: Instant,
-    ) -> Result<(), Reason> {
-        let client = self.house.clients.get_mut(key).ok_or(Reason::BAD_CANCEL_REQUEST)?;
-        let body = client.inbox.copy(startup::HEADER_BYTES as usize, bytes);
-        client.inbox.skip(bytes);
-        let secret: [u8; 8] = body.try_into().map_err(|_| Reason::BAD_CANCEL_REQUEST)?;
-        if let Some(client) = self.house.on_console_with(secret) {
-            self.effects.push_back(Effect::CancelAttendance { client });
-            return Err(Reason::CANCEL_FOR_CONSOLE);
-        }
-        let (target, pool) = self.house.cancel_target(secret)?;
-        if let Some(client) = self.house.clients.get_mut(key) {
-            client.pool = Some(pool);
-        }
-        let waiting = State::AwaitingCancel { target, carrier: None, since: now };
-        self.house.set_client_state(key, waiting);
-        self.watch(Conn::Client(key), now);
-        self.staff(pool, now);
-        Ok(())
-    }
-
     fn on_startup(
         &mut self,
         key: ClientKey,
@@ -155,7 +130,7 @@ impl Engine {
                 .map_err(|Full| Reason::WELCOME_FAILED)?;
         }
         if startup.database == CONSOLE {
-            return self.on_console_startup(key, &startup, now);
+            return self.on_console_startup(key, startup, now);
         }
         self.identify(key, startup, now)
     }
@@ -181,21 +156,25 @@ impl Engine {
     }
 
     /// Finds out who a client says it is. That may take asking a database.
-    fn identify(&mut self, key: ClientKey, startup: Startup, now: Instant) -> Result<(), Reason> {
+    fn identify(
+        &mut self,
+        key: ClientKey,
+        mut startup: Startup,
+        now: Instant,
+    ) -> Result<(), Reason> {
         let (user, name) = (&startup.user, &startup.database);
         if let Some(client) = self.house.clients.get_mut(key) {
             client.user = Some(user.as_str().into());
         }
         let database = self.database(key, name);
-        if user.len() > MAX_USER_BYTES {
-            log::info!("{} login failed: db={name} user={user}", self.name_of(key));
-            return Err(Reason::USERNAME_TOO_LONG);
-        }
+        self.check_name(key, user, name)?;
         let auth_type = self.config.settings.auth_type;
         let is_known = match auth_type {
             AuthType::Any => {
-                let forced = database.as_ref().and_then(|database| database.user.as_ref());
-                forced.map(|_| true).ok_or(Reason::CONFIG_ERROR)?
+                // The name that was asked for is nobody's.
+                let forced = database.as_ref().and_then(|database| database.user.clone());
+                startup.user = forced.ok_or(Reason::CONFIG_ERROR)?;
+                true
             }
             _ => {
                 let (name, replication) = (name.clone(), startup.replication);
@@ -218,6 +197,15 @@ impl Engine {
         }
     }
 
+    /// Names that are too long are nobody's.
+    pub(super) fn check_name(&self, key: ClientKey, user: &str, name: &str) -> Result<(), Reason> {
+        if user.len() > MAX_USER_BYTES {
+            log::info!("{} login failed: db={name} user={user}", self.name_of(key));
+            return Err(Reason::USERNAME_TOO_LONG);
+        }
+        Ok(())
+    }
+
     /// Decides whether a client is who it says. Whether its database exists is told only to
     /// somebody who has proven that.
     pub(super) fn on_identity(
@@ -238,23 +226,33 @@ impl Engine {
             Some(secret) => secret.iter().cloned().collect(),
             None => self.access.userlist.secrets(&user).to_vec(),
         };
-        let name = &startup.database;
         if let Some(client) = self.house.clients.get_mut(key) {
             client.user = Some(user.as_str().into());
         }
         if !is_known {
             log::info!("{} no such user: {user}", self.name_of(key));
         }
-        let pool = match database.filter(|_| is_known) {
-            Some(database) => Some(self.find_pool(key, &database, &user)?),
-            None => None,
+        let claim = Claim { user, secrets };
+        if startup.database == CONSOLE {
+            return self.on_console_identity(key, startup.replication, (claim, is_known), now);
+        }
+        let Claim { user, secrets } = claim;
+        let Startup { database: name, replication, .. } = startup;
+        let mut goal = Goal::Database { name, pool: None, replication };
+        let known_pool = match database.filter(|_| is_known) {
+            Some(database) => Some(self.find_pool(key, &database, &goal, &user)?),
+            None => {
+                self.admit_user(key, &user)?;
+                None
+            }
         };
-        if let (Some(pool), Some(secret)) = (pool, asked) {
+        if let (Some(pool), Some(secret)) = (known_pool, asked) {
             self.learn_secret((pool, &user), secret);
         }
-        self.log_login_attempt(key, name, &user, startup.replication);
-        let Startup { database: name, replication, .. } = startup;
-        let goal = Goal::Database { name, pool, replication };
+        self.log_login_attempt(key, goal.name(), &user, replication);
+        if let Goal::Database { pool, .. } = &mut goal {
+            *pool = known_pool;
+        }
         self.have_proven(key, (Claim { user, secrets }, is_known), goal, now)
     }
 
@@ -263,13 +261,31 @@ impl Engine {
         &mut self,
         key: ClientKey,
         database: &Database,
+        goal: &Goal,
         user: &str,
     ) -> Result<PoolKey, Reason> {
-        self.house.admits(database, user, &self.config)?;
+        let own = database.max_db_client_connections;
+        if let Err(full) = self.house.database_admits(&database.name, own, &self.config) {
+            // As PgBouncer: for a directory's users there is no limit by database.
+            if !self.is_for_directory(key, user, goal) {
+                return Err(full);
+            }
+        }
+        self.house.user_admits(user, &self.config)?;
         let login = database.user.as_deref().unwrap_or(user);
         let pool = self.house.pool(database, login, &self.config);
         self.house.join_pool(key, pool);
         Ok(pool)
+    }
+
+    /// Somebody who will not get to any database counts all the same, if his name is one that we
+    /// know from anywhere: or else guessing his password would not have his limit.
+    pub(super) fn admit_user(&mut self, key: ClientKey, user: &str) -> Result<(), Reason> {
+        if self.access.userlist.contains(user) || self.config.users.contains_key(user) {
+            self.house.user_admits(user, &self.config)?;
+            self.house.count(key, Counted::User);
+        }
+        Ok(())
     }
 
     pub(super) fn log_login_attempt(
@@ -322,12 +338,12 @@ impl Engine {
         pool: PoolKey,
         now: Instant,
     ) -> Result<(), Reason> {
-        if self.house.mode.is_shutting_down() {
-            return Err(Reason::POOLER_SHUTTING_DOWN);
-        }
         let database = self.house.pools.get(pool).map(|pool| pool.database.name.as_str());
         if let Some(name) = database.filter(|name| self.house.disabled_databases.contains(*name)) {
             return Err(Reason::ToldOf(format!("database \"{name}\" is disabled")));
+        }
+        if self.house.mode.is_shutting_down() {
+            return Err(Reason::POOLER_SHUTTING_DOWN);
         }
         if let Some(pool) = self.house.pools.get_mut(pool) {
             pool.stats.total.client_logins += 1;

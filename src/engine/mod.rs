@@ -4,12 +4,13 @@
 //!
 //! [`io`] is its border. [`clients`] and [`servers`] have one function for each thing that can
 //! happen to one, [`consoles`] what
-//! those on the admin console need, [`statements`] what their prepared statements need; [`logins`] decides who is let in, `staffing` decides when to open servers, `rescue` brings them back from clients that have gone, [`openings`] opens them, [`endings`] is
-//! the one place where a conversation ends. [`tls`] starts TLS on
+//! those on the admin console need, [`statements`] what their prepared statements need, `unlinked` is about servers that work for nobody; [`logins`] decides who is let in, `staffing` decides when to open servers, [`openings`] opens them, `rescue` brings them back from clients that have gone, [`endings`] is
+//! the one place where a conversation ends. `cancels` takes requests to cancel, [`tls`] starts TLS on
 //! either side. [`operate`] is what the operator does to the house, [`databases`] to a part of it,
 //! [`check`] its laws.
 
 pub mod asking;
+mod cancels;
 pub mod check;
 mod checking;
 pub mod clients;
@@ -29,6 +30,7 @@ mod staffing;
 pub mod statements;
 mod step;
 pub mod tls;
+mod unlinked;
 
 use crate::auth::access::Access;
 use crate::auth::challenge::SaltSource;
@@ -211,6 +213,24 @@ impl Engine {
         }
     }
 
+    /// As above, when an event said so. A server that works for nobody comes first: perhaps it has
+    /// gone, and then a client that asks in the same turn must not be given it.
+    pub fn wake(&mut self, conn: Conn) {
+        match conn {
+            Conn::Server(key) => {
+                if let Some(server) = self.house.servers.get_mut(key)
+                    && !std::mem::replace(&mut server.is_runnable, true)
+                {
+                    match server.client() {
+                        Some(_) => self.runnable.push_back(conn),
+                        None => self.runnable.push_front(conn),
+                    }
+                }
+            }
+            Conn::Client(_) => self.make_runnable(conn),
+        }
+    }
+
     fn runnable_flag(&mut self, conn: Conn) -> Option<&mut bool> {
         match conn {
             Conn::Client(key) => Some(&mut self.house.clients.get_mut(key)?.is_runnable),
@@ -364,6 +384,7 @@ impl Engine {
                 Due::Client(key, reason) => self.close_client(key, reason, now),
                 Due::Server(key, reason) => self.close_server(key, reason, now),
                 Due::Query(key) => self.query_takes_long(key, now),
+                Due::Unused(key) => self.server_is_used(key, now),
             }
         }
     }

@@ -284,6 +284,7 @@ impl Engine {
         }
         self.welcome_waiting(pool_key, now);
         self.house.set_server_state(key, State::Idle { since: now }, End::Back);
+        self.watch(Conn::Server(key), now);
         self.server_goes_on(key, now);
         self.staff(pool_key, now);
         self.tend(pool_key, now);
@@ -341,6 +342,14 @@ impl Engine {
             self.close_server(key, Reason::CANCEL_GIVEN_UP, now);
             return;
         };
+        if target.is_catching_up() {
+            // It would hit our own SET, and close the server for it.
+            match requester {
+                Some(client) => self.close_client(client, Reason::CANCEL_WHILE_SETTING, now),
+                None => self.close_server(key, Reason::CANCEL_GIVEN_UP, now),
+            }
+            return;
+        }
         target.cancels_in_flight += 1;
         let cancel_key = target.cancel_key.clone();
         let carrier = servers.get_mut(key).expect("its caller has seen it");

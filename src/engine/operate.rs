@@ -3,7 +3,7 @@
 use crate::auth::access::Access;
 use crate::config::{Config, Database};
 use crate::engine::Engine;
-use crate::keys::PoolKey;
+use crate::keys::{Conn, PoolKey};
 use crate::pool::House;
 use crate::pool::Learned;
 use crate::pool::mode::{Awaited, Mode};
@@ -87,7 +87,7 @@ impl Engine {
             };
             let mut waiting = pool.waiting.keys(&self.house.clients);
             waiting.extend(&pool.askers);
-            let servers = [ServerStanding::Idle, ServerStanding::Login]
+            let servers = [ServerStanding::Idle, ServerStanding::Used, ServerStanding::Login]
                 .map(|standing| pool.servers.of(standing).keys(&self.house.servers));
             for client in waiting.into_iter().filter(|_| mode.refuses_work()) {
                 self.close_client(client, Reason::SERVER_SHUTTING_DOWN, now);
@@ -189,13 +189,17 @@ impl Engine {
                 | State::LoggingIn(_) => {
                     self.close_server(server_key, Reason::CONNECT_STRING_CHANGED, now);
                 }
-                State::Idle { .. } => self.close_server(server_key, Reason::DATABASE_CHANGED, now),
+                State::Idle { .. } | State::Used { .. } => {
+                    self.close_server(server_key, Reason::DATABASE_CHANGED, now);
+                }
+                // In session pooling it need not wait for its client to leave.
+                State::Active { .. } => self.house.watch(Conn::Server(server_key), now),
                 // They end when they are done: see `after_work`.
-                State::Active { .. }
-                | State::Asking { .. }
+                State::Asking { .. }
                 | State::Unlinked { .. }
                 | State::Rescuing(_)
                 | State::Resetting
+                | State::Checking { .. }
                 | State::HeldForCancel
                 | State::CarryingCancel { .. }
                 | State::Leaving

@@ -6,12 +6,13 @@
 //! states are in [`crate::session::rescue`].
 
 use crate::engine::Engine;
-use crate::engine::servers::{Tools, store_parameter, take_note};
-use crate::engine::step::Step;
+use crate::engine::servers::{store_parameter, take_note};
+use crate::engine::step::{Step, last_step};
 use crate::keys::{Conn, ServerKey};
 use crate::pool::House;
 use crate::ring::Ring;
 use crate::session::farewell::Reason;
+use crate::session::params::{Tracked, Values};
 use crate::session::pipeline::{Action, Pipeline};
 use crate::session::relay;
 use crate::session::rescue::{self, CANCEL_AGAIN, Cancel, Remains, Rescue};
@@ -102,6 +103,20 @@ impl Engine {
         self.watch(Conn::Server(key), now);
     }
 
+    /// Judges all messages that can be judged now; the reason, if that ends the connection.
+    pub(super) fn judge_rescued(&mut self, key: ServerKey, now: Instant) -> Option<Reason> {
+        let max_packet_bytes = self.config.settings.max_packet_size;
+        let House { servers, pools, values, tracked, .. } = &mut self.house;
+        let server = servers.get_mut(key)?;
+        let pool = pools.get_mut(server.pool).expect("a server's pool outlives it");
+        let sent_bytes = &mut pool.stats.total.sent_bytes;
+        let next = || hear(server, max_packet_bytes, sent_bytes, (tracked, values), now);
+        match last_step(next) {
+            Step::Close(reason) => Some(reason),
+            Step::Next | Step::Wait | Step::NeedServer => None,
+        }
+    }
+
     /// Goes on with a server, if it is being brought back.
     pub(super) fn rescue_goes_on(&mut self, key: ServerKey, now: Instant) {
         let Some(server) = self.house.servers.get(key) else {
@@ -135,6 +150,7 @@ impl Engine {
                     log::info!("{} rescued (in {took}ms)", self.house.server_name(key));
                 }
                 self.settle_down(key, false, now);
+                self.watch(Conn::Server(key), now);
             }
         }
     }
@@ -253,8 +269,14 @@ fn need(server: &Server, rescue: &Rescue, has_reset_query: bool, now: Instant) -
     }
 }
 
-/// One message of a server that is being brought back.
-pub(super) fn step(server: &mut Server, max_packet_bytes: u32, tools: &mut Tools) -> Step {
+/// Takes the next message of a server that is being brought back.
+fn hear(
+    server: &mut Server,
+    max_packet_bytes: u32,
+    sent_bytes: &mut u64,
+    names: (&Tracked, &mut Values),
+    now: Instant,
+) -> Step {
     if !relay::rest(&mut server.inbox, None) {
         return Step::Wait;
     }
@@ -262,8 +284,7 @@ pub(super) fn step(server: &mut Server, max_packet_bytes: u32, tools: &mut Tools
         Verdict::NeedMore => Step::Wait,
         Verdict::Close(reason) => Step::Close(reason),
         Verdict::Parameter { bytes } => {
-            tools.counters.sent_bytes += bytes;
-            let names = (tools.tracked, &mut *tools.values);
+            *sent_bytes += bytes;
             if let Err(reason) = store_parameter(server, None, bytes, names) {
                 return Step::Close(reason);
             }
@@ -272,9 +293,9 @@ pub(super) fn step(server: &mut Server, max_packet_bytes: u32, tools: &mut Tools
             Step::Next
         }
         Verdict::Pass { bytes, note } => {
-            tools.counters.sent_bytes += bytes;
+            *sent_bytes += bytes;
             server.inbox.skip(bytes);
-            on_note(server, note, tools.now)
+            on_note(server, note, now)
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::config::values::PoolMode;
 use crate::engine::step::{Step, last_step};
-use crate::engine::{Engine, rescue, statements};
+use crate::engine::{Engine, statements};
 use crate::keys::{ClientKey, Conn, ServerKey};
 use crate::pool::link::Released;
 use crate::pool::queues::End;
@@ -15,7 +15,7 @@ use crate::session::params::{Tracked, Values};
 use crate::session::pipeline::{Action, Lost};
 use crate::session::relay;
 use crate::session::server::{Activity, Note, Rules, Server, State, Verdict};
-use crate::wire::backend::{self, ErrorFields, Reply, TxStatus};
+use crate::wire::backend::{self, ErrorFields, Reply};
 use crate::wire::emit;
 use crate::wire::frame;
 use std::time::Instant;
@@ -72,7 +72,11 @@ impl Engine {
             State::Rescuing(_) => self.rescue_goes_on(key, now),
             _ if !server.is_done() => {}
             State::Active { .. } if self.house.may_release(key) => self.release(key, now),
-            State::Resetting | State::Idle { .. } => self.settle_down(key, false, now),
+            State::Idle { .. } => self.settle_down(key, false, now),
+            State::Resetting | State::Checking { .. } => {
+                self.settle_down(key, false, now);
+                self.watch(Conn::Server(key), now);
+            }
             _ => {}
         }
     }
@@ -96,20 +100,12 @@ impl Engine {
                     false => Step::Wait,
                 })
             }
-            State::Idle { .. } | State::HeldForCancel | State::Resetting => {
-                let pool = pools.get_mut(server.pool).expect("a server's pool outlives it");
-                let Pool { stats, times, .. } = pool;
-                let counters = &mut stats.total;
-                let mut tools = Tools { tracked, values, counters, times, now };
-                last_step(|| unlinked_step(server, max_packet_bytes, &mut tools))
-            }
-            State::Rescuing(_) => {
-                let pool = pools.get_mut(server.pool).expect("a server's pool outlives it");
-                let Pool { stats, times, .. } = pool;
-                let counters = &mut stats.total;
-                let mut tools = Tools { tracked, values, counters, times, now };
-                last_step(|| rescue::step(server, max_packet_bytes, &mut tools))
-            }
+            State::Idle { .. }
+            | State::Used { .. }
+            | State::HeldForCancel
+            | State::Resetting
+            | State::Checking { .. } => return self.judge_unlinked(key, now),
+            State::Rescuing(_) => return self.judge_rescued(key, now),
             State::CarryingCancel { .. } => {
                 let bytes = server.inbox.unjudged();
                 server.inbox.skip(bytes);
@@ -206,8 +202,9 @@ impl Engine {
 
     /// The server's last work is done; a reset may be due.
     pub(super) fn settle_down(&mut self, key: ServerKey, reset_due: bool, now: Instant) {
-        match self.house.after_work(key, reset_due, &self.config.settings) {
+        match self.house.after_work(key, reset_due, &self.config.settings, now) {
             Released::Close(reason) => self.close_server(key, reason, now),
+            Released::Used => self.server_is_used(key, now),
             Released::Held => self.house.set_server_state(key, State::HeldForCancel, End::Back),
             Released::Reset => self.reset(key, now),
             Released::Idle => self.server_is_free(key, now),
@@ -219,9 +216,7 @@ impl Engine {
         let House { servers, rings, .. } = &mut self.house;
         let server = servers.get_mut(key).expect("just moved");
         let sql = self.config.settings.server_reset_query.as_bytes();
-        server.activity = Activity::Busy;
-        server.pipeline.expect(crate::wire::frontend::Request::Query, Action::Swallow);
-        match server.egress.push_own(rings, |ring| emit::query(ring, sql)) {
+        match server.ask_ourselves(rings, sql) {
             Ok(()) => self.make_runnable(Conn::Server(key)),
             Err(emit::Full) => self.close_server(key, Reason::RESET_FAILED, now),
         }
@@ -286,13 +281,13 @@ enum Next {
 }
 
 /// What a linked server's messages are judged with.
-pub(super) struct Tools<'a> {
-    pub tracked: &'a Tracked,
-    pub values: &'a mut Values,
+struct Tools<'a> {
+    tracked: &'a Tracked,
+    values: &'a mut Values,
     /// Of its pool.
-    pub counters: &'a mut Counters,
+    counters: &'a mut Counters,
     times: &'a mut Times,
-    pub now: Instant,
+    now: Instant,
 }
 
 impl Tools<'_> {
@@ -442,47 +437,4 @@ pub(super) fn store_parameter(
         client.parameters.set(index, value);
     }
     Ok(())
-}
-
-/// What a server says that works for nobody. Notices, parameters and notifications are welcome at
-/// any time: a reload of PostgreSQL's configuration must not cost us every idle connection.
-fn unlinked_step(server: &mut Server, max_packet_bytes: u32, tools: &mut Tools) -> Step {
-    if !relay::rest(&mut server.inbox, None) {
-        return Step::Wait;
-    }
-    let resetting = matches!(server.state, State::Resetting);
-    match server.judge(max_packet_bytes) {
-        Verdict::NeedMore => Step::Wait,
-        Verdict::Close(reason) => Step::Close(reason),
-        Verdict::Parameter { bytes } => {
-            tools.counters.sent_bytes += bytes;
-            let names = (tools.tracked, &mut *tools.values);
-            if let Err(reason) = store_parameter(server, None, bytes, names) {
-                return Step::Close(reason);
-            }
-            server.inbox.skip(bytes);
-            Step::Next
-        }
-        Verdict::Pass { bytes, note } => {
-            let is_notice = server.inbox.peek_tag() == Some(b'N');
-            server.inbox.skip(bytes);
-            tools.counters.sent_bytes += bytes;
-            match note {
-                Note::Notification => Step::Next,
-                Note::Forgotten if resetting => {
-                    server.statements.clear();
-                    Step::Next
-                }
-                Note::Ready(TxStatus::Idle) if resetting => {
-                    server.pipeline.on_ready_for_query();
-                    server.activity = Activity::Ready;
-                    Step::Next
-                }
-                Note::Ready(_) if resetting => Step::Close(Reason::RESET_FAILED),
-                // As PgBouncer: whether the reset query succeeds is not our concern.
-                _ if resetting || is_notice => Step::Next,
-                _ => Step::Close(Reason::IDLE_GOT_DIRTY),
-            }
-        }
-    }
 }

@@ -28,8 +28,9 @@ impl Engine {
     /// way now that was not before.
     pub(super) fn staff(&mut self, key: PoolKey, now: Instant) -> bool {
         self.send_carriers(key, now);
-        let waits = self.house.pools.get(key).is_some_and(Pool::has_waiting);
-        waits && self.try_open(key, Demand::Waiting, now)
+        self.try_out_for_waiting(key, now);
+        let is_needed = self.house.pools.get(key).is_some_and(|pool| !pool.is_cared_for());
+        is_needed && self.try_open(key, Demand::Waiting, now)
     }
 
     fn send_carriers(&mut self, key: PoolKey, now: Instant) {
@@ -38,12 +39,8 @@ impl Engine {
                 break;
             }
             let carrier = self.open(key, Purpose::Cancel { target, requester }, now);
-            match requester.and_then(|requester| self.house.clients.get_mut(requester)) {
-                Some(client) => {
-                    if let client::State::AwaitingCancel { carrier: own, .. } = &mut client.state {
-                        *own = Some(carrier);
-                    }
-                }
+            match requester {
+                Some(requester) => self.house.note_carrier(requester, target, carrier, now),
                 None => self.house.note_own_cancel(target, Cancel::UnderWay),
             }
             self.dial(carrier, now);

@@ -1,5 +1,5 @@
 //! Work that may block or take long, on side threads: one looks up host names, one makes keys of
-//! passwords, one asks PAM and one directories about passwords. A name server that does not answer
+//! passwords, one asks PAM and some directories about passwords. A name server that does not answer
 //! holds up no login, and a storm of logins no name.
 //!
 //! Jobs go there over bounded queues, answers come back over another, and a waker ends the sleep
@@ -15,8 +15,8 @@ use crate::keys::{ClientKey, Conn, ServerKey};
 use mio::{Registry, Waker};
 use std::io;
 use std::net::{IpAddr, ToSocketAddrs};
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 /// So many names may wait to be looked up.
@@ -26,6 +26,8 @@ const MAX_KEYS: usize = 4096;
 /// So many clients may wait until PAM, or a directory, has looked at their passwords. Those that
 /// come last in such a queue are mostly out of time before it is their turn.
 const MAX_QUESTIONS: usize = 256;
+/// So many directories are asked at once: one that has nothing to say takes seconds.
+const DIRECTORY_THREADS: usize = 4;
 
 /// Something that a side thread does.
 trait Job: Send + 'static {
@@ -64,7 +66,15 @@ struct Consultation {
 
 impl Job for Consultation {
     fn run(self) -> Input {
-        Input::Consulted { client: self.client, answer: oracles::ask(&self.question) }
+        let Consultation { client, question } = self;
+        // A module that was stuck for a minute is not asked about a minute's crowd of clients that
+        // have long gone.
+        let is_late = question.until.is_some_and(|until| until <= Instant::now());
+        let answer = match is_late {
+            true => Err("nobody waits for the answer any more".to_owned()),
+            false => oracles::ask(&question),
+        };
+        Input::Consulted { client, answer }
     }
 }
 
@@ -73,6 +83,7 @@ struct Lane<J> {
     /// The thread's name, and what waits for it.
     name: &'static str,
     limit: usize,
+    threads: usize,
     jobs: Option<SyncSender<J>>,
 }
 
@@ -100,10 +111,11 @@ impl Helper {
         let (there, here) = channel();
         Ok(Self {
             replies: Replies { waker, there, here },
-            names: Lane { name: "names", limit: MAX_NAMES, jobs: None },
-            keys: Lane { name: "keys", limit: MAX_KEYS, jobs: None },
-            pam: Lane { name: "PAM logins", limit: MAX_QUESTIONS, jobs: None },
-            directories: Lane { name: "LDAP logins", limit: MAX_QUESTIONS, jobs: None },
+            names: Lane::new("names", MAX_NAMES, 1),
+            keys: Lane::new("keys", MAX_KEYS, 1),
+            // Not every module of PAM is made for more than one thread.
+            pam: Lane::new("PAM logins", MAX_QUESTIONS, 1),
+            directories: Lane::new("LDAP logins", MAX_QUESTIONS, DIRECTORY_THREADS),
             has_answers: false,
         })
     }
@@ -148,6 +160,10 @@ impl Helper {
 }
 
 impl<J: Job> Lane<J> {
+    fn new(name: &'static str, limit: usize, threads: usize) -> Self {
+        Self { name, limit, threads, jobs: None }
+    }
+
     fn submit(&mut self, job: J, replies: &Replies) -> Result<(), J> {
         let jobs = match self.jobs.take().map_or_else(|| self.start(replies), Ok) {
             Ok(jobs) => self.jobs.insert(jobs),
@@ -167,17 +183,23 @@ impl<J: Job> Lane<J> {
 
     fn start(&self, replies: &Replies) -> io::Result<SyncSender<J>> {
         let (jobs, jobs_there) = sync_channel(self.limit);
-        let (answers, waker) = (replies.there.clone(), Arc::clone(&replies.waker));
-        std::thread::Builder::new()
-            .name(self.name.to_string())
-            .spawn(move || work(&jobs_there, &answers, &waker))?;
+        let jobs_there = Arc::new(Mutex::new(jobs_there));
+        for _ in 0..self.threads {
+            let (answers, waker) = (replies.there.clone(), Arc::clone(&replies.waker));
+            let jobs_there = Arc::clone(&jobs_there);
+            std::thread::Builder::new()
+                .name(self.name.to_string())
+                .spawn(move || work(&jobs_there, &answers, &waker))?;
+        }
         Ok(jobs)
     }
 }
 
 /// A side thread's life: ends when the loop has gone.
-fn work<J: Job>(jobs: &Receiver<J>, answers: &Sender<Input>, waker: &Waker) {
-    for job in jobs {
+fn work<J: Job>(jobs: &Mutex<Receiver<J>>, answers: &Sender<Input>, waker: &Waker) {
+    // Whoever holds the lock waits for the next job, the others for the lock.
+    let next = || jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+    while let Ok(job) = next() {
         if answers.send(job.run()).is_err() || waker.wake().is_err() {
             return;
         }
@@ -229,6 +251,19 @@ mod tests {
         assert_eq!(helper.derive(Conn::Server(server), derivation.clone()), Ok(()));
         let refused = helper.derive(Conn::Server(server), derivation.clone());
         assert_eq!(refused, Err(derivation));
+    }
+
+    #[test]
+    fn nobody_is_asked_about_who_has_no_time_left() {
+        let question = Question {
+            user: "anybody".to_owned(),
+            password: crate::config::Secret::new(*b"secret"),
+            oracle: Oracle::Pam { remote_host: "unix".to_owned() },
+            until: Some(Instant::now()),
+        };
+        let late = Consultation { client: ClientKey::new(0, 1), question };
+        let Input::Consulted { answer, .. } = late.run() else { panic!("an answer") };
+        assert_eq!(answer, Err("nobody waits for the answer any more".to_owned()));
     }
 
     #[test]

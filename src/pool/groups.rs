@@ -8,9 +8,10 @@
 //! A pool whose clients wait because a limit leaves no room is *blocked*: it stands in the line of
 //! the group that is full, and has the next place that becomes free there.
 
-use crate::config::{Config, Database};
+use crate::config::{CONSOLE, Config};
 use crate::keys::{ClientKey, GroupKey, Keyed, PoolKey, ServerKey};
 use crate::pool::{House, Pool};
+use crate::session::client::{Client, Counted};
 use crate::session::farewell::Reason;
 use std::collections::{HashMap, VecDeque};
 
@@ -183,6 +184,15 @@ impl Groups {
     }
 }
 
+/// The database for which a client counts, if it does.
+fn counted_database<'a>(client: &Client, pools: &'a Keyed<PoolKey, Pool>) -> Option<&'a str> {
+    match client.counted {
+        Counted::Pool => Some(&pools.get(client.pool?)?.database.name),
+        Counted::Console => Some(CONSOLE),
+        Counted::User | Counted::Nowhere => None,
+    }
+}
+
 /// So many servers, or `None` for no limit.
 fn limit(number: i32) -> Option<usize> {
     usize::try_from(number).ok().filter(|number| *number > 0)
@@ -199,19 +209,28 @@ impl Pool {
 }
 
 impl House {
-    /// Whether one more client may come to this database as this user.
-    pub fn admits(&self, database: &Database, user: &str, config: &Config) -> Result<(), Reason> {
-        let settings = &config.settings;
-        let own = database.max_db_client_connections;
-        let most = limit(own.unwrap_or(settings.max_db_client_connections));
-        let present = self.groups.database(&database.name).map_or(0, |group| group.clients);
-        if most.is_some_and(|most| present >= most) {
-            return Err(Reason::TOO_MANY_DATABASE_CLIENTS);
+    /// Whether one more client may come to the database of this name, which has this limit of its
+    /// own.
+    pub fn database_admits(
+        &self,
+        name: &str,
+        own: Option<i32>,
+        config: &Config,
+    ) -> Result<(), Reason> {
+        let most = limit(own.unwrap_or(config.settings.max_db_client_connections));
+        let present = self.groups.database(name).map_or(0, |group| group.clients);
+        match most.is_some_and(|most| present >= most) {
+            true => Err(Reason::TOO_MANY_DATABASE_CLIENTS),
+            false => Ok(()),
         }
+    }
+
+    /// Whether one more client may come as this user.
+    pub fn user_admits(&self, user: &str, config: &Config) -> Result<(), Reason> {
         let own = config.users.get(user).and_then(|user| user.max_user_client_connections);
         let present = self.groups.user(user).map_or(0, |group| group.clients);
         // As PgBouncer: only 0 is no limit, less lets nobody in.
-        match own.unwrap_or(settings.max_user_client_connections) {
+        match own.unwrap_or(config.settings.max_user_client_connections) {
             0 => Ok(()),
             most if usize::try_from(most).is_ok_and(|most| present < most) => Ok(()),
             _ => Err(Reason::TOO_MANY_USER_CLIENTS),
@@ -220,32 +239,47 @@ impl House {
 
     /// A client, which has not proven yet who it is, is taken for one of this pool.
     pub fn join_pool(&mut self, client: ClientKey, key: PoolKey) {
-        let (Some(client), Some(pool)) = (self.clients.get_mut(client), self.pools.get_mut(key))
-        else {
+        let Some(pool) = self.pools.get_mut(key) else {
             return;
         };
-        assert!(!client.is_counted, "nobody is counted twice");
-        client.pool = Some(key);
-        client.is_counted = true;
         pool.members += 1;
         pool.unused_since = None;
-        self.groups.count_client(Kind::Database, &pool.database.name, true);
+        if let Some(client) = self.clients.get_mut(client) {
+            client.pool = Some(key);
+        }
+        self.count(client, Counted::Pool);
+    }
+
+    /// A client counts from now on: for its user, and for more.
+    pub fn count(&mut self, client: ClientKey, counted: Counted) {
+        let Some(client) = self.clients.get_mut(client) else {
+            return;
+        };
+        assert_eq!(client.counted, Counted::Nowhere, "nobody is counted twice");
+        client.counted = counted;
         let user = client.user.as_deref().unwrap_or("");
         self.groups.count_client(Kind::User, user, true);
+        if let Some(database) = counted_database(client, &self.pools) {
+            self.groups.count_client(Kind::Database, database, true);
+        }
     }
 
     /// A client is leaving. The pool that it was counted for.
     pub fn leave_pool(&mut self, client: ClientKey) -> Option<PoolKey> {
         let client = self.clients.get_mut(client)?;
-        if !std::mem::take(&mut client.is_counted) {
+        if client.counted == Counted::Nowhere {
+            return None;
+        }
+        if let Some(database) = counted_database(client, &self.pools) {
+            self.groups.count_client(Kind::Database, database, false);
+        }
+        let user = client.user.as_deref().unwrap_or("");
+        self.groups.count_client(Kind::User, user, false);
+        if std::mem::take(&mut client.counted) != Counted::Pool {
             return None;
         }
         let key = client.pool?;
-        let pool = self.pools.get_mut(key)?;
-        pool.members -= 1;
-        self.groups.count_client(Kind::Database, &pool.database.name, false);
-        let user = client.user.as_deref().unwrap_or("");
-        self.groups.count_client(Kind::User, user, false);
+        self.pools.get_mut(key)?.members -= 1;
         Some(key)
     }
 

@@ -5,12 +5,13 @@
 //! nothing of this.
 
 use crate::config::Config;
+use crate::config::settings::Settings;
+use crate::config::values::PoolMode;
 use crate::keys::{ClientKey, Conn, ServerKey};
-use crate::pool::House;
 use crate::pool::limits::{self, shorter};
+use crate::pool::{House, Pool};
 use crate::session::client::{self, Client};
 use crate::session::farewell::Reason;
-use crate::session::rescue::{Cancel, Rescue, Step};
 use crate::session::server::{Activity, Server, State};
 use std::time::{Duration, Instant};
 
@@ -21,9 +22,26 @@ pub enum Due {
     Client(ClientKey, Reason),
     /// A server ends.
     Server(ServerKey, Reason),
-    /// A server is being brought back, and its query takes too long.
+    /// A server has been free for so long that it is to be tried out before it serves again.
+    Unused(ServerKey),
+    /// A server is being brought back, and its query takes long.
     Query(ServerKey),
 }
+
+/// What becomes of a server whose time is up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// It ends.
+    End(Reason),
+    /// It is tried out before it serves again.
+    TryOut,
+    /// It is being brought back, and its query is cancelled if it still runs.
+    CancelQuery,
+}
+
+/// How often we look whether an outdated server is free at last; and how long one that has become
+/// dirty may still tell us that it has gone.
+const PACE: Duration = Duration::from_millis(333);
 
 /// What may take so long from when on, and what it is called if it takes longer. A limit of zero is
 /// none, and so is one beyond the end of time.
@@ -56,13 +74,7 @@ impl House {
                     let end = self.clients.get(key).and_then(|c| self.client_end(c, config));
                     end.filter(|(at, _)| *at <= now).map(|(_, reason)| Due::Client(key, reason))
                 }
-                Conn::Server(key) => {
-                    let end = self.servers.get(key).and_then(|s| self.server_end(s, config));
-                    let end = end.filter(|(at, _)| *at <= now);
-                    let query = self.servers.get(key).and_then(cancel_at).filter(|at| *at <= now);
-                    let end = end.map(|(_, reason)| Due::Server(key, reason));
-                    end.or_else(|| query.map(|_| Due::Query(key)))
-                }
+                Conn::Server(key) => self.server_due(key, config, now),
             };
             if due.is_some() {
                 return due;
@@ -70,6 +82,29 @@ impl House {
             self.watch_again(conn, config, now);
         }
         None
+    }
+
+    fn server_due(&self, key: ServerKey, config: &Config, now: Instant) -> Option<Due> {
+        let server = self.servers.get(key)?;
+        if config.settings.server_fast_close.is_on() && self.is_outdated(server) {
+            return Some(Due::Server(key, Reason::DATABASE_CHANGED));
+        }
+        let (_, fate) = self.server_end(server, config).filter(|(at, _)| *at <= now)?;
+        Some(match fate {
+            Fate::End(reason) => Due::Server(key, reason),
+            Fate::TryOut => Due::Unused(key),
+            Fate::CancelQuery => Due::Query(key),
+        })
+    }
+
+    /// Whether a server is to be closed and has nothing to do, although its client is still there,
+    /// as in session pooling.
+    fn is_outdated(&self, server: &Server) -> bool {
+        let client = server.client().and_then(|client| self.clients.get(client));
+        client.is_some_and(|client| {
+            let says_nothing = client.inbox.unjudged() == 0 && !client.inbox.is_mid_message();
+            server.close_needed && server.is_done() && says_nothing
+        })
     }
 
     /// Has a connection looked at when the first limit would be reached that it is under now or may
@@ -80,10 +115,13 @@ impl House {
                 let end = self.client_end(client, config).map(|(at, _)| at);
                 [end, client_prospect(client, config, now)].into_iter().flatten().min()
             }),
-            Conn::Server(key) => self.servers.get(key).and_then(|server| {
-                let end = self.server_end(server, config).map(|(at, _)| at);
-                [end, self.server_prospect(server, now)].into_iter().flatten().min()
-            }),
+            Conn::Server(key) => {
+                self.note_age(key, now);
+                self.servers.get(key).and_then(|server| {
+                    let end = self.server_end(server, config).map(|(at, _)| at);
+                    [end, self.server_prospect(server, config, now)].into_iter().flatten().min()
+                })
+            }
         };
         if let Some(at) = next {
             self.watch(conn, at);
@@ -171,65 +209,148 @@ impl House {
         }
     }
 
-    /// When a server's time is up if nothing happens before, and why.
-    pub fn server_end(&self, server: &Server, config: &Config) -> Option<(Instant, Reason)> {
-        match server.state {
+    fn note_age(&mut self, key: ServerKey, now: Instant) {
+        let House { servers, pools, .. } = self;
+        if let Some(server) = servers.get_mut(key)
+            && let Some(pool) = pools.get(server.pool)
+        {
+            let end = server.connected_at.checked_add(pool.lifetime);
+            server.has_aged = !pool.lifetime.is_zero() && end.is_some_and(|end| end <= now);
+        }
+    }
+
+    /// When a server's time is up if nothing happens before, and what becomes of it then.
+    pub fn server_end(&self, server: &Server, config: &Config) -> Option<(Instant, Fate)> {
+        let pool = self.pools.get(server.pool)?;
+        let settings = &config.settings;
+        let is_dirty = server.activity != Activity::Ready;
+        let end = match server.state {
             State::Connecting(_)
             | State::AskingForTls(_)
             | State::StartingTls(_)
             | State::LoggingIn(_)
             | State::CarryingCancel { .. } => {
-                let limit = config.settings.server_connect_timeout;
+                let limit = settings.server_connect_timeout;
                 Limit(server.connected_at, limit, server.timeout_reason()).end()
             }
-            State::Active { client } => {
-                let pool = self.pools.get(server.pool)?;
-                let client = self.clients.get(client)?;
-                let limits = pool.limits;
-                // A query has been asked, and the server has not said its last word to it.
-                let query = client.query_since.filter(|_| server.activity != Activity::Ready);
-                let is_idle = server.activity == Activity::InTransaction;
-                let idle = is_idle.then_some(server.spoke_at);
-                let transaction = client.transaction_since;
-                let transaction = transaction.filter(|_| server.activity != Activity::Ready);
-                first([
-                    query.map(|since| Limit(since, limits.query, Reason::QUERY_TIMED_OUT)),
-                    idle.map(|since| {
-                        Limit(since, limits.idle_transaction, Reason::IDLE_TRANSACTION_TIMEOUT)
-                    }),
-                    transaction
-                        .map(|since| Limit(since, limits.transaction, Reason::TRANSACTION_TIMEOUT)),
-                ])
+            State::Active { client } => pool.work_end(server, self.clients.get(client)?),
+            State::Idle { since } if is_dirty => {
+                Limit(since, PACE, Reason::SV_IDLE_GOT_DIRTY).end()
             }
             State::Rescuing(ref rescue) => {
-                Limit(rescue.since, rescue.limit, Reason::RESCUE_TIMEOUT).end()
+                let end = Limit(rescue.since, rescue.limit, Reason::RESCUE_TIMEOUT).end();
+                let query = rescue.cancel_at();
+                if let Some(query) = query.filter(|at| end.as_ref().is_none_or(|end| *at < end.0)) {
+                    return Some((query, Fate::CancelQuery));
+                }
+                end
             }
-            State::Idle { .. }
-            | State::Asking { .. }
+            State::Used { since } if is_dirty => {
+                Limit(since, PACE, Reason::SV_USED_GOT_DIRTY).end()
+            }
+            State::Idle { since } => {
+                let since = since.max(server.spoke_at);
+                let end = pool.rest_end(server, since, settings);
+                let check = settings.check_after().and_then(|delay| since.checked_add(delay));
+                if let Some(check) = check.filter(|at| end.as_ref().is_none_or(|end| *at < end.0)) {
+                    return Some((check, Fate::TryOut));
+                }
+                end
+            }
+            State::Used { since } => pool.rest_end(server, since, settings),
+            State::Resetting => pool.rest_end(server, server.spoke_at, settings),
+            State::Checking { since } => {
+                // As long as a new connection may take, which is what else could be done.
+                let limit = settings.server_connect_timeout;
+                let unanswered = Limit(since, limit, Reason::TEST_QUERY_FAILED).end();
+                earlier(unanswered, pool.rest_end(server, since, settings))
+            }
+            State::Asking { .. }
             | State::Unlinked { .. }
-            | State::Resetting
             | State::HeldForCancel
             | State::Leaving
             | State::Closing => None,
-        }
+        };
+        end.map(|(at, reason)| (at, Fate::End(reason)))
     }
 
-    /// When a server that works could be over a limit that it is not under yet.
-    fn server_prospect(&self, server: &Server, now: Instant) -> Option<Instant> {
-        if let Some(at) = cancel_at(server) {
-            return Some(at.max(now));
-        }
-        let pool = self.pools.get(server.pool).filter(|_| server.client().is_some())?;
-        earliest(pool.limits.shortest()?, now)
+    /// When a server could be over a limit that it is not under yet.
+    fn server_prospect(&self, server: &Server, config: &Config, now: Instant) -> Option<Instant> {
+        let pool = self.pools.get(server.pool)?;
+        let settings = &config.settings;
+        let rest =
+            shorter(settings.server_idle_timeout, settings.check_after().unwrap_or_default());
+        let rest = earliest(rest, now);
+        let age = server.connected_at.checked_add(pool.lifetime);
+        let age = age.filter(|_| !pool.lifetime.is_zero() && !server.has_aged);
+        let prospects = match server.state {
+            State::Active { .. } => {
+                let work = pool.limits.shortest().and_then(|limit| earliest(limit, now));
+                let may_end_early = server.close_needed && settings.server_fast_close.is_on();
+                let is_session = pool.mode == PoolMode::Session;
+                [work, age, rest, (may_end_early && is_session).then(|| now + PACE)]
+            }
+            State::Asking { .. }
+            | State::Unlinked { .. }
+            | State::Resetting
+            | State::Checking { .. }
+            | State::HeldForCancel => [None, age, rest, None],
+            // When others have come, it is not kept any more.
+            State::Idle { .. } | State::Used { .. } if pool.keeps_all() => {
+                [None, None, earliest(settings.server_idle_timeout, now), None]
+            }
+            _ => [None; 4],
+        };
+        prospects.into_iter().flatten().min()
     }
 }
 
-/// When the query of a server that is being brought back is cancelled if it still runs.
-fn cancel_at(server: &Server) -> Option<Instant> {
-    match server.rescue()? {
-        Rescue { step: Step::Draining, cancel: Cancel::NotBefore(at), .. } => Some(*at),
-        _ => None,
+impl Pool {
+    /// Whether none of its servers ends for being unused: there are no more than are to be kept.
+    pub fn keeps_all(&self) -> bool {
+        self.min_size > 0 && self.servers.connected() <= self.min_size
     }
+
+    /// When a server will have worked for its client for too long.
+    fn work_end(&self, server: &Server, client: &Client) -> Option<(Instant, Reason)> {
+        let limits = self.limits;
+        // Something has been asked, and the server has not said its last word to it.
+        let is_busy = server.activity != Activity::Ready;
+        let query = client.query_since.filter(|_| is_busy);
+        let idle = (server.activity == Activity::InTransaction).then_some(server.spoke_at);
+        let transaction = client.transaction_since.filter(|_| is_busy);
+        first([
+            query.map(|since| Limit(since, limits.query, Reason::QUERY_TIMED_OUT)),
+            idle.map(|since| {
+                Limit(since, limits.idle_transaction, Reason::IDLE_TRANSACTION_TIMEOUT)
+            }),
+            transaction.map(|since| Limit(since, limits.transaction, Reason::TRANSACTION_TIMEOUT)),
+        ])
+    }
+
+    /// When a server that works for nobody will have been unused for too long, or be too old.
+    fn rest_end(
+        &self,
+        server: &Server,
+        since: Instant,
+        settings: &Settings,
+    ) -> Option<(Instant, Reason)> {
+        let limit = if self.keeps_all() { Duration::ZERO } else { settings.server_idle_timeout };
+        let idle = Limit(since, limit, Reason::SERVER_IDLE_TIMEOUT).end();
+        let age = Limit(server.connected_at, self.lifetime, Reason::SERVER_LIFETIME_OVER).end();
+        // Those of one age do not end all at once.
+        let age =
+            age.map(|(at, why)| (self.next_retirement().map_or(at, |next| next.max(at)), why));
+        earlier(idle, age)
+    }
+}
+
+/// Of two ends the one that comes first.
+fn earlier(
+    one: Option<(Instant, Reason)>,
+    other: Option<(Instant, Reason)>,
+) -> Option<(Instant, Reason)> {
+    [one, other].into_iter().flatten().min_by_key(|(at, _)| *at)
 }
 
 /// The same of a client that is not idle.

@@ -14,7 +14,7 @@ use crate::session::pipeline::Action;
 use crate::session::rescue::{MAX_PADDING_BYTES, Remains, Rescue};
 use crate::session::server::{self, Activity, Server};
 use crate::wire::frontend::Request;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What came of asking for a server.
 #[derive(Debug, PartialEq, Eq)]
@@ -34,6 +34,8 @@ pub enum Acquired {
 pub enum Released {
     /// It is free.
     Idle,
+    /// It is free, to be tried out before it serves again.
+    Used,
     /// It has to run the reset query first.
     Reset,
     /// It waits until no cancel can hit the next client.
@@ -215,7 +217,13 @@ impl House {
 
     /// Decides what becomes of a server without a client, done with its work. The reset query is
     /// due once, right after the client has gone.
-    pub fn after_work(&self, key: ServerKey, reset_due: bool, settings: &Settings) -> Released {
+    pub fn after_work(
+        &self,
+        key: ServerKey,
+        reset_due: bool,
+        settings: &Settings,
+        now: Instant,
+    ) -> Released {
         let server = self.servers.get(key).expect("only a server that is there is released");
         let pool = self.pools.get(server.pool);
         let mode = pool.map(|pool| pool.mode);
@@ -223,6 +231,8 @@ impl House {
         if !server.is_done() {
             // It said something of its own accord, and that has not come in as a whole.
             Released::Close(Reason::IDLE_GOT_DIRTY)
+        } else if pool.is_some_and(|pool| pool.may_retire(server, reset_due, now)) {
+            Released::Close(Reason::SERVER_LIFETIME_OVER)
         } else if server.close_needed || server.pipeline.is_uncertain() {
             Released::Close(Reason::CLOSE_NEEDED)
         } else if self.mode.is_paused() || pool.is_some_and(|pool| pool.is_paused) {
@@ -231,6 +241,8 @@ impl House {
             Released::Held
         } else if reset_due && resets && !settings.server_reset_query.is_empty() {
             Released::Reset
+        } else if reset_due && settings.check_after() == Some(Duration::ZERO) {
+            Released::Used
         } else {
             Released::Idle
         }

@@ -33,6 +33,7 @@ use crate::session::params::{Parameters, Tracked, Values};
 use crate::session::prepared::Statements;
 use crate::session::server::{Server, ServerAddress};
 use alarms::Alarms;
+use cancel::Keyring;
 use causes::{Endings, Rescues, Waits};
 use groups::{Groups, Kind};
 use hosts::Hosts;
@@ -42,7 +43,7 @@ use queues::{Queue, ServerQueues};
 use stats::{Periods, Stats};
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fmt;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use times::Times;
 use watch::Watches;
 
@@ -66,6 +67,8 @@ pub struct House {
     pub tracked: Tracked,
     /// The prepared statements of everybody.
     pub statements: Statements,
+    /// Who may cancel with which key.
+    pub keyring: Keyring,
     /// Clients that are closed at the end of the turn.
     pub closing_clients: usize,
     /// Databases that the operator has paused by name.
@@ -118,6 +121,10 @@ pub struct Pool {
     pub min_size: usize,
     /// How long its servers may work for one client.
     pub limits: WorkLimits,
+    /// How old its servers may be; zero: they are used once.
+    pub lifetime: Duration,
+    /// When the last one ended that was too old.
+    pub retired_at: Option<Instant>,
     /// Its database's group and its user's.
     pub groups: [GroupKey; 2],
     /// The group that is full while its clients wait.
@@ -135,10 +142,12 @@ pub struct Pool {
     /// Clients of any database that wait for a server of this pool to tell who they are; longest
     /// first.
     pub askers: VecDeque<ClientKey>,
-    /// Cancel requests that have not been sent yet.
+    /// Cancel requests for which no connection is being opened yet, oldest first.
     pub cancels: Queue<ClientKey>,
     /// Servers whose clients have gone, and whose queries are to be cancelled.
     pub own_cancels: VecDeque<ServerKey>,
+    /// Cancel requests for which one is.
+    pub dialled_cancels: Queue<ClientKey>,
     /// Clients that are logged in and do not wait.
     pub active_clients: usize,
     /// What clients are welcomed with, once a server has told us.
@@ -207,6 +216,7 @@ impl House {
             values: Values::default(),
             tracked,
             statements: Statements::default(),
+            keyring: Keyring::default(),
             closing_clients: 0,
             paused_databases: BTreeSet::new(),
             disabled_databases: BTreeSet::new(),
@@ -248,6 +258,8 @@ impl House {
             reserve: 0,
             min_size: 0,
             limits: WorkLimits::default(),
+            lifetime: Duration::ZERO,
+            retired_at: None,
             groups,
             blocked_by: None,
             members: 0,
@@ -258,6 +270,7 @@ impl House {
             askers: VecDeque::new(),
             cancels: Queue::default(),
             own_cancels: VecDeque::new(),
+            dialled_cancels: Queue::default(),
             active_clients: 0,
             welcome: None,
             attempts: Attempts::default(),
@@ -379,6 +392,12 @@ impl Pool {
         let min_size = self.database.min_pool_size.unwrap_or(settings.min_pool_size);
         self.min_size = usize::try_from(min_size).unwrap_or(0);
         self.limits = WorkLimits::new(&self.user, config);
+        self.lifetime = self.database.server_lifetime.unwrap_or(settings.server_lifetime);
+    }
+
+    /// How many cancel requests have not been sent yet.
+    pub fn waiting_cancels(&self) -> usize {
+        self.cancels.len() + self.dialled_cancels.len()
     }
 
     /// Whether anybody waits for a server.

@@ -116,9 +116,11 @@ pub enum ServerStanding {
     Login,
     /// Free.
     Idle,
+    /// Free, to be tried out first.
+    Used,
     /// Works for a client.
     Active,
-    /// Runs the reset query, or is being brought back from a client that has gone.
+    /// Runs the reset query, is tried out, or is being brought back from a client that has gone.
     Tested,
     /// Held back for a cancel.
     Held,
@@ -128,7 +130,7 @@ pub enum ServerStanding {
     Leaving,
 }
 
-const STANDINGS: usize = 7;
+const STANDINGS: usize = 8;
 
 /// The servers of one pool, by where they stand. Those that work are only counted: nobody asks who
 /// has worked longest, and they come and go with every query.
@@ -154,8 +156,8 @@ impl ServerQueues {
 
     /// All but those that log in, carry a cancel or are about to be gone.
     pub fn connected(&self) -> usize {
-        use ServerStanding::{Active, Held, Idle, Tested};
-        [Active, Held, Idle, Tested].into_iter().map(|standing| self.count(standing)).sum()
+        use ServerStanding::{Active, Held, Idle, Tested, Used};
+        [Active, Held, Idle, Used, Tested].into_iter().map(|standing| self.count(standing)).sum()
     }
 
     /// All.
@@ -198,10 +200,13 @@ pub fn server_standing(state: &server::State) -> Option<ServerStanding> {
         | server::State::StartingTls(server::Purpose::Serve)
         | server::State::LoggingIn(_) => Some(ServerStanding::Login),
         server::State::Idle { .. } => Some(ServerStanding::Idle),
+        server::State::Used { .. } => Some(ServerStanding::Used),
         server::State::Active { .. }
         | server::State::Asking { .. }
         | server::State::Unlinked { .. } => Some(ServerStanding::Active),
-        server::State::Resetting | server::State::Rescuing(_) => Some(ServerStanding::Tested),
+        server::State::Resetting | server::State::Checking { .. } | server::State::Rescuing(_) => {
+            Some(ServerStanding::Tested)
+        }
         server::State::HeldForCancel => Some(ServerStanding::Held),
         server::State::Connecting(server::Purpose::Cancel { .. })
         | server::State::AskingForTls(server::Purpose::Cancel { .. })
@@ -223,6 +228,8 @@ pub enum ClientStanding {
     Waiting,
     /// In `Pool::cancels`.
     AwaitingCancel,
+    /// In `Pool::dialled_cancels`.
+    CancelDialled,
     /// Counted in `House::console_clients`.
     Console,
     /// Nowhere.
@@ -239,7 +246,8 @@ pub fn client_standing(state: &client::State) -> ClientStanding {
         client::State::AwaitingWelcome { .. } | client::State::Waiting { .. } => {
             ClientStanding::Waiting
         }
-        client::State::AwaitingCancel { .. } => ClientStanding::AwaitingCancel,
+        client::State::AwaitingCancel { carrier: None, .. } => ClientStanding::AwaitingCancel,
+        client::State::AwaitingCancel { carrier: Some(_), .. } => ClientStanding::CancelDialled,
         client::State::Console { .. } => ClientStanding::Console,
         client::State::Cancelling { .. } | client::State::Closing => ClientStanding::Gone,
     }
@@ -298,6 +306,9 @@ impl House {
             (ClientStanding::Console, _) => self.console_clients -= 1,
             (ClientStanding::Active, Some(pool)) => pool.active_clients -= 1,
             (ClientStanding::Waiting, Some(pool)) => pool.waiting.remove(&mut self.clients, key),
+            (ClientStanding::CancelDialled, Some(pool)) => {
+                pool.dialled_cancels.remove(&mut self.clients, key);
+            }
             (ClientStanding::AwaitingCancel, Some(pool)) => {
                 pool.cancels.remove(&mut self.clients, key);
             }
@@ -307,6 +318,9 @@ impl House {
         match (to, pool.and_then(|pool| self.pools.get_mut(pool))) {
             (ClientStanding::Active, Some(pool)) => pool.active_clients += 1,
             (ClientStanding::Waiting, Some(pool)) => pool.waiting.push_back(&mut self.clients, key),
+            (ClientStanding::CancelDialled, Some(pool)) => {
+                pool.dialled_cancels.push_back(&mut self.clients, key);
+            }
             (ClientStanding::AwaitingCancel, Some(pool)) => {
                 pool.cancels.push_back(&mut self.clients, key);
             }
@@ -314,6 +328,7 @@ impl House {
             (ClientStanding::Gone, _) => {}
             (to, _) => panic!("a client cannot become {to:?} without a pool"),
         }
+        self.note_cancels(key, &old, to);
         old
     }
 

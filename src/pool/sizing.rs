@@ -7,7 +7,7 @@ use crate::pool::queues::ServerStanding;
 use crate::pool::{House, Pool};
 use crate::session::client;
 use crate::session::farewell::{MAX_CACHED_BYTES, cut};
-use crate::session::server::{ServerAddress, State};
+use crate::session::server::{Server, ServerAddress, State};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -163,7 +163,7 @@ impl House {
 
     fn longest_idle(&self, servers: &[ServerKey]) -> Option<ServerKey> {
         let idle = servers.iter().filter_map(|key| match self.servers.get(*key)?.state {
-            State::Idle { since } => Some((since, *key)),
+            State::Idle { since } | State::Used { since } => Some((since, *key)),
             _ => None,
         });
         idle.min_by_key(|(since, _)| *since).map(|(_, key)| key)
@@ -202,19 +202,41 @@ impl House {
     /// An idle server too many, if the pool has become smaller.
     pub fn excess_server(&self, key: PoolKey) -> Option<ServerKey> {
         let pool = self.pools.get(key).filter(|pool| pool.is_oversized())?;
-        pool.servers.of(ServerStanding::Idle).first()
+        let free = [ServerStanding::Used, ServerStanding::Idle];
+        free.into_iter().find_map(|standing| pool.servers.of(standing).first())
     }
 
     /// Whether nobody needs a pool now.
     pub fn is_unused(&self, key: PoolKey) -> bool {
         self.pools.get(key).is_some_and(|pool| {
-            let nobody_waits = pool.cancels.is_empty() && !pool.has_waiting();
+            let nobody_waits = pool.waiting_cancels() == 0 && !pool.has_waiting();
             pool.members == 0 && pool.servers.total() == 0 && nobody_waits
         })
     }
 }
 
 impl Pool {
+    /// Whether nobody waits for a server, or all who do will get one that is being reset or tried
+    /// out. (Who waits for the welcome is not helped by those.)
+    pub fn is_cared_for(&self) -> bool {
+        let waiting = self.waiting.len() + self.askers.len();
+        let coming = self.servers.count(ServerStanding::Tested);
+        waiting == 0 || (waiting <= coming && self.welcome.is_some())
+    }
+
+    /// Whether a server that is older than it may be ends now: the ends of those of one age are
+    /// spread over the time that they may live.
+    pub fn may_retire(&self, server: &Server, was_used: bool, now: Instant) -> bool {
+        let is_old = server.has_aged || (was_used && self.lifetime.is_zero());
+        is_old && self.next_retirement().is_none_or(|at| at <= now)
+    }
+
+    /// Before then no server ends for its age.
+    pub fn next_retirement(&self) -> Option<Instant> {
+        let size = self.size.and_then(|size| u32::try_from(size).ok())?;
+        self.retired_at?.checked_add(self.lifetime / size)
+    }
+
     /// Whether it has more servers than it may, its reserve included.
     pub fn is_oversized(&self) -> bool {
         let most = self.size.map(|size| size.saturating_add(self.reserve));

@@ -1,6 +1,7 @@
 //! A client: what it is doing, and what its next message asks for.
 
 use crate::keys::{ClientKey, PoolKey, ServerKey};
+use crate::session::call_off::CallOff;
 use crate::session::client_login::{Pending, Proving};
 use crate::session::egress::Egress;
 use crate::session::farewell::Reason;
@@ -79,6 +80,20 @@ pub enum State {
     Closing,
 }
 
+/// Which limits a client is counted for. Changed by `pool::groups` alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Counted {
+    /// None yet, or none any more.
+    #[default]
+    Nowhere,
+    /// That of its user: its database does not exist.
+    User,
+    /// Those of its user and of the console.
+    Console,
+    /// Those of its user and of its pool's database.
+    Pool,
+}
+
 /// What somebody may do on the admin console; see `console::rights` for the verbs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Rights {
@@ -118,12 +133,14 @@ pub struct Client {
     pub parameters_proven: bool,
     /// The prepared statements that it has named.
     pub statements: Option<Box<ClientStatements>>,
+    /// What it has cancelled while no server worked for it.
+    pub call_off: CallOff,
     /// Its login, while that waits for something.
     pub login: Option<Box<Pending>>,
     /// Its pool, once its database and user are known.
     pub pool: Option<PoolKey>,
-    /// Whether it counts as a client of that pool.
-    pub is_counted: bool,
+    /// What it counts for.
+    pub counted: Counted,
     /// Whether it asked for the admin console, which is no pool.
     pub on_console: bool,
     /// Its login name, once known.
@@ -167,9 +184,10 @@ impl Client {
             parameters,
             parameters_proven: false,
             statements: None,
+            call_off: CallOff::Nothing,
             login: None,
             pool: None,
-            is_counted: false,
+            counted: Counted::Nowhere,
             on_console: false,
             user: None,
             wait_cause: 0,

@@ -32,6 +32,16 @@ pub struct Rescue {
     pub cancel: Cancel,
 }
 
+impl Rescue {
+    /// When the query is cancelled if it still runs, and is not being cancelled.
+    pub fn cancel_at(&self) -> Option<Instant> {
+        match (self.step, self.cancel) {
+            (Step::Draining, Cancel::NotBefore(at)) => Some(at),
+            _ => None,
+        }
+    }
+}
+
 /// How far a rescue is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {

@@ -2,18 +2,21 @@
 
 use crate::auth::lookup::Asked;
 use crate::keys::{ClientKey, PoolKey, ServerKey};
+use crate::ring::Rings;
 use crate::session::client::Hook;
 use crate::session::egress::Egress;
 use crate::session::farewell::Reason;
 use crate::session::inbox::Inbox;
 use crate::session::line::Line;
 use crate::session::params::Parameters;
-use crate::session::pipeline::Pipeline;
+use crate::session::pipeline::{Action, Pipeline};
 use crate::session::prepared::ServerStatements;
 use crate::session::rescue::Rescue;
 use crate::session::server_login::ServerLogin;
 use crate::wire::backend::{self, Message, Reply, TxStatus};
+use crate::wire::emit::{self, Full};
 use crate::wire::frame::{self, HEADER_BYTES, Peek, Run};
+use crate::wire::frontend::Request;
 use std::path::PathBuf;
 use std::time::Instant;
 
@@ -31,9 +34,15 @@ pub enum State {
     StartingTls(Purpose),
     /// Our login is under way. Leaves to `Idle`, `Closing`.
     LoggingIn(Box<ServerLogin>),
-    /// Free. Leaves to `Active`, `Asking`, `Closing`.
+    /// Free. Leaves to `Active`, `Asking`, `Used`, `Closing`.
     Idle {
         /// Since when.
+        since: Instant,
+    },
+    /// Free, but nobody has heard of it for so long that it is tried out before it serves again.
+    /// Leaves to `Idle`, `Checking`, `Closing`.
+    Used {
+        /// Since when it has been free.
         since: Instant,
     },
     /// Works for a client. Leaves to `Unlinked`, `Rescuing`.
@@ -49,7 +58,7 @@ pub enum State {
         asked: Box<Asked>,
     },
     /// Its client has just left, and whoever took them apart decides at once what comes next.
-    /// Leaves to `Idle`, `Resetting`, `HeldForCancel`, `Closing`.
+    /// Leaves to `Idle`, `Used`, `Resetting`, `HeldForCancel`, `Closing`.
     Unlinked {
         /// Whether it has got a part of the client's last message only. Leaves to `Closing` then.
         cut_off: bool,
@@ -59,6 +68,11 @@ pub enum State {
     Rescuing(Box<Rescue>),
     /// Runs the reset query. Leaves to `Idle`, `HeldForCancel`, `Closing`.
     Resetting,
+    /// Is asked whether it is still there. Leaves to `Idle`, `Closing`.
+    Checking {
+        /// Since when.
+        since: Instant,
+    },
     /// Could be free, but a CancelRequest for it is still on its way and would hit the next
     /// client's query. Leaves to `Idle`, `Resetting`, `Closing`.
     HeldForCancel,
@@ -132,11 +146,15 @@ pub struct Server {
     pub activity: Activity,
     /// The key to cancel its queries with.
     pub cancel_key: Vec<u8>,
+    /// How many CancelRequests for it have not been sent yet.
+    pub cancels_waiting: u32,
     /// How many CancelRequests for it are on their way.
     pub cancels_in_flight: u32,
     /// Whether a client has worked with it since it was opened, or since it was told to forget
     /// everything.
     pub has_served: bool,
+    /// Whether it is older than `server_lifetime`, as far as anybody has looked.
+    pub has_aged: bool,
     /// To be closed as soon as it is free: what it was opened with holds no more.
     pub close_needed: bool,
     /// The host that it was chosen for, as configured: the name that its certificate must bear.
@@ -173,8 +191,10 @@ impl Server {
             pool,
             activity: Activity::Busy,
             cancel_key: Vec::new(),
+            cancels_waiting: 0,
             cancels_in_flight: 0,
             has_served: false,
+            has_aged: false,
             close_needed: false,
             tls_name: None,
             line: Line::Plain,
@@ -248,6 +268,13 @@ impl Server {
             && self.egress.is_empty()
             && self.inbox.unjudged() == 0
             && !self.inbox.is_mid_message()
+    }
+
+    /// Puts a query of our own to it, of which nobody gets the answer.
+    pub fn ask_ourselves(&mut self, rings: &mut Rings, sql: &[u8]) -> Result<(), Full> {
+        self.activity = Activity::Busy;
+        self.pipeline.expect(Request::Query, Action::Swallow);
+        self.egress.push_own(rings, |ring| emit::query(ring, sql))
     }
 
     /// Whether it is sending us its replies to our own query before the client's.

@@ -23,6 +23,7 @@ listen_addresses = '127.0.0.1'
 port = $port
 unix_socket_directories = '$root'
 max_connections = 200
+shared_preload_libraries = 'pg_stat_statements'
 superuser_reserved_connections = 0
 max_wal_senders = 0
 wal_level = minimal

@@ -60,7 +60,7 @@ pub fn clients(view: &View<'_>) -> Vec<Conn> {
     let rank = |client: &Client| match client_standing(&client.state) {
         ClientStanding::Active | ClientStanding::Console => Some(0),
         ClientStanding::Waiting => Some(1),
-        ClientStanding::AwaitingCancel => Some(3),
+        ClientStanding::AwaitingCancel | ClientStanding::CancelDialled => Some(3),
         ClientStanding::Gone if matches!(client.state, client::State::Cancelling { .. }) => Some(2),
         ClientStanding::LoggingIn | ClientStanding::Gone => None,
     };
@@ -73,6 +73,7 @@ pub fn servers(view: &View<'_>) -> Vec<Conn> {
         Some(match server_standing(&server.state)? {
             ServerStanding::Active => 0,
             ServerStanding::Idle => 1,
+            ServerStanding::Used => 2,
             ServerStanding::Tested => 3,
             ServerStanding::Login => 4,
             ServerStanding::Carrier => {
@@ -95,11 +96,14 @@ pub fn sockets(view: &View<'_>) -> Vec<Conn> {
         ClientStanding::Active | ClientStanding::Console => Some(0),
         ClientStanding::Waiting => Some(1),
         ClientStanding::LoggingIn => Some(9),
-        ClientStanding::AwaitingCancel | ClientStanding::Gone => None,
+        ClientStanding::AwaitingCancel | ClientStanding::CancelDialled | ClientStanding::Gone => {
+            None
+        }
     };
     let server_rank = |server: &Server| match server_standing(&server.state)? {
         ServerStanding::Active => Some(2),
         ServerStanding::Idle => Some(3),
+        ServerStanding::Used => Some(4),
         ServerStanding::Tested => Some(5),
         ServerStanding::Login => Some(6),
         ServerStanding::Carrier | ServerStanding::Held | ServerStanding::Leaving => None,
@@ -284,7 +288,8 @@ fn server_facts<'a>(
             true,
         ) => "sv_login",
         (State::Idle { .. }, true) => "sv_idle",
-        (State::Resetting | State::Rescuing(_), true) => "sv_tested",
+        (State::Used { .. }, true) => "sv_used",
+        (State::Resetting | State::Checking { .. } | State::Rescuing(_), true) => "sv_tested",
         (State::Active { .. } | State::Asking { .. } | State::Unlinked { .. }, true) => "sv_active",
         (
             State::Connecting(_)
@@ -294,7 +299,8 @@ fn server_facts<'a>(
             false,
         ) => "new",
         (State::Idle { .. }, false) => "idle",
-        (State::Resetting | State::Rescuing(_), false) => "tested",
+        (State::Used { .. }, false) => "used",
+        (State::Resetting | State::Checking { .. } | State::Rescuing(_), false) => "tested",
         (State::Active { .. } | State::Asking { .. } | State::Unlinked { .. }, false) => "active",
         (State::HeldForCancel, _) => "being_canceled",
         (State::CarryingCancel { .. }, _) => "active_cancel",
