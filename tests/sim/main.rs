@@ -14,6 +14,7 @@ mod laws;
 mod params;
 mod prng;
 mod requests;
+mod rescue;
 mod script;
 mod settle;
 mod shell;
@@ -34,7 +35,7 @@ fn number(name: &str) -> Option<u64> {
 }
 
 /// Runs a world to its end; on failure says how to see it again.
-fn run(seed: u64, prints: bool) -> (u64, u64) {
+fn run(seed: u64, prints: bool) -> (u64, u64, u64) {
     trace::begin(prints);
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         let mut world = World::new(seed);
@@ -43,7 +44,8 @@ fn run(seed: u64, prints: bool) -> (u64, u64) {
             world.step();
         }
         world.heal_and_settle();
-        (world.book.executed, world.book.cancelled)
+        let rescued = world.shell.engine.house().rescues.kept;
+        (world.book.executed, world.book.cancelled, rescued)
     }));
     outcome.unwrap_or_else(|panic| {
         eprintln!("the last events of SIM_SEED={seed}:\n{}", trace::last_events());
@@ -61,12 +63,16 @@ fn no_reply_ever_reaches_another_client() {
     }
     let first = number("SIM_FIRST").unwrap_or(1);
     let seeds = number("SIM_SEEDS").unwrap_or(SEEDS);
-    let (mut executed, mut cancelled) = (0, 0);
+    let (mut executed, mut cancelled, mut rescued) = (0, 0, 0);
     for seed in first..first + seeds {
-        let (queries, cancels) = run(seed, false);
+        let (queries, cancels, rescues) = run(seed, false);
         executed += queries;
         cancelled += cancels;
+        rescued += rescues;
     }
-    eprintln!("{seeds} seeds: {executed} queries, {cancelled} of them cancelled");
+    eprintln!(
+        "{seeds} seeds: {executed} queries, {cancelled} cancelled, {rescued} servers rescued"
+    );
+    assert!(rescued > seeds || seeds < 20, "servers are rescued");
     assert!(executed > 100 * seeds || seeds < 20, "the world is busy");
 }

@@ -32,6 +32,8 @@ pub struct Town {
     /// What pools keep open.
     pub least_servers: u32,
     pub always_resets: bool,
+    /// `server_rescue_timeout`, in seconds.
+    pub rescues_for: u32,
 }
 
 impl Town {
@@ -51,6 +53,7 @@ impl Town {
             limits: Limits { query_wait: 120_000, login: 60_000 },
             round_robin: false,
             always_resets: false,
+            rescues_for: 0,
             most_servers: [0; 2],
             least_servers: 0,
         }
@@ -76,6 +79,7 @@ impl Town {
             limits: Limits { query_wait, login: 60_000 },
             round_robin: rng.per_mille(300),
             always_resets: rng.per_mille(200),
+            rescues_for: *rng.pick(&[0, 2, 30]),
             most_servers: [*rng.pick(&[0, 0, 1, 3]), *rng.pick(&[0, 0, 2, 3])],
             least_servers: *rng.pick(&[0, 0, 0, 2]),
         }
@@ -113,13 +117,15 @@ impl Town {
              client_tls_sslmode = disable\nserver_check_query =\nmax_prepared_statements = 0\n\
              server_idle_timeout = 0\nmax_client_conn = 10000\nserver_lifetime = 1000000\nquery_wait_timeout = {}\n\
              server_round_robin = {}\nserver_reset_query_always = {}\n\
-             max_db_connections = {}\nmax_user_connections = {}\nmin_pool_size = {}\n",
+             max_db_connections = {}\nmax_user_connections = {}\nmin_pool_size = {}\n\
+             server_rescue_timeout = {}\n",
             self.limits.query_wait / 1000,
             u8::from(self.round_robin),
             u8::from(self.always_resets),
             self.most_servers[0],
             self.most_servers[1],
             self.least_servers,
+            self.rescues_for,
         ));
         let config = Config::parse_text("sim.ini", &text).expect("a good configuration");
         let line = |user: &str| format!("\"{user}\" \"{}\"\n", guard::password(user));
