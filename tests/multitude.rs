@@ -177,7 +177,6 @@ fn postgresql_is_restarted_under_a_crowd() {
             "57P01 terminating connection due to immediate shutdown command",
             "57P02 terminating connection because of crash of another server process",
         ]);
-        assert!(!crowd.told.is_empty(), "nobody felt it");
         let most = watch.end();
         assert!((1..=size).contains(&most), "{most} with a pool of {size}");
     }
