@@ -117,6 +117,9 @@ impl Engine {
         loop {
             let server = self.house.first_idle(pool)?;
             match self.house.why_stale(server) {
+                None if self.house.is_to_be_tried_out(server, now) => {
+                    self.server_is_used(server, now);
+                }
                 None => return Some(server),
                 Some(reason) => self.close_server(server, reason, now),
             }

@@ -21,6 +21,8 @@ pub enum Acquired {
     Linked(ServerKey),
     /// This idle one cannot serve any more. Close it and ask again.
     Stale(ServerKey, Reason),
+    /// This idle one is to be tried out before it serves. See to that and ask again.
+    Unused(ServerKey),
     /// None is free: the client waits.
     Queued,
     /// None is there and none can be had: tell the client at once.
@@ -32,6 +34,8 @@ pub enum Acquired {
 pub enum Released {
     /// It is free.
     Idle,
+    /// It is free, and ends as soon as some time has passed since another one that was too old.
+    Old,
     /// It is free, to be tried out before it serves again.
     Used,
     /// It has to run the reset query first.
@@ -67,6 +71,9 @@ impl House {
         if let Some(reason) = self.why_stale(server) {
             return Acquired::Stale(server, reason);
         }
+        if self.is_to_be_tried_out(server, now) {
+            return Acquired::Unused(server);
+        }
         match self.link(client, server) {
             Ok(()) => Acquired::Linked(server),
             Err(reason) => Acquired::Failing(reason),
@@ -76,6 +83,20 @@ impl House {
     /// The idle server whose turn it is.
     pub fn first_idle(&self, pool: PoolKey) -> Option<ServerKey> {
         self.pools.get(pool)?.servers.of(ServerStanding::Idle).first()
+    }
+
+    /// Whether an idle server has been free for so long that nobody knows whether it is still there.
+    /// The janitor comes at the end of the turn, which is too late when we have slept for long
+    /// ourselves.
+    pub fn is_to_be_tried_out(&self, server: ServerKey, now: Instant) -> bool {
+        let candidate = self.servers.get(server).expect("who is queued is there");
+        let pool = self.pools.get(candidate.pool).expect("a server's pool outlives it");
+        match (&candidate.state, pool.check_after) {
+            (server::State::Idle { since }, Some(delay)) if !delay.is_zero() => {
+                now.saturating_duration_since((*since).max(candidate.spoke_at)) >= delay
+            }
+            _ => false,
+        }
     }
 
     /// Why an idle server cannot serve any more; `None`: it can.
@@ -189,6 +210,8 @@ impl House {
             Released::Reset
         } else if reset_due && settings.check_after() == Some(Duration::ZERO) {
             Released::Used
+        } else if server.has_aged {
+            Released::Old
         } else {
             Released::Idle
         }
