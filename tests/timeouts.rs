@@ -82,6 +82,21 @@ fn a_query_that_takes_too_long_ends_with_its_server() {
     assert_eq!(*goodbye, raw::terminate());
 }
 
+/// A word of ours would be taken for the rest of the row.
+#[test]
+fn a_limit_that_is_reached_in_the_middle_of_a_row_ends_in_silence() {
+    let mut desk = desk("query_timeout = 5");
+    let one = alice(&mut desk);
+    desk.ask(one);
+    let server = server_of(&desk, one);
+    desk.take(server);
+    desk.feed(server, b"D\0\0\0\x20\0\x01");
+    desk.take(one);
+    desk.after(SECOND * 5);
+    assert!(desk.is_closed(one) && desk.is_closed(server));
+    assert_eq!(desk.last_words(one), None);
+}
+
 /// Reliability 20.
 #[test]
 fn a_query_timeout_needs_a_query() {

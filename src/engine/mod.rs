@@ -5,11 +5,12 @@
 //! [`io`] is its border. [`clients`] and [`servers`] have one function for each thing that can
 //! happen to one, [`consoles`] what
 //! those on the admin console need, [`statements`] what their prepared statements need, `unlinked` is about servers that work for nobody; [`logins`] decides who is let in, `staffing` decides when to open servers, [`openings`] opens them, [`endings`] is
-//! the one place where a conversation ends. [`tls`] starts TLS on
+//! the one place where a conversation ends. `cancels` takes requests to cancel, [`tls`] starts TLS on
 //! either side. [`operate`] is what the operator does to the house, [`databases`] to a part of it,
 //! [`check`] its laws.
 
 pub mod asking;
+mod cancels;
 pub mod check;
 mod checking;
 pub mod clients;
@@ -208,6 +209,24 @@ impl Engine {
             && !std::mem::replace(flag, true)
         {
             self.runnable.push_back(conn);
+        }
+    }
+
+    /// As above, when an event said so. A server that works for nobody comes first: perhaps it has
+    /// gone, and then a client that asks in the same turn must not be given it.
+    pub fn wake(&mut self, conn: Conn) {
+        match conn {
+            Conn::Server(key) => {
+                if let Some(server) = self.house.servers.get_mut(key)
+                    && !std::mem::replace(&mut server.is_runnable, true)
+                {
+                    match server.client() {
+                        Some(_) => self.runnable.push_back(conn),
+                        None => self.runnable.push_front(conn),
+                    }
+                }
+            }
+            Conn::Client(_) => self.make_runnable(conn),
         }
     }
 

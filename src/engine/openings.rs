@@ -337,6 +337,11 @@ impl Engine {
             self.close_server(key, Reason::CANCEL_GIVEN_UP, now);
             return;
         };
+        if target.is_catching_up() {
+            // It would hit our own SET, and close the server for it.
+            self.close_client(requester, Reason::CANCEL_WHILE_SETTING, now);
+            return;
+        }
         target.cancels_in_flight += 1;
         let cancel_key = target.cancel_key.clone();
         let carrier = servers.get_mut(key).expect("its caller has seen it");

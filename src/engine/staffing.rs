@@ -38,10 +38,13 @@ impl Engine {
                 break;
             }
             let carrier = self.open(key, Purpose::Cancel { target, requester }, now);
-            let client = self.house.clients.get_mut(requester).expect("just found");
-            if let client::State::AwaitingCancel { carrier: own, .. } = &mut client.state {
-                *own = Some(carrier);
-            }
+            let since = self.house.clients.get(requester).and_then(|client| match client.state {
+                client::State::AwaitingCancel { since, .. } => Some(since),
+                _ => None,
+            });
+            let (since, carrier_of) = (since.unwrap_or(now), Some(carrier));
+            let dialled = client::State::AwaitingCancel { target, carrier: carrier_of, since };
+            self.house.set_client_state(requester, dialled);
             self.dial(carrier, now);
         }
     }

@@ -221,7 +221,7 @@ impl<E: Heart> EventLoop<E> {
                     // An event of a socket that has closed finds nothing.
                     if let Some(socket) = self.sockets.get_mut(conn) {
                         socket.latches.learn(event);
-                        self.engine.make_runnable(conn);
+                        self.engine.wake(conn);
                     }
                 }
                 Some(Token::Listener(slot)) => self.listeners.mark_ready(slot),

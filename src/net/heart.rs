@@ -25,6 +25,10 @@ pub trait Heart {
     fn next_runnable(&mut self) -> Option<Conn>;
     /// Puts one in, at most once at a time; keys of connections that have gone are ignored.
     fn make_runnable(&mut self, conn: Conn);
+    /// The same when an event said so.
+    fn wake(&mut self, conn: Conn) {
+        self.make_runnable(conn);
+    }
     /// Whether there is one.
     fn has_runnable(&self) -> bool;
     /// Whether there is room for what a read would bring.
@@ -84,6 +88,9 @@ impl Heart for Engine {
     }
     fn make_runnable(&mut self, conn: Conn) {
         Engine::make_runnable(self, conn);
+    }
+    fn wake(&mut self, conn: Conn) {
+        Engine::wake(self, conn);
     }
     fn has_runnable(&self) -> bool {
         Engine::has_runnable(self)

@@ -33,6 +33,7 @@ use crate::session::params::{Parameters, Tracked, Values};
 use crate::session::prepared::Statements;
 use crate::session::server::{Server, ServerAddress};
 use alarms::Alarms;
+use cancel::Keyring;
 use causes::{Endings, Waits};
 use groups::{Groups, Kind};
 use hosts::Hosts;
@@ -66,6 +67,8 @@ pub struct House {
     pub tracked: Tracked,
     /// The prepared statements of everybody.
     pub statements: Statements,
+    /// Who may cancel with which key.
+    pub keyring: Keyring,
     /// Clients that are closed at the end of the turn.
     pub closing_clients: usize,
     /// Databases that the operator has paused by name.
@@ -137,8 +140,10 @@ pub struct Pool {
     /// Clients of any database that wait for a server of this pool to tell who they are; longest
     /// first.
     pub askers: VecDeque<ClientKey>,
-    /// Cancel requests that have not been sent yet.
+    /// Cancel requests for which no connection is being opened yet, oldest first.
     pub cancels: Queue<ClientKey>,
+    /// Cancel requests for which one is.
+    pub dialled_cancels: Queue<ClientKey>,
     /// Clients that are logged in and do not wait.
     pub active_clients: usize,
     /// What clients are welcomed with, once a server has told us.
@@ -207,6 +212,7 @@ impl House {
             values: Values::default(),
             tracked,
             statements: Statements::default(),
+            keyring: Keyring::default(),
             closing_clients: 0,
             paused_databases: BTreeSet::new(),
             disabled_databases: BTreeSet::new(),
@@ -258,6 +264,7 @@ impl House {
             waiting: Queue::default(),
             askers: VecDeque::new(),
             cancels: Queue::default(),
+            dialled_cancels: Queue::default(),
             active_clients: 0,
             welcome: None,
             attempts: Attempts::default(),
@@ -380,6 +387,11 @@ impl Pool {
         self.min_size = usize::try_from(min_size).unwrap_or(0);
         self.limits = WorkLimits::new(&self.user, config);
         self.lifetime = self.database.server_lifetime.unwrap_or(settings.server_lifetime);
+    }
+
+    /// How many cancel requests have not been sent yet.
+    pub fn waiting_cancels(&self) -> usize {
+        self.cancels.len() + self.dialled_cancels.len()
     }
 
     /// Whether anybody waits for a server.

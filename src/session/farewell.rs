@@ -53,6 +53,8 @@ reasons! {
     CANCEL_FOR_IDLE_CLIENT = Silent("cancel request for idle client");
     /// A CancelRequest for a client of the admin console.
     CANCEL_FOR_CONSOLE = Silent("cancel request for console client");
+    /// A CancelRequest for a client that waited for a server.
+    CANCEL_OF_WAITING = Silent("successfully cancelled query that waited for a server");
     /// A CancelRequest while parameters are being set.
     CANCEL_WHILE_SETTING = Silent("ignoring cancel request for server that is setting vars");
     /// The query to be cancelled ended before the request could be sent.

@@ -142,6 +142,8 @@ pub struct Server {
     pub activity: Activity,
     /// The key to cancel its queries with.
     pub cancel_key: Vec<u8>,
+    /// How many CancelRequests for it have not been sent yet.
+    pub cancels_waiting: u32,
     /// How many CancelRequests for it are on their way.
     pub cancels_in_flight: u32,
     /// Whether a client has worked with it since it was opened, or since it was told to forget
@@ -185,6 +187,7 @@ impl Server {
             pool,
             activity: Activity::Busy,
             cancel_key: Vec::new(),
+            cancels_waiting: 0,
             cancels_in_flight: 0,
             has_served: false,
             has_aged: false,

@@ -89,6 +89,11 @@ pub fn fatal(ring: &mut Ring, code: SqlState, text: &[u8]) -> Result<(), Full> {
     report(ring, b'E', b"FATAL", code, text)
 }
 
+/// ErrorResponse of the same fields, to a client that keeps its connection.
+pub fn error(ring: &mut Ring, code: SqlState, text: &[u8]) -> Result<(), Full> {
+    report(ring, b'E', b"ERROR", code, text)
+}
+
 /// NoticeResponse with exactly the fields `S`, `C` and `M`.
 pub fn notice(ring: &mut Ring, text: &[u8]) -> Result<(), Full> {
     report(ring, b'N', b"NOTICE", *b"00000", text)

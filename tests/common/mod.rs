@@ -13,6 +13,7 @@
 pub mod desk;
 pub mod fake;
 pub mod outside;
+pub mod own_postgresql;
 pub mod pooler;
 pub mod postgresql;
 pub mod prover;

@@ -169,7 +169,7 @@ impl Shell {
         for conn in ready {
             if self.is_calm || rng.per_mille(700) {
                 self.sockets[self.socket_of[&conn]].learn();
-                self.engine.make_runnable(conn);
+                self.engine.wake(conn);
             }
         }
     }
