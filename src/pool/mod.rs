@@ -34,7 +34,7 @@ use crate::session::prepared::Statements;
 use crate::session::server::{Server, ServerAddress};
 use alarms::Alarms;
 use cancel::Keyring;
-use causes::{Endings, Waits};
+use causes::{Endings, Rescues, Waits};
 use groups::{Groups, Kind};
 use hosts::Hosts;
 use limits::WorkLimits;
@@ -83,6 +83,8 @@ pub struct House {
     pub last_serial: u32,
     /// Why connections have ended.
     pub endings: Endings,
+    /// What became of servers whose clients went in the middle of something.
+    pub rescues: Rescues,
     /// What was done on the console.
     pub console_stats: Stats,
     /// What limits of databases and users count.
@@ -142,6 +144,8 @@ pub struct Pool {
     pub askers: VecDeque<ClientKey>,
     /// Cancel requests for which no connection is being opened yet, oldest first.
     pub cancels: Queue<ClientKey>,
+    /// Servers whose clients have gone, and whose queries are to be cancelled.
+    pub own_cancels: VecDeque<ServerKey>,
     /// Cancel requests for which one is.
     pub dialled_cancels: Queue<ClientKey>,
     /// Clients that are logged in and do not wait.
@@ -220,6 +224,7 @@ impl House {
             periods,
             last_serial: 0,
             endings: Endings::default(),
+            rescues: Rescues::default(),
             console_stats: Stats::default(),
             groups: Groups::default(),
             hosts: Hosts::default(),
@@ -264,6 +269,7 @@ impl House {
             waiting: Queue::default(),
             askers: VecDeque::new(),
             cancels: Queue::default(),
+            own_cancels: VecDeque::new(),
             dialled_cancels: Queue::default(),
             active_clients: 0,
             welcome: None,
