@@ -197,6 +197,7 @@ impl Engine {
                 // They end when they are done: see `after_work`.
                 State::Asking { .. }
                 | State::Unlinked { .. }
+                | State::Rescuing(_)
                 | State::Resetting
                 | State::Checking { .. }
                 | State::HeldForCancel

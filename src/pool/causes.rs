@@ -156,6 +156,15 @@ impl House {
     }
 }
 
+/// What became of servers whose clients went in the middle of something (`server_rescue_timeout`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rescues {
+    /// So many went on to serve others.
+    pub kept: u64,
+    /// So many were closed, for whatever reason.
+    pub lost: u64,
+}
+
 /// So many causes are told apart; what comes then is `other`.
 const MAX_CAUSES: usize = 256;
 

@@ -8,9 +8,11 @@ use crate::pool::House;
 use crate::pool::queues::{End, ServerStanding};
 use crate::session::client;
 use crate::session::farewell::Reason;
+use crate::session::inbox::Rest;
 use crate::session::params;
 use crate::session::pipeline::Action;
-use crate::session::server::{self, Activity};
+use crate::session::rescue::{MAX_PADDING_BYTES, Remains, Rescue};
+use crate::session::server::{self, Activity, Server};
 use crate::wire::frontend::Request;
 use std::time::{Duration, Instant};
 
@@ -164,6 +166,58 @@ impl House {
         self.set_client_state(client_key, client::State::Idle);
         self.set_server_state(server_key, server::State::Unlinked { cut_off }, End::Back);
         Some(client_key)
+    }
+
+    /// Takes a server from a client that goes in the middle of something. What it had asked for
+    /// whole goes out, what it is owed goes with it, and the rest of the server's answer stays: it
+    /// is for nobody, but it has to be read.
+    pub fn take_back(&mut self, server_key: ServerKey, rescue: Rescue) -> Remains {
+        let House { clients, servers, rings, .. } = self;
+        let server = servers.get_mut(server_key).expect("its caller has seen it");
+        let client_key = server.client().expect("only who works for a client is taken from it");
+        let client = clients.get_mut(client_key).expect("links are written at both ends");
+        assert_eq!(client.server(), Some(server_key), "links point at each other");
+        if client.egress.first_run().is_some() {
+            match server.inbox.unjudged() {
+                0 => {
+                    let ring = server.inbox.hand_over().expect("runs lie in a ring");
+                    client.egress.keep(ring, rings);
+                }
+                _ => client.egress.clear(rings),
+            }
+        }
+        let missing_bytes = match client.inbox.rest() {
+            Rest::Relay(bytes) => bytes,
+            Rest::None | Rest::Skip(_) | Rest::Collect(_) => 0,
+        };
+        if server.egress.first_run().is_some() {
+            let ring = client.inbox.hand_over().expect("runs lie in a ring");
+            server.egress.keep(ring, rings);
+        }
+        client.inbox.tidy(None, rings);
+        server.inbox.tidy(None, rings);
+        let state = server::State::Rescuing(Box::new(rescue));
+        self.set_client_state(client_key, client::State::Idle);
+        self.set_server_state(server_key, state, End::Back);
+        Remains { missing_bytes }
+    }
+
+    /// Whether a linked server can be taken from a client that goes for this reason, and brought
+    /// back: nothing may be cut off that only the client could complete, and no reply be lost that
+    /// somebody is there to read.
+    pub fn can_take_back(&self, key: ServerKey, reason: &Reason) -> bool {
+        let server = self.servers.get(key).filter(|server| !server.close_needed);
+        let client = server.and_then(Server::client).and_then(|client| self.clients.get(client));
+        let (Some(server), Some(client)) = (server, client) else {
+            return false;
+        };
+        let is_whole = match client.inbox.rest() {
+            // The COPY will fail, so it does not matter how this ends.
+            Rest::Relay(bytes) => server.pipeline.awaits_copy_end() && bytes <= MAX_PADDING_BYTES,
+            Rest::None | Rest::Skip(_) | Rest::Collect(_) => true,
+        };
+        let is_read = reason.is_told() && client.egress.first_run().is_some();
+        is_whole && !self.mode.is_shutting_down() && !(is_read && server.inbox.unjudged() > 0)
     }
 
     /// Whether a linked server has done all its work and may go to another client. Not while it

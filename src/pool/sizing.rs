@@ -209,7 +209,7 @@ impl House {
     /// Whether nobody needs a pool now.
     pub fn is_unused(&self, key: PoolKey) -> bool {
         self.pools.get(key).is_some_and(|pool| {
-            let nobody_waits = pool.cancels.is_empty() && !pool.has_waiting();
+            let nobody_waits = pool.waiting_cancels() == 0 && !pool.has_waiting();
             pool.members == 0 && pool.servers.total() == 0 && nobody_waits
         })
     }

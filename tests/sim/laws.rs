@@ -45,6 +45,10 @@ impl Queues {
             let mut still = now.clone();
             still.retain(|client| before.for_server.contains(client));
             let place = |client: &ClientKey| before.for_server.iter().position(|key| key == client);
+            if !still.is_sorted_by_key(place) {
+                // Who has cancelled what it waited for and asks for the next thing stands last.
+                assert_eq!(still.pop().as_ref(), now.last(), "order kept");
+            }
             assert!(still.is_sorted_by_key(place), "order kept");
             let mut passed_over = None;
             for client in &before.for_server {
