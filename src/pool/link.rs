@@ -70,10 +70,11 @@ impl House {
             self.set_client_state(client, waiting);
             return Acquired::Queued;
         };
-        if let Some(reason) = self.why_stale(server) {
+        let candidate = self.servers.get(server).expect("who is queued is there");
+        if let Some(reason) = candidate.why_stale() {
             return Acquired::Stale(server, reason);
         }
-        if self.is_to_be_tried_out(server, now) {
+        if pool.has_rested(candidate, now) {
             return Acquired::Unused(server);
         }
         match self.link(client, server) {
@@ -85,32 +86,6 @@ impl House {
     /// The idle server whose turn it is.
     pub fn first_idle(&self, pool: PoolKey) -> Option<ServerKey> {
         self.pools.get(pool)?.servers.of(ServerStanding::Idle).first()
-    }
-
-    /// Whether an idle server has been free for so long that nobody knows whether it is still there.
-    /// The janitor comes at the end of the turn, which is too late when we have slept for long
-    /// ourselves.
-    pub fn is_to_be_tried_out(&self, server: ServerKey, now: Instant) -> bool {
-        let candidate = self.servers.get(server).expect("who is queued is there");
-        let pool = self.pools.get(candidate.pool).expect("a server's pool outlives it");
-        match (&candidate.state, pool.check_after) {
-            (server::State::Idle { since }, Some(delay)) if !delay.is_zero() => {
-                now.saturating_duration_since((*since).max(candidate.spoke_at)) >= delay
-            }
-            _ => false,
-        }
-    }
-
-    /// Why an idle server cannot serve any more; `None`: it can.
-    pub fn why_stale(&self, server: ServerKey) -> Option<Reason> {
-        let candidate = self.servers.get(server).expect("who is queued is there");
-        if candidate.close_needed {
-            Some(Reason::OBSOLETE)
-        } else if !candidate.is_done() {
-            Some(Reason::IDLE_GOT_DIRTY)
-        } else {
-            None
-        }
     }
 
     /// Links the two, and has the server catch up with the client's parameters: what it lacks is
@@ -262,7 +237,7 @@ impl House {
             Released::Held
         } else if reset_due && resets && !settings.server_reset_query.is_empty() {
             Released::Reset
-        } else if reset_due && settings.check_after() == Some(Duration::ZERO) {
+        } else if reset_due && pool.is_some_and(|pool| pool.check_after == Some(Duration::ZERO)) {
             Released::Used
         } else if server.has_aged {
             Released::Old
