@@ -506,3 +506,17 @@ fn an_idle_client_ends_and_a_waiting_one_is_told_so() {
     // The console is under no limit.
     assert_eq!(console.query("SHOW VERSION").last().expect("an answer").tag, b'Z');
 }
+
+/// What is changed on the console holds for those who are there.
+#[test]
+fn a_limit_set_on_the_console_holds_at_once() {
+    let pooler = pooler(&[("default_pool_size", "2")]);
+    let (mut idle, mut busy) = (pooler.raw("alice"), pooler.raw("alice"));
+    busy.query("BEGIN");
+    let startup = Startup::v3().param("user", "postgres").param("database", "pgbouncer");
+    let mut console = pooler.raw_with(startup);
+    console.query("SET idle_transaction_timeout = 1");
+    busy.expect_fatal("idle transaction timeout");
+    console.query("SET client_idle_timeout = 1");
+    idle.expect_fatal("client_idle_timeout");
+}
