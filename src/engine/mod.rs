@@ -21,6 +21,7 @@ pub mod databases;
 pub mod endings;
 pub mod io;
 pub mod logins;
+mod newcomers;
 pub mod openings;
 pub mod operate;
 mod proving;
@@ -41,6 +42,7 @@ use crate::config::settings::Settings;
 use crate::config::tls::ServerTls;
 use crate::config::values::SslMode;
 use crate::engine::checking::Checks;
+use crate::engine::newcomers::Newcomers;
 use crate::keys::{ClientKey, Conn, ServerKey};
 use crate::pool::House;
 use crate::pool::janitor::Due;
@@ -73,6 +75,8 @@ pub struct Engine {
     checks: Checks,
     effects: VecDeque<Effect>,
     runnable: VecDeque<Conn>,
+    /// The same, of clients that log in.
+    newcomers: Newcomers,
     /// How much TLS is asked of clients; what the configuration said when it could be set up.
     client_tls: SslMode,
     /// The same for servers.
@@ -105,6 +109,7 @@ impl Engine {
             checks: Checks::default(),
             effects: VecDeque::new(),
             runnable: VecDeque::new(),
+            newcomers: Newcomers::default(),
             serving: None,
             leaving: VecDeque::new(),
             next_turn: None,
@@ -199,7 +204,7 @@ impl Engine {
 
     /// A connection that may have work to do: its socket may be read, or written.
     pub fn next_runnable(&mut self) -> Option<Conn> {
-        let conn = self.runnable.pop_front()?;
+        let conn = self.runnable.pop_front().or_else(|| self.newcomers.next())?;
         if let Some(flag) = self.runnable_flag(conn) {
             *flag = false;
         }
@@ -208,7 +213,7 @@ impl Engine {
 
     /// Whether there is any.
     pub fn has_runnable(&self) -> bool {
-        !self.runnable.is_empty()
+        !self.runnable.is_empty() || !self.newcomers.is_empty() || self.checks.has_ready()
     }
 
     /// Puts a connection on the list of those that may have work to do. An event, bytes for its
@@ -222,7 +227,8 @@ impl Engine {
     }
 
     /// As above, when an event said so. A server that works for nobody comes first: perhaps it has
-    /// gone, and then a client that asks in the same turn must not be given it.
+    /// gone, and then a client that asks in the same turn must not be given it. Clients that log in
+    /// come last, and only some of them in each turn.
     pub fn wake(&mut self, conn: Conn) {
         match conn {
             Conn::Server(key) => {
@@ -235,7 +241,16 @@ impl Engine {
                     }
                 }
             }
-            Conn::Client(_) => self.make_runnable(conn),
+            Conn::Client(key) => {
+                if let Some(client) = self.house.clients.get_mut(key)
+                    && !std::mem::replace(&mut client.is_runnable, true)
+                {
+                    match client.is_logging_in() {
+                        true => self.newcomers.push(conn),
+                        false => self.runnable.push_back(conn),
+                    }
+                }
+            }
         }
     }
 
@@ -370,6 +385,8 @@ impl Engine {
     }
 
     fn tick(&mut self, now: Instant) {
+        self.newcomers.begin_turn();
+        self.settle_checks(now);
         if self.house.periods.end() <= now {
             self.end_period(now);
         }

@@ -244,7 +244,7 @@ impl<E: Heart> EventLoop<E> {
             let mut latches = Latches::connected();
             if expects_data {
                 latches.expect_data();
-                self.engine.make_runnable(conn);
+                self.engine.wake(conn);
             }
             if let Err(error) = stream.register(self.poll.registry(), conn) {
                 log::error!("epoll_ctl() failed: {}", error_text(&error));

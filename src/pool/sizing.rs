@@ -224,6 +224,18 @@ impl Pool {
         waiting == 0 || (waiting <= coming && self.welcome.is_some())
     }
 
+    /// Whether an idle server has been free for so long that nobody knows whether it is still
+    /// there. The janitor comes at the end of the turn, which is too late when we have slept for
+    /// long ourselves.
+    pub fn has_rested(&self, server: &Server, now: Instant) -> bool {
+        match (&server.state, self.check_after) {
+            (State::Idle { since }, Some(delay)) if !delay.is_zero() => {
+                now.saturating_duration_since((*since).max(server.spoke_at)) >= delay
+            }
+            _ => false,
+        }
+    }
+
     /// Whether a server that is older than it may be ends now: the ends of those of one age are
     /// spread over the time that they may live.
     pub fn may_retire(&self, server: &Server, was_used: bool, now: Instant) -> bool {
