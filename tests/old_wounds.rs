@@ -24,9 +24,9 @@ fn a_list_of_hosts_of_any_length_stays_a_list_of_hosts() {
         );
         let mut desk = Desk::new(&text);
         desk.client("alice", "app");
-        for turn in 0..count.min(300) {
+        for host in hosts.iter().take(300) {
             let to = desk.refuse();
-            let expected = format!("{}:5432", hosts[turn]);
+            let expected = format!("{host}:5432");
             assert_eq!(to, ServerAddress::Tcp(expected.parse().expect("an address")));
             desk.after(Duration::from_secs(1));
             if desk.dialled.is_empty() {
