@@ -30,6 +30,7 @@ pub mod servers;
 mod staffing;
 pub mod statements;
 mod step;
+pub mod suspension;
 pub mod tls;
 mod unlinked;
 
@@ -45,6 +46,7 @@ use crate::engine::newcomers::Newcomers;
 use crate::keys::{ClientKey, Conn, ServerKey};
 use crate::pool::House;
 use crate::pool::janitor::Due;
+use crate::pool::mode::Mode;
 use crate::pool::stats::{Averages, Periods};
 use crate::session::client::Client;
 use crate::session::params::Tracked;
@@ -191,7 +193,13 @@ impl Engine {
         let alarm = self.house.alarms.next();
         let leaving = self.leaving.front().map(|(at, _)| *at);
         let watch = self.house.watches.next();
-        [self.next_turn, trim, period, alarm, leaving, watch].into_iter().flatten().min()
+        // No time limit runs while nothing moves.
+        let limits = match self.house.mode.is_suspended() {
+            true => [None, self.suspend_deadline()],
+            false => [alarm, watch],
+        };
+        let [first, second] = limits;
+        [self.next_turn, trim, period, first, leaving, second].into_iter().flatten().min()
     }
 
     /// A connection that may have work to do: its socket may be read, or written.
@@ -255,6 +263,11 @@ impl Engine {
 
     /// Whether its socket is to be read.
     pub fn wants_read(&self, conn: Conn) -> bool {
+        if let Mode::Suspended { phase, .. } = self.house.mode
+            && self.readable_when_suspended(conn, phase) == 0
+        {
+            return false;
+        }
         match conn {
             Conn::Client(key) => self.house.clients.get(key).is_some_and(Client::wants_read),
             Conn::Server(key) => self.house.servers.get(key).is_some_and(|s| s.wants_read()),
@@ -271,12 +284,23 @@ impl Engine {
 
     /// Where to read to. `None`: that connection has gone.
     pub fn inbox_room(&mut self, conn: Conn) -> Option<[&mut [u8]; 2]> {
+        let most = match self.house.mode {
+            Mode::Suspended { phase, .. } => self.readable_when_suspended(conn, phase),
+            _ => u64::MAX,
+        };
         let House { clients, servers, rings, .. } = &mut self.house;
         let inbox = match conn {
             Conn::Client(key) => &mut clients.get_mut(key)?.inbox,
             Conn::Server(key) => &mut servers.get_mut(key)?.inbox,
         };
-        Some(inbox.room(rings))
+        let [first, second] = inbox.room(rings);
+        if most == u64::MAX {
+            return Some([first, second]);
+        }
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
+        let (here, there) = (most.min(first.len()), most.saturating_sub(first.len()));
+        let there = there.min(second.len());
+        Some([&mut first[..here], &mut second[..there]])
     }
 
     /// The read found nothing: a ring taken for it goes back.
@@ -367,13 +391,17 @@ impl Engine {
             self.end_period(now);
         }
         self.see_off(now);
-        if self.house.alarms.next().is_some_and(|at| at <= now) {
-            self.answer_alarms(now);
-        }
-        if self.house.watches.next().is_some_and(|at| at <= now) {
-            self.sweep(now);
-        }
         self.next_turn = None;
+        if self.house.mode.is_suspended() {
+            self.suspend_step(now);
+        } else {
+            if self.house.alarms.next().is_some_and(|at| at <= now) {
+                self.answer_alarms(now);
+            }
+            if self.house.watches.next().is_some_and(|at| at <= now) {
+                self.sweep(now);
+            }
+        }
         self.house.collect_values();
         if self.next_trim <= now {
             self.house.rings.trim();

@@ -237,7 +237,7 @@ impl<E: Heart> EventLoop<E> {
     }
 
     fn admit_clients(&mut self) -> io::Result<()> {
-        self.listeners.begin_turn(self.now);
+        self.listeners.begin_turn(self.engine.holds_listeners(), self.now);
         while let Some(accepted) = self.listeners.accept(self.engine.settings(), self.now) {
             let Accepted { mut stream, from, expects_data } = accepted;
             let conn = Conn::Client(self.engine.accept(from, self.secrets.take()?, self.now));
