@@ -266,7 +266,13 @@ impl Engine {
                 | server::State::LoggingIn(_)
         );
         // These are our own doing, and say nothing about the server.
-        let ours = [Reason::CONNECT_STRING_CHANGED, Reason::DATABASE_REMOVED, Reason::PAUSE_MODE];
+        let ours = [
+            Reason::CONNECT_STRING_CHANGED,
+            Reason::DATABASE_REMOVED,
+            Reason::PAUSE_MODE,
+            Reason::UNSAFE_ON_SUSPEND,
+            Reason::SUSPEND_TIMEOUT,
+        ];
         if was_to_serve && !ours.contains(reason) {
             self.house.note_failure(key, reason, &self.config.settings, now);
         }

@@ -208,11 +208,16 @@ impl Engine {
             Released::Held => self.house.set_server_state(key, State::HeldForCancel, End::Back),
             Released::Reset => self.reset(key, now),
             Released::Idle => self.server_is_free(key, now),
+            Released::Old => {
+                self.server_is_free(key, now);
+                self.watch(Conn::Server(key), now);
+            }
         }
     }
 
     fn reset(&mut self, key: ServerKey, now: Instant) {
         self.house.set_server_state(key, State::Resetting, End::Back);
+        self.watch(Conn::Server(key), now);
         let House { servers, rings, .. } = &mut self.house;
         let server = servers.get_mut(key).expect("just moved");
         let sql = self.config.settings.server_reset_query.as_bytes();

@@ -178,10 +178,15 @@ impl House {
                     true => login(Reason::CLIENT_LOGIN_TIMEOUT_SERVER_DOWN),
                     false => login(Reason::CLIENT_LOGIN_TIMEOUT),
                 };
+                // Who is being asked about is under no other limit (D10).
                 let pool = pool.filter(|_| server.is_none());
                 let wait = pool.map(|pool| pool.wait_limit(settings));
-                let wait = wait.map(|limit| Limit(since, limit, Reason::QUERY_WAIT_TIMEOUT));
-                first([wait, Some(login)])
+                let query = settings.query_timeout;
+                first([
+                    wait.map(|_| Limit(since, query, Reason::QUERY_TIMEOUT)),
+                    wait.map(|limit| Limit(since, limit, Reason::QUERY_WAIT_TIMEOUT)),
+                    Some(login),
+                ])
             }
             client::State::AwaitingWelcome { since } | client::State::Waiting { since, .. } => {
                 let pool = self.pools.get(client.pool?)?;
@@ -314,11 +319,10 @@ impl Pool {
     /// When a server will have worked for its client for too long.
     fn work_end(&self, server: &Server, client: &Client) -> Option<(Instant, Reason)> {
         let limits = self.limits;
-        // Something has been asked, and the server has not said its last word to it.
-        let is_busy = server.activity != Activity::Ready;
-        let query = client.query_since.filter(|_| is_busy);
+        // A server may have said its last word to one of several queries, or wait for the rest of
+        // one: it is the client's clocks that tell.
         let idle = (server.activity == Activity::InTransaction).then_some(server.spoke_at);
-        let transaction = client.transaction_since.filter(|_| is_busy);
+        let (query, transaction) = (client.query_since, client.transaction_since);
         first([
             query.map(|since| Limit(since, limits.query, Reason::QUERY_TIMED_OUT)),
             idle.map(|since| {

@@ -23,6 +23,8 @@ pub enum Acquired {
     Linked(ServerKey),
     /// This idle one cannot serve any more. Close it and ask again.
     Stale(ServerKey, Reason),
+    /// This idle one is to be tried out before it serves. See to that and ask again.
+    Unused(ServerKey),
     /// None is free: the client waits.
     Queued,
     /// None is there and none can be had: tell the client at once.
@@ -34,6 +36,8 @@ pub enum Acquired {
 pub enum Released {
     /// It is free.
     Idle,
+    /// It is free, and ends as soon as some time has passed since another one that was too old.
+    Old,
     /// It is free, to be tried out before it serves again.
     Used,
     /// It has to run the reset query first.
@@ -66,8 +70,12 @@ impl House {
             self.set_client_state(client, waiting);
             return Acquired::Queued;
         };
-        if let Some(reason) = self.why_stale(server) {
+        let candidate = self.servers.get(server).expect("who is queued is there");
+        if let Some(reason) = candidate.why_stale() {
             return Acquired::Stale(server, reason);
+        }
+        if pool.has_rested(candidate, now) {
+            return Acquired::Unused(server);
         }
         match self.link(client, server) {
             Ok(()) => Acquired::Linked(server),
@@ -78,18 +86,6 @@ impl House {
     /// The idle server whose turn it is.
     pub fn first_idle(&self, pool: PoolKey) -> Option<ServerKey> {
         self.pools.get(pool)?.servers.of(ServerStanding::Idle).first()
-    }
-
-    /// Why an idle server cannot serve any more; `None`: it can.
-    pub fn why_stale(&self, server: ServerKey) -> Option<Reason> {
-        let candidate = self.servers.get(server).expect("who is queued is there");
-        if candidate.close_needed {
-            Some(Reason::OBSOLETE)
-        } else if !candidate.is_done() {
-            Some(Reason::IDLE_GOT_DIRTY)
-        } else {
-            None
-        }
     }
 
     /// Links the two, and has the server catch up with the client's parameters: what it lacks is
@@ -241,8 +237,10 @@ impl House {
             Released::Held
         } else if reset_due && resets && !settings.server_reset_query.is_empty() {
             Released::Reset
-        } else if reset_due && settings.check_after() == Some(Duration::ZERO) {
+        } else if reset_due && pool.is_some_and(|pool| pool.check_after == Some(Duration::ZERO)) {
             Released::Used
+        } else if server.has_aged {
+            Released::Old
         } else {
             Released::Idle
         }

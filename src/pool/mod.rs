@@ -121,6 +121,8 @@ pub struct Pool {
     pub min_size: usize,
     /// How long its servers may work for one client.
     pub limits: WorkLimits,
+    /// How long its servers may be free before they are tried out; `None`: for ever.
+    pub check_after: Option<Duration>,
     /// How old its servers may be; zero: they are used once.
     pub lifetime: Duration,
     /// When the last one ended that was too old.
@@ -258,6 +260,7 @@ impl House {
             reserve: 0,
             min_size: 0,
             limits: WorkLimits::default(),
+            check_after: None,
             lifetime: Duration::ZERO,
             retired_at: None,
             groups,
@@ -392,6 +395,7 @@ impl Pool {
         let min_size = self.database.min_pool_size.unwrap_or(settings.min_pool_size);
         self.min_size = usize::try_from(min_size).unwrap_or(0);
         self.limits = WorkLimits::new(&self.user, config);
+        self.check_after = settings.check_after();
         self.lifetime = self.database.server_lifetime.unwrap_or(settings.server_lifetime);
     }
 

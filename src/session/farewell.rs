@@ -181,6 +181,10 @@ reasons! {
     DATABASE_REMOVED = Told("database removed");
     /// It is free, and nobody may get it.
     PAUSE_MODE = Told("pause mode");
+    /// It held up a suspension for too long.
+    SUSPEND_TIMEOUT = Told("suspend_timeout");
+    /// What a suspended process cannot hand over.
+    UNSAFE_ON_SUSPEND = Told("close unsafe file descriptors on suspend");
     /// A header that cannot be.
     BAD_SERVER_HEADER = Told("bad pkt header");
     /// A ParameterStatus that is none.

@@ -260,6 +260,17 @@ impl Server {
         }
     }
 
+    /// Why, being free, it cannot serve any more; `None`: it can.
+    pub fn why_stale(&self) -> Option<Reason> {
+        if self.close_needed {
+            Some(Reason::OBSOLETE)
+        } else if !self.is_done() {
+            Some(Reason::IDLE_GOT_DIRTY)
+        } else {
+            None
+        }
+    }
+
     /// Whether everything asked of it has been answered, and all of that passed on. A notification
     /// may come behind the last answer: the rest of one belongs to whoever got its beginning.
     pub fn is_done(&self) -> bool {
