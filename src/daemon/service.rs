@@ -107,9 +107,8 @@ fn look_for_another(settings: &Settings, options: &Options) -> Result<Option<Old
     } else if !is_activated && bind::unix_socket_in_use(settings) {
         return fatal("unix socket is in use, cannot continue");
     }
-    match pid_path(settings) {
-        Some(path) => pidfile::check(&path).or_else(fatal)?,
-        None => {}
+    if let Some(path) = pid_path(settings) {
+        pidfile::check(&path).or_else(fatal)?;
     }
     Ok(None)
 }

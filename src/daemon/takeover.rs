@@ -86,6 +86,8 @@ impl From<io::Error> for TakeoverError {
 }
 
 type Cells = Vec<Option<Vec<u8>>>;
+/// Takes a row, and of the descriptors that have come those that belong to it.
+type OnRow<'a> = dyn FnMut(Cells, &mut VecDeque<OwnedFd>) -> Result<(), TakeoverError> + 'a;
 
 /// The other process, on its console.
 pub struct Old {
@@ -175,7 +177,7 @@ impl Old {
     fn ask(
         &mut self,
         query: &str,
-        on_row: &mut dyn FnMut(Cells, &mut VecDeque<OwnedFd>) -> Result<(), TakeoverError>,
+        on_row: &mut OnRow<'_>,
     ) -> Result<(), TakeoverError> {
         self.send(query)?;
         self.until_ready(on_row)
@@ -189,7 +191,7 @@ impl Old {
 
     fn until_ready(
         &mut self,
-        on_row: &mut dyn FnMut(Cells, &mut VecDeque<OwnedFd>) -> Result<(), TakeoverError>,
+        on_row: &mut OnRow<'_>,
     ) -> Result<(), TakeoverError> {
         let mut refusal = None;
         loop {
