@@ -449,3 +449,107 @@ fn who_goes_in_the_middle_leaves_a_process_that_goes_on() {
         assert_eq!(client.value("SELECT 2"), "2", "killed at {killed_at}");
     }
 }
+
+/// Killed as soon as something can be seen: nothing that is left stops the next start.
+#[test]
+fn killing_it_at_any_moment_leaves_nothing_that_stops_the_next_start() {
+    let mut stage = Stage::new("");
+    type Seen = fn(&Stage, usize) -> bool;
+    let coming_up: [Seen; 7] = [
+        |_, _| true,
+        |stage, number| stage.log(number).contains("kernel file descriptor limit"),
+        |stage, number| stage.log(number).contains("listening on 127.0.0.1"),
+        |stage, _| stage.socket().exists(),
+        |stage, number| stage.log(number).contains("listening on unix"),
+        |stage, _| stage.dir.join("pid").exists(),
+        |stage, number| stage.log(number).contains("process up"),
+    ];
+    for seen in coming_up {
+        let mut child = stage.command(&[]).spawn().expect("start the pooler");
+        let number = stage.started.len();
+        // Without a pause: what is looked for may be there for microseconds.
+        while !seen(&stage, number) && child.try_wait().unwrap().is_none() {}
+        let _ = child.kill();
+        child.wait().unwrap();
+        assert!(!stage.log(number).contains("FATAL"), "{}", stage.log(number));
+    }
+    let going_down: [Seen; 4] = [
+        |_, _| true,
+        |stage, number| stage.log(number).contains("got SIGTERM"),
+        |stage, _| !stage.dir.join("pid").exists(),
+        |stage, _| !stage.socket().exists(),
+    ];
+    for seen in going_down {
+        stage.start(&[]);
+        let number = stage.started.len() - 1;
+        sys::kill(stage.started[number].id(), libc::SIGTERM);
+        let mut child = stage.started.pop().unwrap();
+        while !seen(&stage, number) && child.try_wait().unwrap().is_none() {}
+        let _ = child.kill();
+        child.wait().unwrap();
+    }
+    stage.start(&[]);
+    assert_eq!(stage.raw("alice", "app").value("SELECT 1"), "1");
+}
+
+/// Debian's PgBouncer, if it is there: it takes over from us, and we from it.
+const PGBOUNCER: &str = "/usr/sbin/pgbouncer";
+
+impl Stage {
+    /// Settings that a PgBouncer of any age knows.
+    fn plain() -> Stage {
+        let stage = Stage::new("");
+        let ini = stage.dir.join("ini");
+        let text = fs::read_to_string(&ini).unwrap();
+        fs::write(&ini, text.replace("max_prepared_statements = 100\n", "")).unwrap();
+        stage
+    }
+
+    fn has_pgbouncer(what: &str) -> bool {
+        let is_there = Path::new(PGBOUNCER).exists();
+        if !is_there {
+            eprintln!("SKIPPED, for there is no {PGBOUNCER}: {what}");
+        }
+        is_there
+    }
+}
+
+#[test]
+fn pgbouncer_takes_over_from_us() {
+    if !Stage::has_pgbouncer("whether it takes over from us") {
+        return;
+    }
+    let mut stage = Stage::plain();
+    stage.start(&[]);
+    let (mut idle, mut open) = (stage.raw("alice", "app"), stage.raw("bob", "app"));
+    assert_eq!(idle.value("SELECT 1"), "1");
+    assert_eq!(tags(&open.query("BEGIN")), "CZ");
+    let backend = open.backend_pid();
+    let command = stage.command_of(Path::new(PGBOUNCER), &["-R"]);
+    stage.start_as(command);
+    assert!(stage.predecessor_ends().success());
+    assert_eq!(idle.value("SELECT 2"), "2");
+    assert_eq!(open.backend_pid(), backend, "its transaction goes on");
+    assert_eq!(tags(&open.query("COMMIT")), "CZ");
+    assert_eq!(stage.raw("alice", "app").value("SELECT 3"), "3");
+}
+
+#[test]
+fn we_take_over_from_pgbouncer() {
+    if !Stage::has_pgbouncer("whether we take over from it") {
+        return;
+    }
+    let mut stage = Stage::plain();
+    let command = stage.command_of(Path::new(PGBOUNCER), &[]);
+    stage.start_as(command);
+    let (mut idle, mut open) = (stage.raw("alice", "app"), stage.raw("bob", "app"));
+    assert_eq!(idle.value("SELECT 1"), "1");
+    assert_eq!(tags(&open.query("BEGIN")), "CZ");
+    stage.start(&["-R"]);
+    assert!(stage.predecessor_ends().success());
+    assert_eq!(idle.value("SELECT 2"), "2");
+    // Nobody can tell us which replies its server owes.
+    open.expect_end();
+    assert_eq!(stage.raw("alice", "app").value("SELECT 3"), "3");
+    assert_eq!(stage.raw("bob", "app").value("SELECT 4"), "4");
+}
