@@ -174,11 +174,7 @@ impl Old {
         self.until_ready(&mut |_, _| Ok(()))
     }
 
-    fn ask(
-        &mut self,
-        query: &str,
-        on_row: &mut OnRow<'_>,
-    ) -> Result<(), TakeoverError> {
+    fn ask(&mut self, query: &str, on_row: &mut OnRow<'_>) -> Result<(), TakeoverError> {
         self.send(query)?;
         self.until_ready(on_row)
     }
@@ -189,10 +185,7 @@ impl Old {
         Ok(self.stream.write_all(&message)?)
     }
 
-    fn until_ready(
-        &mut self,
-        on_row: &mut OnRow<'_>,
-    ) -> Result<(), TakeoverError> {
+    fn until_ready(&mut self, on_row: &mut OnRow<'_>) -> Result<(), TakeoverError> {
         let mut refusal = None;
         loop {
             let (tag, body) = self.message()?;
