@@ -73,7 +73,7 @@ impl Engine {
     /// `None`: it is not logging in any more.
     fn first_packet(&self, key: ClientKey) -> Option<First> {
         let client = self.house.clients.get(key)?;
-        if client.state != State::LoggingIn || client.line.is_starting() {
+        if !matches!(client.state, State::LoggingIn) || client.line.is_starting() {
             return None;
         }
         let ring = client.inbox.ring()?;

@@ -32,6 +32,8 @@ pub struct Town {
     pub least_servers: u32,
     /// The reset query runs after every transaction, too.
     pub always_resets: bool,
+    /// `server_rescue_timeout`, in seconds.
+    pub rescues_for: u32,
     pub life: Life,
 }
 
@@ -97,6 +99,7 @@ impl Town {
             limits: Limits::wide(),
             round_robin: false,
             always_resets: false,
+            rescues_for: 0,
             most_servers: [0; 2],
             least_servers: 0,
             life: Life::eternal(),
@@ -125,6 +128,7 @@ impl Town {
             most_servers: [*rng.pick(&[0, 0, 1, 3]), *rng.pick(&[0, 0, 2, 3])],
             least_servers: *rng.pick(&[0, 0, 0, 2]),
             life: Life::draw(rng),
+            rescues_for: *rng.pick(&[0, 2, 30]),
         }
     }
 
@@ -179,13 +183,15 @@ impl Town {
              client_tls_sslmode = disable\nmax_prepared_statements = 0\n\
              max_client_conn = 10000\nquery_wait_timeout = {}\n\
              server_round_robin = {}\nserver_reset_query_always = {}\n\
-             max_db_connections = {}\nmax_user_connections = {}\nmin_pool_size = {}\n",
+             max_db_connections = {}\nmax_user_connections = {}\nmin_pool_size = {}\n\
+             server_rescue_timeout = {}\n",
             self.limits.query_wait / 1000,
             u8::from(self.round_robin),
             u8::from(self.always_resets),
             self.most_servers[0],
             self.most_servers[1],
             self.least_servers,
+            self.rescues_for,
         ));
         text.push_str(&self.times());
         let config = Config::parse_text("sim.ini", &text).expect("a good configuration");

@@ -299,7 +299,8 @@ impl World {
                 if let Some(server) =
                     server.filter(|server| !matches!(server.state, State::Leaving))
                 {
-                    let heir = server.client().map(|client| self.shell.ids[&client]);
+                    let gone = server.rescue().map(|rescue| rescue.client);
+                    let heir = server.client().or(gone).map(|client| self.shell.ids[&client]);
                     backend.retired = Some(heir);
                 }
             }
