@@ -28,11 +28,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// So often we look whether the other's pid file has gone.
-const PIDFILE_PERIOD: Duration = Duration::from_millis(100);
+/// So often we look whether the other's pid file has gone, and whether we are to end.
+const LOOK_AROUND: Duration = Duration::from_millis(100);
 /// So much is read at once.
 const READ_BYTES: usize = 64 * 1024;
 /// No message of the other process is longer.
@@ -57,6 +58,8 @@ pub enum TakeoverError {
     NoDescriptor,
     /// It said what we do not understand.
     Nonsense(&'static str),
+    /// A signal to end came.
+    Interrupted,
 }
 
 impl fmt::Display for TakeoverError {
@@ -69,6 +72,7 @@ impl fmt::Display for TakeoverError {
             Self::Gone => f.write_str("takeover failed: the old process has gone"),
             Self::Refused(text) => write!(f, "old process said: {text}"),
             Self::NoDescriptor => f.write_str("got row without fd info"),
+            Self::Interrupted => f.write_str("takeover was in progress, going down immediately"),
             Self::Nonsense(what) => write!(f, "takeover failed: {what}"),
         }
     }
@@ -94,8 +98,39 @@ pub struct Old {
     stream: UnixStream,
     received: Vec<u8>,
     descriptors: VecDeque<OwnedFd>,
+    signals: EndSignals,
     port: i32,
     since: Instant,
+}
+
+/// SIGTERM and SIGINT while the loop, which knows what they mean, does not run yet.
+struct EndSignals {
+    came: Arc<AtomicBool>,
+    registered: Vec<signal_hook::SigId>,
+}
+
+impl EndSignals {
+    fn watch() -> io::Result<Self> {
+        let came = Arc::new(AtomicBool::new(false));
+        let signals = [libc::SIGTERM, libc::SIGINT].into_iter();
+        let registered = signals.map(|signal| signal_hook::flag::register(signal, came.clone()));
+        Ok(Self { registered: registered.collect::<Result<_, _>>()?, came })
+    }
+
+    fn check(&self) -> Result<(), TakeoverError> {
+        match self.came.load(Ordering::Relaxed) {
+            true => Err(TakeoverError::Interrupted),
+            false => Ok(()),
+        }
+    }
+}
+
+impl Drop for EndSignals {
+    fn drop(&mut self) {
+        for id in self.registered.drain(..) {
+            signal_hook::low_level::unregister(id);
+        }
+    }
 }
 
 /// What it has given us.
@@ -122,11 +157,13 @@ pub fn find(settings: &Settings) -> Result<Option<Old>, TakeoverError> {
     let Ok(stream) = UnixStream::connect(&path) else {
         return Ok(None);
     };
+    stream.set_read_timeout(Some(LOOK_AROUND))?;
     log::info!("takeover_init: launching connection");
     let old = Old {
         stream,
         received: Vec::new(),
         descriptors: VecDeque::new(),
+        signals: EndSignals::watch()?,
         port: settings.listen_port,
         since: Instant::now(),
     };
@@ -233,8 +270,9 @@ impl Old {
         let mut bytes = vec![0; READ_BYTES];
         let mut descriptors = Vec::new();
         let got = loop {
+            self.signals.check()?;
             match descriptors::receive(self.stream.as_fd(), &mut bytes, &mut descriptors) {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if is_nothing_yet(&error) => {}
                 other => break other?,
             }
         };
@@ -259,12 +297,17 @@ impl Taken {
         if let Some(path) = pidfile {
             log::info!("waiting for old pidfile to go away");
             while names_running_process(path) {
-                thread::park_timeout(PIDFILE_PERIOD);
+                self.old.signals.check()?;
+                thread::park_timeout(LOOK_AROUND);
             }
         }
         log::info!("old process killed, resuming work");
         Ok(())
     }
+}
+
+fn is_nothing_yet(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock)
 }
 
 /// A process that was killed leaves its file, which stands in nobody's way.

@@ -154,16 +154,7 @@ impl Pooler {
         ini.set("listen_port", &port.to_string());
         ini.set("auth_file", &dir.join("userlist.txt").to_string_lossy());
         write_files(&dir, &ini);
-        let log = fs::File::create(dir.join("log")).expect("create the log");
-        let mut command = Command::new(binary());
-        command.arg(dir.join("pooler.ini")).current_dir("/");
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        command.envs(ini.environment.iter().map(|(name, value)| (name, value)));
-        if let Some(account) = account() {
-            command.uid(account.uid).gid(account.gid);
-        }
-        sys::die_with_parent(&mut command);
-        let child = command.spawn().unwrap_or_else(|e| panic!("start {}: {e}", binary().display()));
+        let child = spawn(&dir, &ini, &[]);
         let mut pooler = Pooler { child, ini, dir, port, _lease: lease, ended: false };
         pooler.wait_until_up().then_some(pooler)
     }
@@ -190,6 +181,24 @@ impl Pooler {
 
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Starts a second process with these words on its command line, beside the first. It logs to
+    /// the same file.
+    pub fn start_beside(&self, words: &[&str]) -> Child {
+        spawn(&self.dir, &self.ini, words)
+    }
+
+    /// Has a new process take over from this one, which ends; how.
+    pub fn take_over(&mut self) -> ExitStatus {
+        let ups = |pooler: &Pooler| pooler.log().matches("process up: ").count();
+        let before = ups(self);
+        let mut old = std::mem::replace(&mut self.child, spawn(&self.dir, &self.ini, &["-R"]));
+        super::wait_for("the takeover", || {
+            assert_eq!(self.child.try_wait().expect("try_wait"), None, "{}", self.log());
+            ups(self) > before
+        });
+        super::wait_for_some("the old process to end", || old.try_wait().expect("try_wait"))
     }
 
     /// Everything it has logged so far.
@@ -279,6 +288,20 @@ impl Drop for Pooler {
         }
         assert!(!log.contains("panicked at"), "the pooler panicked:\n{log}");
     }
+}
+
+fn spawn(dir: &Path, ini: &Ini, words: &[&str]) -> Child {
+    let mut log = fs::OpenOptions::new();
+    let log = log.create(true).append(true).open(dir.join("log")).expect("open the log");
+    let mut command = Command::new(binary());
+    command.args(words).arg(dir.join("pooler.ini")).current_dir("/");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    command.envs(ini.environment.iter().map(|(name, value)| (name, value)));
+    if let Some(account) = account() {
+        command.uid(account.uid).gid(account.gid);
+    }
+    sys::die_with_parent(&mut command);
+    command.spawn().unwrap_or_else(|e| panic!("start {}: {e}", binary().display()))
 }
 
 fn write_files(dir: &Path, ini: &Ini) {
