@@ -4,7 +4,7 @@
 //!
 //! [`io`] is its border. [`clients`] and [`servers`] have one function for each thing that can
 //! happen to one, [`consoles`] what
-//! those on the admin console need, [`statements`] what their prepared statements need, `unlinked` is about servers that work for nobody; [`logins`] decides who is let in, `staffing` decides when to open servers, [`openings`] opens them, [`endings`] is
+//! those on the admin console need, [`statements`] what their prepared statements need, `unlinked` is about servers that work for nobody; [`logins`] decides who is let in, `staffing` decides when to open servers, [`openings`] opens them, `naming` finds those that have names, [`endings`] is
 //! the one place where a conversation ends. [`tls`] starts TLS on
 //! either side. [`operate`] is what the operator does to the house, [`databases`] to a part of it,
 //! [`check`] its laws.
@@ -20,6 +20,7 @@ pub mod databases;
 pub mod endings;
 pub mod io;
 pub mod logins;
+mod naming;
 pub mod openings;
 pub mod operate;
 mod proving;
@@ -159,7 +160,8 @@ impl Engine {
             Input::ConnectFailed { server, error } => {
                 self.server_connect_failed(server, error.as_deref(), now);
             }
-            Input::Resolved { server, addresses } => self.server_resolved(server, &addresses, now),
+            Input::Resolved { host, addresses } => self.name_resolved(&host, addresses, now),
+            Input::Serial { zone, serial } => self.zone_asked(&zone, serial, now),
             Input::TlsReady { conn, secured } => self.tls_ready(conn, secured, now),
             Input::TlsFailed { conn, error, is_ours } => {
                 self.tls_failed(conn, &error, is_ours, now);
@@ -184,7 +186,8 @@ impl Engine {
         let alarm = self.house.alarms.next();
         let leaving = self.leaving.front().map(|(at, _)| *at);
         let watch = self.house.watches.next();
-        [self.next_turn, trim, period, alarm, leaving, watch].into_iter().flatten().min()
+        let zones = self.house.zones.deadline();
+        [self.next_turn, trim, period, alarm, leaving, watch, zones].into_iter().flatten().min()
     }
 
     /// A connection that may have work to do: its socket may be read, or written.
@@ -335,6 +338,9 @@ impl Engine {
         }
         if self.house.watches.next().is_some_and(|at| at <= now) {
             self.sweep(now);
+        }
+        if self.house.zones.deadline().is_some_and(|at| at <= now) {
+            self.check_zones(now);
         }
         self.next_turn = None;
         self.house.collect_values();

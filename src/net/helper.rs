@@ -1,47 +1,37 @@
-//! Work that may block or take long, on side threads: one looks up host names, one makes keys of
-//! passwords, one asks PAM and one directories about passwords. A name server that does not answer
-//! holds up no login, and a storm of logins no name.
+//! Work that may block or take long, on side threads: one makes keys of passwords, one asks PAM and
+//! one directories about passwords, and each name of a host has one while it is looked up. A name
+//! server that does not answer holds up no login and no other name, and a storm of logins no name.
 //!
 //! Jobs go there over bounded queues, answers come back over another, and a waker ends the sleep
-//! of the loop. A thread starts with its first job: who names servers by address has none.
+//! of the loop. A thread starts with its first job. How many names are looked up at once is limited
+//! by the engine.
 
+use super::dns::Resolver;
 use super::heart::Heart;
 use super::oracles;
 use super::token::Token;
 use crate::auth::derivation::Derivation;
 use crate::auth::outside::{Oracle, Question};
 use crate::engine::io::Input;
-use crate::keys::{ClientKey, Conn, ServerKey};
+use crate::keys::{ClientKey, Conn};
 use mio::{Registry, Waker};
 use std::io;
-use std::net::{IpAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
 use std::time::Instant;
 
-/// So many names may wait to be looked up.
-const MAX_NAMES: usize = 256;
 /// So many keys may wait to be made: some seconds of work.
 const MAX_KEYS: usize = 4096;
 /// So many clients may wait until PAM, or a directory, has looked at their passwords. Those that
 /// come last in such a queue are mostly out of time before it is their turn.
 const MAX_QUESTIONS: usize = 256;
+/// A look-up needs little room.
+const LOOK_UP_STACK_BYTES: usize = 256 * 1024;
 
 /// Something that a side thread does.
 trait Job: Send + 'static {
     /// Does it, however long that takes.
     fn run(self) -> Input;
-}
-
-struct Name {
-    server: ServerKey,
-    host: String,
-}
-
-impl Job for Name {
-    fn run(self) -> Input {
-        Input::Resolved { server: self.server, addresses: addresses_of(&self.host) }
-    }
 }
 
 struct Key {
@@ -86,7 +76,7 @@ struct Replies {
 /// Our end of the side threads.
 pub struct Helper {
     replies: Replies,
-    names: Lane<Name>,
+    resolver: Resolver,
     keys: Lane<Key>,
     pam: Lane<Consultation>,
     directories: Lane<Consultation>,
@@ -94,13 +84,13 @@ pub struct Helper {
 }
 
 impl Helper {
-    /// Nothing runs yet.
-    pub fn new(registry: &Registry) -> io::Result<Self> {
+    /// Nothing runs yet. `resolv_conf` is the setting.
+    pub fn new(registry: &Registry, resolv_conf: &str) -> io::Result<Self> {
         let waker = Arc::new(Waker::new(registry, Token::Waker.into())?);
         let (there, here) = channel();
         Ok(Self {
             replies: Replies { waker, there, here },
-            names: Lane { name: "names", limit: MAX_NAMES, jobs: None },
+            resolver: Resolver::new(resolv_conf),
             keys: Lane { name: "keys", limit: MAX_KEYS, jobs: None },
             pam: Lane { name: "PAM logins", limit: MAX_QUESTIONS, jobs: None },
             directories: Lane { name: "LDAP logins", limit: MAX_QUESTIONS, jobs: None },
@@ -110,8 +100,39 @@ impl Helper {
 
     /// Asks for the addresses of a host; false if that is not possible now, which is logged.
     #[must_use]
-    pub fn resolve(&mut self, server: ServerKey, host: String) -> bool {
-        self.names.submit(Name { server, host }, &self.replies).is_ok()
+    pub fn resolve(&mut self, host: &str) -> bool {
+        let (resolver, host) = (self.resolver.clone(), host.to_owned());
+        self.look_up(move || {
+            let addresses = resolver.addresses(&host);
+            Input::Resolved { host, addresses }
+        })
+    }
+
+    /// Asks for the serial of a zone; false if that is not possible now, which is logged.
+    #[must_use]
+    pub fn ask_serial(&mut self, zone: &str) -> bool {
+        let (resolver, zone) = (self.resolver.clone(), zone.to_owned());
+        self.look_up(move || {
+            let serial = resolver.serial(&zone);
+            Input::Serial { zone, serial }
+        })
+    }
+
+    fn look_up(&self, find: impl FnOnce() -> Input + Send + 'static) -> bool {
+        let (answers, waker) = (self.replies.there.clone(), Arc::clone(&self.replies.waker));
+        let thread = std::thread::Builder::new();
+        let thread = thread.name("look-up".to_owned()).stack_size(LOOK_UP_STACK_BYTES);
+        let started = thread.spawn(move || {
+            // If the loop has gone, nobody wants to know.
+            if answers.send(find()).is_ok() {
+                let _ = waker.wake();
+            }
+        });
+        if let Err(error) = &started {
+            let why = crate::sys::error_text(error);
+            log::error!("could not start the helper thread for a name: {why}");
+        }
+        started.is_ok()
     }
 
     /// Asks for a key; gives the question back if that is not possible now, which is logged.
@@ -184,39 +205,16 @@ fn work<J: Job>(jobs: &Receiver<J>, answers: &Sender<Input>, waker: &Waker) {
     }
 }
 
-fn addresses_of(host: &str) -> Vec<IpAddr> {
-    match (host, 0).to_socket_addrs() {
-        Ok(found) => {
-            let mut addresses = Vec::new();
-            for address in found.map(|address| address.ip()) {
-                if !addresses.contains(&address) {
-                    addresses.push(address);
-                }
-            }
-            addresses
-        }
-        // The engine logs it with the words that users know.
-        Err(_) => Vec::new(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::keys::Key as _;
+    use crate::keys::{Key as _, ServerKey};
 
     #[test]
-    fn a_full_queue_refuses_and_leaves_the_other_one_alone() {
+    fn a_full_queue_refuses() {
         let poll = mio::Poll::new().unwrap();
-        let mut helper = Helper::new(poll.registry()).unwrap();
-        // A side thread that is busy with something else.
-        let (jobs, _jobs_there) = sync_channel(MAX_NAMES);
-        helper.names.jobs = Some(jobs);
+        let mut helper = Helper::new(poll.registry(), "").unwrap();
         let server = ServerKey::new(0, 1);
-        for _ in 0..MAX_NAMES {
-            assert!(helper.resolve(server, "localhost".to_string()));
-        }
-        assert!(!helper.resolve(server, "localhost".to_string()));
         let derivation = Derivation::new(b"secret", b"salt", 2);
         helper.derive(Conn::Server(server), derivation.clone()).unwrap();
         let answer = helper.replies.here.recv().unwrap();
@@ -224,16 +222,11 @@ mod tests {
             panic!("a key, not {answer:?}");
         };
         assert_eq!(salted, derivation.run());
+        // A side thread that is busy with something else.
         let (jobs, _jobs_there) = sync_channel(1);
         helper.keys.jobs = Some(jobs);
         assert_eq!(helper.derive(Conn::Server(server), derivation.clone()), Ok(()));
         let refused = helper.derive(Conn::Server(server), derivation.clone());
         assert_eq!(refused, Err(derivation));
-    }
-
-    #[test]
-    fn literals_and_nonsense() {
-        assert_eq!(addresses_of("127.0.0.1"), ["127.0.0.1".parse::<IpAddr>().unwrap()]);
-        assert_eq!(addresses_of("no such host"), [] as [IpAddr; 0]);
     }
 }
