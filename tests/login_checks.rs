@@ -3,64 +3,13 @@
 
 mod common;
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
-use common::desk::Desk;
-use common::prover::{Prover, Said, derive_one, refuse_one};
+use common::prover::{Prover, ROUNDS, Said, derive_one, desk, refuse_one};
 use ringbouncer::auth::derivation::Derivation;
-use ringbouncer::auth::digest;
-use ringbouncer::auth::userlist::Userlist;
-use ringbouncer::config::Config;
 use ringbouncer::engine::io::Input;
 
-const ROUNDS: u32 = 8;
 const SASL: &str = "SASL authentication failed";
 const PASSWORD: &str = "password authentication failed";
 const TOO_MANY: &str = "too many passwords are being checked, try again later";
-
-fn verifier(password: &str) -> String {
-    let salted = Derivation::new(password.as_bytes(), b"salty", ROUNDS).run();
-    let stored = digest::sha256(&digest::hmac(&salted.0, b"Client Key"));
-    let server = digest::hmac(&salted.0, b"Server Key");
-    let [salt, stored, server] =
-        [&b"salty"[..], &stored, &server].map(|bytes| BASE64_STANDARD.encode(bytes));
-    format!("SCRAM-SHA-256${ROUNDS}:{salt}${stored}:{server}")
-}
-
-fn md5(user: &str, password: &str) -> String {
-    let digits = digest::md5_hex(&[password.as_bytes(), user.as_bytes()]);
-    format!("md5{}", String::from_utf8_lossy(&digits))
-}
-
-/// A desk that lets in by this method, in front of one server. Its users have the same password,
-/// each kept in another way.
-fn desk(method: &str) -> Desk {
-    let text = format!(
-        "[databases]\napp = host=127.0.0.1 user=carol\n[pgbouncer]\npool_mode = transaction\n\
-         auth_type = {method}\nscram_iterations = {ROUNDS}\nserver_tls_sslmode = disable\n\
-         unix_socket_dir =\nmax_client_conn = 10000\n"
-    );
-    let users = format!(
-        "\"plain\" \"right\"\n\"known\" \"right\"\n\"md5\" \"{}\"\n\"scram\" \"{}\"\n\"none\" \"\"\n",
-        md5("md5", "right"),
-        verifier("right")
-    );
-    let mut desk = Desk::new("[databases]\napp = host=127.0.0.1\n[pgbouncer]");
-    let config = Config::parse_text("desk.ini", &text).expect("a configuration");
-    let users = Userlist::parse(users.as_bytes()).0;
-    let now = desk.now;
-    desk.engine.reload(config, Some(users.into()), now);
-    desk.perform();
-    // The welcome is known from here on.
-    let mut first = Prover::knock(&mut desk, "known", "app", "right");
-    first.go_on(&mut desk);
-    derive_one(&mut desk);
-    first.go_on(&mut desk);
-    desk.server();
-    assert_eq!(first.go_on(&mut desk), Said::Welcome);
-    assert!(desk.derivations.is_empty());
-    desk
-}
 
 fn refused(words: &str) -> Said {
     Said::Refused(words.to_owned())
@@ -201,4 +150,30 @@ fn who_waits_for_a_key_is_under_the_timeout_of_logins() {
         derive_one(&mut desk);
     }
     assert_eq!(desk.engine.house().open_clients(), 1);
+}
+
+/// Clients that log in are served after everybody else, and a few in each turn: a storm of them
+/// keeps nobody waiting who is in.
+#[test]
+fn a_storm_of_logins_lets_the_busy_ones_through() {
+    let mut desk = desk("scram-sha-256");
+    let busy = Prover::knock(&mut desk, "known", "app", "right");
+    let mut prover = busy;
+    assert_eq!(prover.go_on(&mut desk), Said::Welcome);
+    let crowd: Vec<Prover> =
+        (0..100).map(|_| Prover::knock(&mut desk, "scram", "app", "right")).collect();
+    while desk.engine.next_runnable().is_some() {}
+    for stranger in &crowd {
+        desk.engine.wake(stranger.conn);
+    }
+    let (mut served, mut turns) = (0, 0);
+    while desk.engine.has_runnable() {
+        desk.engine.wake(prover.conn);
+        assert_eq!(desk.engine.next_runnable(), Some(prover.conn), "whoever is in comes first");
+        let some = std::iter::from_fn(|| desk.engine.next_runnable()).count();
+        assert!(some <= 16, "{some} in one turn");
+        (served, turns) = (served + some, turns + 1);
+        desk.handle(Input::Tick);
+    }
+    assert_eq!((served, turns), (100, 7));
 }

@@ -5,7 +5,7 @@ mod common;
 
 use common::desk::{Desk, config};
 use common::raw::{self, message};
-use common::{Pooler, Raw, wait_for};
+use common::{Pooler, Raw, Startup, wait_for};
 use ringbouncer::auth::userlist::Userlist;
 use ringbouncer::keys::Conn;
 use std::time::Duration;
@@ -80,6 +80,21 @@ fn a_query_that_takes_too_long_ends_with_its_server() {
     assert_ended_with(&desk, one, server, "query timeout");
     let (_, goodbye) = desk.closed.iter().find(|(conn, _)| *conn == server).unwrap();
     assert_eq!(*goodbye, raw::terminate());
+}
+
+/// A word of ours would be taken for the rest of the row.
+#[test]
+fn a_limit_that_is_reached_in_the_middle_of_a_row_ends_in_silence() {
+    let mut desk = desk("query_timeout = 5");
+    let one = alice(&mut desk);
+    desk.ask(one);
+    let server = server_of(&desk, one);
+    desk.take(server);
+    desk.feed(server, b"D\0\0\0\x20\0\x01");
+    desk.take(one);
+    desk.after(SECOND * 5);
+    assert!(desk.is_closed(one) && desk.is_closed(server));
+    assert_eq!(desk.last_words(one), None);
 }
 
 /// Reliability 20.
@@ -386,6 +401,21 @@ fn a_cancel_request_that_cannot_be_forwarded_is_dropped_in_silence() {
     assert!(!desk.is_closed(one));
 }
 
+/// D10: PgBouncer ends it at once, for its transaction never began.
+#[test]
+fn limits_of_clients_are_none_for_our_own_questions() {
+    let limits = "auth_user = carol\nauth_query = SELECT $1, $1\nclient_login_timeout = 0\n\
+                  query_timeout = 5\ntransaction_timeout = 5\nidle_transaction_timeout = 5";
+    let mut desk = desk(limits);
+    let (asked, waiting) = (desk.client("dave", "app"), desk.client("dora", "app"));
+    let server = desk.server();
+    assert!(!desk.take(server).is_empty(), "it is asked about dave");
+    desk.after(SECOND * 5);
+    assert_eq!(desk.last_words(waiting).as_deref(), Some("query_timeout"), "as all who wait");
+    desk.after(SECOND * 1000);
+    assert!(!desk.is_closed(asked) && !desk.is_closed(server));
+}
+
 /// What a limit costs is how long it is, not how many queries there are; and who is under none
 /// costs nothing.
 #[test]
@@ -476,6 +506,8 @@ fn an_idle_client_ends_and_a_waiting_one_is_told_so() {
     let pooler = pooler(&[("client_idle_timeout", "2"), ("query_wait_notify", "1")]);
     let (mut busy, mut idle): (Raw, Raw) = (pooler.raw("alice"), pooler.raw("alice"));
     let mut waiting = pooler.raw("alice");
+    let startup = Startup::v3().param("user", "postgres").param("database", "pgbouncer");
+    let mut console = pooler.raw_with(startup);
     busy.send(&raw::query("BEGIN"));
     busy.until_ready();
     busy.send(&raw::query("SELECT pg_sleep(4)"));
@@ -486,4 +518,49 @@ fn an_idle_client_ends_and_a_waiting_one_is_told_so() {
     busy.expect_tags("TDCZ");
     busy.query("COMMIT");
     waiting.expect_tags("TDCZ");
+    // The console is under no limit.
+    assert_eq!(console.query("SHOW VERSION").last().expect("an answer").tag, b'Z');
+}
+
+/// What is changed on the console holds for those who are there.
+#[test]
+fn a_limit_set_on_the_console_holds_at_once() {
+    let pooler = pooler(&[("default_pool_size", "2")]);
+    let (mut idle, mut busy) = (pooler.raw("alice"), pooler.raw("alice"));
+    busy.query("BEGIN");
+    let startup = Startup::v3().param("user", "postgres").param("database", "pgbouncer");
+    let mut console = pooler.raw_with(startup);
+    console.query("SET idle_transaction_timeout = 1");
+    busy.expect_fatal("idle transaction timeout");
+    console.query("SET client_idle_timeout = 1");
+    idle.expect_fatal("client_idle_timeout");
+}
+
+/// How often a process has gone to sleep, and been woken.
+fn wake_ups(pooler: &Pooler) -> u64 {
+    let path = format!("/proc/{}/status", pooler.pid());
+    let status = std::fs::read_to_string(path).expect("its status");
+    let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    line.and_then(|count| count.trim().parse().ok()).expect("a count")
+}
+
+/// Deadlines that are far away wake nobody, and one that is over does not come again and again.
+#[test]
+fn who_waits_for_far_deadlines_sleeps() {
+    let far = ["query_timeout", "transaction_timeout", "idle_transaction_timeout"];
+    let mut settings = far.map(|name| (name, "1000")).to_vec();
+    settings.extend([("client_idle_timeout", "1000"), ("query_wait_notify", "1")]);
+    settings.extend([("server_check_delay", "1"), ("min_pool_size", "1")]);
+    let pooler = pooler(&settings);
+    let (mut busy, mut waiting) = (pooler.raw("alice"), pooler.raw("alice"));
+    // Its server is unused, and to be tried out.
+    let mut idle = pooler.raw_with(Startup::v3().param("user", "bob").param("database", "app"));
+    idle.query("SELECT 1");
+    busy.query("BEGIN");
+    waiting.send(&raw::query("SELECT 1"));
+    assert_eq!(waiting.message().tag, b'N', "it has been told that it waits");
+    let before = wake_ups(&pooler);
+    assert!(waiting.is_quiet_for(SECOND * 2));
+    let woken = wake_ups(&pooler) - before;
+    assert!(woken < 20, "woken {woken} times in two seconds");
 }

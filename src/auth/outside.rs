@@ -3,6 +3,7 @@
 
 use crate::auth::ldap;
 use crate::config::Secret;
+use std::time::Instant;
 
 /// The service name under which PAM knows us.
 pub const PAM_SERVICE: &str = "pgbouncer";
@@ -17,6 +18,8 @@ pub struct Question {
     pub password: Secret,
     /// Who is asked.
     pub oracle: Oracle,
+    /// When the user's time for his login is over; `None`: never.
+    pub until: Option<Instant>,
 }
 
 /// Who knows the passwords.

@@ -229,7 +229,7 @@ settings! {
     reserve_pool_size: i32 = "0", reload;
     /// How long a client must have waited for those; 0 is never.
     reserve_pool_timeout: Duration = "5", reload;
-    /// Read instead of /etc/resolv.conf; a nameserver in it may have a port, like 127.0.0.1:5353.
+    /// Another resolv.conf; its name servers may have ports, as in 127.0.0.1:5353.
     resolv_conf: String = "", boot;
     /// Buffers moved per socket and turn; 0 or less is no limit.
     sbuf_loopcnt: i32 = "5", reload;
@@ -319,6 +319,8 @@ settings! {
     log_format: LogFormat = "text", reload, ours;
     /// The first pause after a host has failed, doubled up to server_login_retry; 0 is that one.
     server_login_retry_min: Duration = "0", reload, ours;
+    /// How long bringing a server back from a client that broke off may take; 0 closes it.
+    server_rescue_timeout: Duration = "0", reload, ours;
     /// Where metrics are shown over HTTP: addr:port or the path of a Unix socket.
     metrics_listen: String = "", boot, ours;
 }

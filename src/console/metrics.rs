@@ -118,6 +118,7 @@ pub fn page(view: &View<'_>, dialect: Dialect) -> String {
     waits(view, &mut page);
     endings(view, &mut page);
     hosts(view, &mut page);
+    rescues(view, &mut page);
     times(view, &mut page);
     if dialect == Dialect::OpenMetrics {
         page.put("# EOF\n");
@@ -296,6 +297,18 @@ fn hosts(view: &View<'_>, page: &mut Page) {
             let port = host.port.to_string();
             page.sample(&[("host", &*host.name), ("port", &port)], read(host));
         }
+    }
+}
+
+fn rescues(view: &View<'_>, page: &mut Page) {
+    let rescues = view.engine.house().rescues;
+    page.family(
+        "server_rescues",
+        Kind::Counter,
+        "Servers whose client went in the middle of something, by what became of them.",
+    );
+    for (end, count) in [("kept", rescues.kept), ("lost", rescues.lost)] {
+        page.sample(&[("end", end)], count);
     }
 }
 

@@ -173,6 +173,8 @@ impl Engine {
         assert_eq!(waiting.len(), self.count(Some(key), ClientStanding::Waiting));
         assert_eq!(pool.active_clients, self.count(Some(key), ClientStanding::Active));
         assert_eq!(pool.cancels.len(), self.count(Some(key), ClientStanding::AwaitingCancel));
+        let dialled = pool.dialled_cancels.len();
+        assert_eq!(dialled, self.count(Some(key), ClientStanding::CancelDialled));
         let mode = self.house.mode;
         if mode.is_paused() || pool.is_paused {
             let free = [ServerStanding::Idle, ServerStanding::Used, ServerStanding::Login];

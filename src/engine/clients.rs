@@ -2,6 +2,7 @@
 
 use crate::config::values::PoolMode;
 use crate::engine::Engine;
+use crate::engine::cancels::called_off_step;
 use crate::engine::io::Effect;
 use crate::engine::statements::{self, Tools, Trouble};
 use crate::engine::step::{Step, last_step};
@@ -9,6 +10,7 @@ use crate::keys::{ClientKey, Conn, ServerKey};
 use crate::pool::House;
 use crate::pool::link::Acquired;
 use crate::ring::Ring;
+use crate::session::call_off::CallOff;
 use crate::session::client::{Client, Rules, State, Verdict};
 use crate::session::farewell::Reason;
 use crate::session::pipeline::Action;
@@ -106,6 +108,7 @@ impl Engine {
             match self.house.acquire(key, now) {
                 Acquired::Linked(_) => return true,
                 Acquired::Stale(server, reason) => self.close_server(server, reason, now),
+                Acquired::Unused(server) => self.server_is_used(server, now),
                 Acquired::Queued => {
                     if let Some(pool) = self.house.clients.get(key).and_then(|client| client.pool) {
                         self.house.watch_wait(key, now);
@@ -199,6 +202,9 @@ impl Engine {
 fn unlinked_step(client: &mut Client, rules: Rules, tools: &mut Tools) -> Step {
     if !statements::go_on_collecting(client) || !relay::rest(&mut client.inbox, None) {
         return Step::Wait;
+    }
+    if client.call_off != CallOff::Nothing {
+        return called_off_step(client, rules, tools);
     }
     if statements::has_collected(client) {
         return Step::NeedServer;

@@ -92,7 +92,13 @@ impl Engine {
         (oracle, password): (Oracle, Secret),
     ) {
         let refusal = oracle.refusal();
-        let question = Question { user: claim.user.clone(), password: password.clone(), oracle };
+        let limit = self.config.settings.client_login_timeout;
+        let until = match self.house.clients.get(key) {
+            Some(client) if !limit.is_zero() => client.connected_at.checked_add(limit),
+            _ => None,
+        };
+        let (user, secret) = (claim.user.clone(), password.clone());
+        let question = Question { user, password: secret, oracle, until };
         self.effects.push_back(Effect::Consult { client: key, question });
         let step = Step::Consulting { password, refusal };
         self.put_proving(key, Proving { claim, goal, step });

@@ -103,31 +103,6 @@ impl Engine {
         told.map_err(|Full| Reason::BAD_PACKET)
     }
 
-    fn on_cancel_request(
-        &mut self,
-        key: ClientKey,
-        bytes: u64,
-        now: Instant,
-    ) -> Result<(), Reason> {
-        let client = self.house.clients.get_mut(key).ok_or(Reason::BAD_CANCEL_REQUEST)?;
-        let body = client.inbox.copy(startup::HEADER_BYTES as usize, bytes);
-        client.inbox.skip(bytes);
-        let secret: [u8; 8] = body.try_into().map_err(|_| Reason::BAD_CANCEL_REQUEST)?;
-        if let Some(client) = self.house.on_console_with(secret) {
-            self.effects.push_back(Effect::CancelAttendance { client });
-            return Err(Reason::CANCEL_FOR_CONSOLE);
-        }
-        let (target, pool) = self.house.cancel_target(secret)?;
-        if let Some(client) = self.house.clients.get_mut(key) {
-            client.pool = Some(pool);
-        }
-        let waiting = State::AwaitingCancel { target, carrier: None, since: now };
-        self.house.set_client_state(key, waiting);
-        self.watch(Conn::Client(key), now);
-        self.staff(pool, now);
-        Ok(())
-    }
-
     fn on_startup(
         &mut self,
         key: ClientKey,
@@ -188,10 +163,10 @@ impl Engine {
         now: Instant,
     ) -> Result<(), Reason> {
         let (user, name) = (&startup.user, &startup.database);
+        let database = self.database(key, name);
         if let Some(client) = self.house.clients.get_mut(key) {
             client.user = Some(user.as_str().into());
         }
-        let database = self.database(key, name);
         self.check_name(key, user, name)?;
         let auth_type = self.config.settings.auth_type;
         let is_known = match auth_type {

@@ -11,6 +11,7 @@ use crate::pool::sizing::{Demand, Opening};
 use crate::pool::{House, Pool};
 use crate::session::client;
 use crate::session::farewell::Reason;
+use crate::session::rescue::Cancel;
 use crate::session::server::Purpose;
 use crate::wire::emit;
 use std::time::{Duration, Instant};
@@ -38,9 +39,9 @@ impl Engine {
                 break;
             }
             let carrier = self.open(key, Purpose::Cancel { target, requester }, now);
-            let client = self.house.clients.get_mut(requester).expect("just found");
-            if let client::State::AwaitingCancel { carrier: own, .. } = &mut client.state {
-                *own = Some(carrier);
+            match requester {
+                Some(requester) => self.house.note_carrier(requester, target, carrier, now),
+                None => self.house.note_own_cancel(target, Cancel::UnderWay),
             }
             self.dial(carrier, now);
         }

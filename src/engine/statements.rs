@@ -117,6 +117,13 @@ pub(super) fn has_collected(client: &Client) -> bool {
     statements.is_some_and(|statements| !statements.collected.is_empty())
 }
 
+/// It is not wanted any more.
+pub(super) fn forget_collected(client: &mut Client) {
+    if let Some(statements) = &mut client.statements {
+        statements.collected = Vec::new();
+    }
+}
+
 /// A Close of a named statement needs no server: its name means nothing from now on.
 pub(super) fn close(client: &mut Client, bytes: u64) {
     if let Ok((_, name)) = frontend::target(&client.inbox.window(HEADER_BYTES as u64, bytes))

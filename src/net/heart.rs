@@ -25,6 +25,10 @@ pub trait Heart {
     fn next_runnable(&mut self) -> Option<Conn>;
     /// Puts one in, at most once at a time; keys of connections that have gone are ignored.
     fn make_runnable(&mut self, conn: Conn);
+    /// The same when an event said so.
+    fn wake(&mut self, conn: Conn) {
+        self.make_runnable(conn);
+    }
     /// Whether there is one.
     fn has_runnable(&self) -> bool;
     /// Whether there is room for what a read would bring.
@@ -62,6 +66,10 @@ pub trait Heart {
     fn metrics(&self, outside: &dyn Outside, at: Moment, dialect: Dialect) -> String;
     /// Whether a client that comes now can be served.
     fn is_ready(&self) -> bool;
+    /// Whether nobody is let in for now: who knocks waits in the kernel's queue.
+    fn holds_listeners(&self) -> bool {
+        false
+    }
     /// Whether there is nothing left to turn for.
     fn is_over(&self) -> bool;
 }
@@ -84,6 +92,9 @@ impl Heart for Engine {
     }
     fn make_runnable(&mut self, conn: Conn) {
         Engine::make_runnable(self, conn);
+    }
+    fn wake(&mut self, conn: Conn) {
+        Engine::wake(self, conn);
     }
     fn has_runnable(&self) -> bool {
         Engine::has_runnable(self)
@@ -135,6 +146,9 @@ impl Heart for Engine {
     }
     fn is_ready(&self) -> bool {
         Engine::is_ready(self)
+    }
+    fn holds_listeners(&self) -> bool {
+        Engine::holds_listeners(self)
     }
     fn is_over(&self) -> bool {
         Engine::is_over(self)

@@ -1,5 +1,5 @@
 //! Work that may block or take long, on side threads: one makes keys of passwords, one asks PAM and
-//! one directories about passwords, and each name of a host has one while it is looked up. A name
+//! some directories about passwords, and each name of a host has one while it is looked up. A name
 //! server that does not answer holds up no login and no other name, and a storm of logins no name.
 //!
 //! Jobs go there over bounded queues, answers come back over another, and a waker ends the sleep
@@ -16,8 +16,8 @@ use crate::engine::io::Input;
 use crate::keys::{ClientKey, Conn};
 use mio::{Registry, Waker};
 use std::io;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 /// So many keys may wait to be made: some seconds of work.
@@ -27,9 +27,14 @@ const MAX_KEYS: usize = 4096;
 const MAX_QUESTIONS: usize = 256;
 /// A look-up needs little room.
 const LOOK_UP_STACK_BYTES: usize = 256 * 1024;
+/// So many directories are asked at once: one that has nothing to say takes seconds.
+const DIRECTORY_THREADS: usize = 4;
 
 /// Something that a side thread does.
 trait Job: Send + 'static {
+    /// Whether it is pure work, which must not take the processor from those who serve queries.
+    const IS_PATIENT: bool = false;
+
     /// Does it, however long that takes.
     fn run(self) -> Input;
 }
@@ -40,6 +45,8 @@ struct Key {
 }
 
 impl Job for Key {
+    const IS_PATIENT: bool = true;
+
     fn run(self) -> Input {
         let Key { conn, derivation } = self;
         let salted = Some(derivation.run());
@@ -54,7 +61,15 @@ struct Consultation {
 
 impl Job for Consultation {
     fn run(self) -> Input {
-        Input::Consulted { client: self.client, answer: oracles::ask(&self.question) }
+        let Consultation { client, question } = self;
+        // A module that was stuck for a minute is not asked about a minute's crowd of clients that
+        // have long gone.
+        let is_late = question.until.is_some_and(|until| until <= Instant::now());
+        let answer = match is_late {
+            true => Err("nobody waits for the answer any more".to_owned()),
+            false => oracles::ask(&question),
+        };
+        Input::Consulted { client, answer }
     }
 }
 
@@ -63,6 +78,7 @@ struct Lane<J> {
     /// The thread's name, and what waits for it.
     name: &'static str,
     limit: usize,
+    threads: usize,
     jobs: Option<SyncSender<J>>,
 }
 
@@ -91,9 +107,10 @@ impl Helper {
         Ok(Self {
             replies: Replies { waker, there, here },
             resolver: Resolver::new(resolv_conf),
-            keys: Lane { name: "keys", limit: MAX_KEYS, jobs: None },
-            pam: Lane { name: "PAM logins", limit: MAX_QUESTIONS, jobs: None },
-            directories: Lane { name: "LDAP logins", limit: MAX_QUESTIONS, jobs: None },
+            keys: Lane::new("keys", MAX_KEYS, 1),
+            // Not every module of PAM is made for more than one thread.
+            pam: Lane::new("PAM logins", MAX_QUESTIONS, 1),
+            directories: Lane::new("LDAP logins", MAX_QUESTIONS, DIRECTORY_THREADS),
             has_answers: false,
         })
     }
@@ -169,6 +186,10 @@ impl Helper {
 }
 
 impl<J: Job> Lane<J> {
+    fn new(name: &'static str, limit: usize, threads: usize) -> Self {
+        Self { name, limit, threads, jobs: None }
+    }
+
     fn submit(&mut self, job: J, replies: &Replies) -> Result<(), J> {
         let jobs = match self.jobs.take().map_or_else(|| self.start(replies), Ok) {
             Ok(jobs) => self.jobs.insert(jobs),
@@ -188,17 +209,28 @@ impl<J: Job> Lane<J> {
 
     fn start(&self, replies: &Replies) -> io::Result<SyncSender<J>> {
         let (jobs, jobs_there) = sync_channel(self.limit);
-        let (answers, waker) = (replies.there.clone(), Arc::clone(&replies.waker));
-        std::thread::Builder::new()
-            .name(self.name.to_string())
-            .spawn(move || work(&jobs_there, &answers, &waker))?;
+        let jobs_there = Arc::new(Mutex::new(jobs_there));
+        for _ in 0..self.threads {
+            let (answers, waker) = (replies.there.clone(), Arc::clone(&replies.waker));
+            let jobs_there = Arc::clone(&jobs_there);
+            std::thread::Builder::new()
+                .name(self.name.to_string())
+                .spawn(move || work(&jobs_there, &answers, &waker))?;
+        }
         Ok(jobs)
     }
 }
 
 /// A side thread's life: ends when the loop has gone.
-fn work<J: Job>(jobs: &Receiver<J>, answers: &Sender<Input>, waker: &Waker) {
-    for job in jobs {
+fn work<J: Job>(jobs: &Mutex<Receiver<J>>, answers: &Sender<Input>, waker: &Waker) {
+    if J::IS_PATIENT
+        && let Err(error) = crate::sys::yield_to_others()
+    {
+        log::warn!("setpriority() failed: {}", crate::sys::error_text(&error));
+    }
+    // Whoever holds the lock waits for the next job, the others for the lock.
+    let next = || jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+    while let Ok(job) = next() {
         if answers.send(job.run()).is_err() || waker.wake().is_err() {
             return;
         }
@@ -222,11 +254,38 @@ mod tests {
             panic!("a key, not {answer:?}");
         };
         assert_eq!(salted, derivation.run());
+        let ours = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+        let expected = (niceness(&ours) + 5).min(19);
+        assert_eq!(niceness(&stat_of_thread("keys")), expected, "others go first");
         // A side thread that is busy with something else.
         let (jobs, _jobs_there) = sync_channel(1);
         helper.keys.jobs = Some(jobs);
         assert_eq!(helper.derive(Conn::Server(server), derivation.clone()), Ok(()));
         let refused = helper.derive(Conn::Server(server), derivation.clone());
         assert_eq!(refused, Err(derivation));
+    }
+
+    fn niceness(stat: &str) -> i32 {
+        let fields = stat.rsplit_once(')').unwrap().1;
+        fields.split_whitespace().nth(16).unwrap().parse().unwrap()
+    }
+
+    fn stat_of_thread(name: &str) -> String {
+        let threads = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+        let stats = threads.map(|thread| std::fs::read_to_string(thread.path().join("stat")));
+        stats.flatten().find(|stat| stat.contains(&format!("({name})"))).unwrap()
+    }
+
+    #[test]
+    fn nobody_is_asked_about_who_has_no_time_left() {
+        let question = Question {
+            user: "anybody".to_owned(),
+            password: crate::config::Secret::new(*b"secret"),
+            oracle: Oracle::Pam { remote_host: "unix".to_owned() },
+            until: Some(Instant::now()),
+        };
+        let late = Consultation { client: ClientKey::new(0, 1), question };
+        let Input::Consulted { answer, .. } = late.run() else { panic!("an answer") };
+        assert_eq!(answer, Err("nobody waits for the answer any more".to_owned()));
     }
 }

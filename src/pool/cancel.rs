@@ -1,78 +1,171 @@
 //! Cancel requests: who is meant, and whether the request may still be sent.
 //!
 //! A request is carried by a connection of its own. Until it has been delivered, the server whose
-//! query it is meant for is not given to another client: see `HeldForCancel`.
+//! query it is meant for is not given to another client: see `HeldForCancel`. However many requests
+//! there are, each costs the same: keys are looked up in the [`Keyring`], requests wait in queues,
+//! and a server knows whether any of them aims at it.
 
 use crate::keys::{ClientKey, PoolKey, ServerKey};
 use crate::pool::House;
-use crate::pool::queues::{ClientStanding, client_standing};
-use crate::session::client;
+use crate::pool::queues::ClientStanding;
+use crate::session::client::State;
 use crate::session::farewell::Reason;
+use crate::session::rescue::Cancel;
+use crate::session::server::{self, Server};
+use std::collections::HashMap;
+use std::time::Instant;
+
+/// Who may cancel with which key: everybody who has been welcomed.
+///
+/// The time that a look-up takes tells nothing about the keys: places are chosen by a hash that
+/// nobody outside can know (its seed is random), and what lies there is compared as one number.
+#[derive(Debug, Default)]
+pub struct Keyring(HashMap<u64, ClientKey>);
+
+impl Keyring {
+    fn add(&mut self, secret: [u8; 8], client: ClientKey) {
+        self.0.insert(u64::from_be_bytes(secret), client);
+    }
+
+    fn remove(&mut self, secret: [u8; 8], client: ClientKey) {
+        let secret = u64::from_be_bytes(secret);
+        if self.0.get(&secret) == Some(&client) {
+            self.0.remove(&secret);
+        }
+    }
+
+    /// Whose key this is.
+    pub fn holder(&self, secret: [u8; 8]) -> Option<ClientKey> {
+        self.0.get(&u64::from_be_bytes(secret)).copied()
+    }
+
+    /// How many keys there are.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// What the holder of a key would have cancelled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Meant {
+    /// What this client of the admin console waits for.
+    OnConsole(ClientKey),
+    /// What this client has asked and no server works on yet.
+    Waiting(ClientKey),
+    /// What this server of this pool does for its client.
+    Working(ServerKey, PoolKey),
+}
 
 impl House {
-    /// The server whose query the holder of this key would have cancelled, and its pool.
-    ///
-    /// All keys are compared, each as a whole, so that the time tells nothing about them.
-    pub fn cancel_target(&self, secret: [u8; 8]) -> Result<(ServerKey, PoolKey), Reason> {
-        let mut found = None;
-        for (key, client) in self.clients.iter() {
-            let has_logged_in = client_standing(&client.state) != ClientStanding::LoggingIn;
-            if equal(&client.secret, &secret) & has_logged_in {
-                found = Some(key);
+    /// What is to be cancelled.
+    pub fn meant_by(&self, secret: [u8; 8]) -> Result<Meant, Reason> {
+        let key = self.keyring.holder(secret).ok_or(Reason::FAILED_CANCEL_REQUEST)?;
+        let client = self.clients.get(key).ok_or(Reason::FAILED_CANCEL_REQUEST)?;
+        match client.state {
+            State::Console { .. } => Ok(Meant::OnConsole(key)),
+            State::Waiting { .. } => Ok(Meant::Waiting(key)),
+            State::Active { server, .. } => {
+                let target = self.servers.get(server).ok_or(Reason::CANCEL_FOR_IDLE_CLIENT)?;
+                Ok(Meant::Working(server, target.pool))
             }
+            _ => Err(Reason::CANCEL_FOR_IDLE_CLIENT),
         }
-        let client = found.and_then(|key| self.clients.get(key));
-        let client = client.ok_or(Reason::FAILED_CANCEL_REQUEST)?;
-        let server = client.server().ok_or(Reason::CANCEL_FOR_IDLE_CLIENT)?;
-        let target = self.servers.get(server).ok_or(Reason::CANCEL_FOR_IDLE_CLIENT)?;
-        if target.is_catching_up() {
-            return Err(Reason::CANCEL_WHILE_SETTING);
-        }
-        Ok((server, target.pool))
     }
 
-    /// The client of the console that holds this key. All keys of the console are compared.
-    pub fn on_console_with(&self, secret: [u8; 8]) -> Option<ClientKey> {
-        if self.console_clients == 0 {
-            return None;
+    /// The first request of this pool that no connection is being opened for: who asked, and what
+    /// it is aimed at. Clients come before ourselves.
+    pub fn next_cancel(&mut self, pool: PoolKey) -> Option<(Option<ClientKey>, ServerKey)> {
+        let House { pools, clients, servers, .. } = self;
+        let pool = pools.get_mut(pool)?;
+        if let Some(key) = pool.cancels.first() {
+            return match clients.get(key)?.state {
+                State::AwaitingCancel { target, .. } => Some((Some(key), target)),
+                _ => None,
+            };
         }
-        let mut found = None;
-        for (key, client) in self.clients.iter() {
-            let is_there = matches!(client.state, client::State::Console { .. });
-            if equal(&client.secret, &secret) & is_there {
-                found = Some(key);
-            }
+        let wants = |key: &ServerKey| {
+            let rescue = servers.get(*key).and_then(Server::rescue);
+            rescue.is_some_and(|rescue| rescue.cancel == Cancel::Wanted)
+        };
+        while pool.own_cancels.front().is_some_and(|key| !wants(key)) {
+            pool.own_cancels.pop_front();
         }
-        found
+        pool.own_cancels.front().map(|target| (None, *target))
     }
 
-    /// The first request of this pool that no connection is being opened for.
-    pub fn next_cancel(&self, pool: PoolKey) -> Option<(ClientKey, ServerKey)> {
-        let mut next = self.pools.get(pool)?.cancels.first();
-        while let Some(key) = next {
-            let client = self.clients.get(key)?;
-            if let client::State::AwaitingCancel { target, carrier: None, .. } = client.state {
-                return Some((key, target));
-            }
-            next = client.hook.next;
+    /// A connection is being opened that is to carry a client's request.
+    pub fn note_carrier(
+        &mut self,
+        requester: ClientKey,
+        target: ServerKey,
+        carrier: ServerKey,
+        now: Instant,
+    ) {
+        let since = self.clients.get(requester).and_then(|client| match client.state {
+            State::AwaitingCancel { since, .. } => Some(since),
+            _ => None,
+        });
+        let (since, carrier) = (since.unwrap_or(now), Some(carrier));
+        self.set_client_state(requester, State::AwaitingCancel { target, carrier, since });
+    }
+
+    /// How far our own request for this server is, whose client has gone.
+    pub fn note_own_cancel(&mut self, target: ServerKey, state: Cancel) {
+        let server = self.servers.get_mut(target);
+        if let Some(server::State::Rescuing(rescue)) = server.map(|server| &mut server.state) {
+            rescue.cancel = state;
         }
-        None
     }
 
     /// Requests that came too late: what they are aimed at has ended.
     pub fn stale_cancels(&self, pool: PoolKey, ended: ServerKey) -> Vec<ClientKey> {
-        let Some(pool) = self.pools.get(pool).filter(|pool| !pool.cancels.is_empty()) else {
+        let is_aimed_at = self.servers.get(ended).is_some_and(|server| server.cancels_waiting > 0);
+        let Some(pool) = self.pools.get(pool).filter(|_| is_aimed_at) else {
             return Vec::new();
         };
         let aims_there = |key: &ClientKey| {
             let state = self.clients.get(*key).map(|client| &client.state);
-            matches!(state, Some(client::State::AwaitingCancel { target, .. }) if *target == ended)
+            matches!(state, Some(State::AwaitingCancel { target, .. }) if *target == ended)
         };
-        pool.cancels.keys(&self.clients).into_iter().filter(aims_there).collect()
+        let queues = [&pool.cancels, &pool.dialled_cancels];
+        let waiting = queues.into_iter().flat_map(|queue| queue.keys(&self.clients));
+        waiting.filter(aims_there).collect()
     }
-}
 
-fn equal(one: &[u8; 8], other: &[u8; 8]) -> bool {
-    let differences = one.iter().zip(other).fold(0, |sum, (a, b)| sum | (a ^ b));
-    std::hint::black_box(differences) == 0
+    /// A client has gone from one standing to another: whoever has been welcomed may cancel, and a
+    /// server knows how many requests aim at it.
+    pub(super) fn note_cancels(&mut self, key: ClientKey, old: &State, to: ClientStanding) {
+        use ClientStanding::{Active, AwaitingCancel, CancelDialled, Console, Gone};
+        let Some(client) = self.clients.get(key) else {
+            return;
+        };
+        let was_coming_in = matches!(
+            old,
+            State::LoggingIn
+                | State::Proving(_)
+                | State::AwaitingAccount { .. }
+                | State::AwaitingWelcome { .. }
+        );
+        match to {
+            Active | Console if was_coming_in => self.keyring.add(client.secret, key),
+            Gone if !was_coming_in => self.keyring.remove(client.secret, key),
+            _ => {}
+        }
+        if let State::AwaitingCancel { target, .. } = old
+            && let Some(target) = self.servers.get_mut(*target)
+        {
+            target.cancels_waiting -= 1;
+        }
+        if let (AwaitingCancel | CancelDialled, State::AwaitingCancel { target, .. }) =
+            (to, &client.state)
+            && let Some(target) = self.servers.get_mut(*target)
+        {
+            target.cancels_waiting += 1;
+        }
+    }
 }

@@ -35,7 +35,8 @@ use crate::session::params::{Parameters, Tracked, Values};
 use crate::session::prepared::Statements;
 use crate::session::server::{Server, ServerAddress};
 use alarms::Alarms;
-use causes::{Endings, Waits};
+use cancel::Keyring;
+use causes::{Endings, Rescues, Waits};
 use groups::{Groups, Kind};
 use hosts::Hosts;
 use limits::WorkLimits;
@@ -70,6 +71,8 @@ pub struct House {
     pub tracked: Tracked,
     /// The prepared statements of everybody.
     pub statements: Statements,
+    /// Who may cancel with which key.
+    pub keyring: Keyring,
     /// Clients that are closed at the end of the turn.
     pub closing_clients: usize,
     /// Databases that the operator has paused by name.
@@ -84,6 +87,8 @@ pub struct House {
     pub last_serial: u32,
     /// Why connections have ended.
     pub endings: Endings,
+    /// What became of servers whose clients went in the middle of something.
+    pub rescues: Rescues,
     /// What was done on the console.
     pub console_stats: Stats,
     /// What limits of databases and users count.
@@ -124,6 +129,8 @@ pub struct Pool {
     pub min_size: usize,
     /// How long its servers may work for one client.
     pub limits: WorkLimits,
+    /// How long its servers may be free before they are tried out; `None`: for ever.
+    pub check_after: Option<Duration>,
     /// How old its servers may be; zero: they are used once.
     pub lifetime: Duration,
     /// When the last one ended that was too old.
@@ -145,8 +152,12 @@ pub struct Pool {
     /// Clients of any database that wait for a server of this pool to tell who they are; longest
     /// first.
     pub askers: VecDeque<ClientKey>,
-    /// Cancel requests that have not been sent yet.
+    /// Cancel requests for which no connection is being opened yet, oldest first.
     pub cancels: Queue<ClientKey>,
+    /// Servers whose clients have gone, and whose queries are to be cancelled.
+    pub own_cancels: VecDeque<ServerKey>,
+    /// Cancel requests for which one is.
+    pub dialled_cancels: Queue<ClientKey>,
     /// Clients that are logged in and do not wait.
     pub active_clients: usize,
     /// What clients are welcomed with, once a server has told us.
@@ -213,6 +224,7 @@ impl House {
             values: Values::default(),
             tracked,
             statements: Statements::default(),
+            keyring: Keyring::default(),
             closing_clients: 0,
             paused_databases: BTreeSet::new(),
             disabled_databases: BTreeSet::new(),
@@ -220,6 +232,7 @@ impl House {
             periods,
             last_serial: 0,
             endings: Endings::default(),
+            rescues: Rescues::default(),
             console_stats: Stats::default(),
             groups: Groups::default(),
             hosts: Hosts::default(),
@@ -255,6 +268,7 @@ impl House {
             reserve: 0,
             min_size: 0,
             limits: WorkLimits::default(),
+            check_after: None,
             lifetime: Duration::ZERO,
             retired_at: None,
             groups,
@@ -266,6 +280,8 @@ impl House {
             waiting: Queue::default(),
             askers: VecDeque::new(),
             cancels: Queue::default(),
+            own_cancels: VecDeque::new(),
+            dialled_cancels: Queue::default(),
             active_clients: 0,
             welcome: None,
             attempts: Attempts::default(),
@@ -387,7 +403,13 @@ impl Pool {
         let min_size = self.database.min_pool_size.unwrap_or(settings.min_pool_size);
         self.min_size = usize::try_from(min_size).unwrap_or(0);
         self.limits = WorkLimits::new(&self.user, config);
+        self.check_after = settings.check_after();
         self.lifetime = self.database.server_lifetime.unwrap_or(settings.server_lifetime);
+    }
+
+    /// How many cancel requests have not been sent yet.
+    pub fn waiting_cancels(&self) -> usize {
+        self.cancels.len() + self.dialled_cancels.len()
     }
 
     /// Whether anybody waits for a server.

@@ -120,7 +120,7 @@ pub enum ServerStanding {
     Used,
     /// Works for a client.
     Active,
-    /// Runs the reset query, or is tried out.
+    /// Runs the reset query, is tried out, or is being brought back from a client that has gone.
     Tested,
     /// Held back for a cancel.
     Held,
@@ -204,7 +204,9 @@ pub fn server_standing(state: &server::State) -> Option<ServerStanding> {
         server::State::Active { .. }
         | server::State::Asking { .. }
         | server::State::Unlinked { .. } => Some(ServerStanding::Active),
-        server::State::Resetting | server::State::Checking { .. } => Some(ServerStanding::Tested),
+        server::State::Resetting | server::State::Checking { .. } | server::State::Rescuing(_) => {
+            Some(ServerStanding::Tested)
+        }
         server::State::HeldForCancel => Some(ServerStanding::Held),
         server::State::Connecting(server::Purpose::Cancel { .. })
         | server::State::AskingForTls(server::Purpose::Cancel { .. })
@@ -226,6 +228,8 @@ pub enum ClientStanding {
     Waiting,
     /// In `Pool::cancels`.
     AwaitingCancel,
+    /// In `Pool::dialled_cancels`.
+    CancelDialled,
     /// Counted in `House::console_clients`.
     Console,
     /// Nowhere.
@@ -242,7 +246,8 @@ pub fn client_standing(state: &client::State) -> ClientStanding {
         client::State::AwaitingWelcome { .. } | client::State::Waiting { .. } => {
             ClientStanding::Waiting
         }
-        client::State::AwaitingCancel { .. } => ClientStanding::AwaitingCancel,
+        client::State::AwaitingCancel { carrier: None, .. } => ClientStanding::AwaitingCancel,
+        client::State::AwaitingCancel { carrier: Some(_), .. } => ClientStanding::CancelDialled,
         client::State::Console { .. } => ClientStanding::Console,
         client::State::Cancelling { .. } | client::State::Closing => ClientStanding::Gone,
     }
@@ -301,6 +306,9 @@ impl House {
             (ClientStanding::Console, _) => self.console_clients -= 1,
             (ClientStanding::Active, Some(pool)) => pool.active_clients -= 1,
             (ClientStanding::Waiting, Some(pool)) => pool.waiting.remove(&mut self.clients, key),
+            (ClientStanding::CancelDialled, Some(pool)) => {
+                pool.dialled_cancels.remove(&mut self.clients, key);
+            }
             (ClientStanding::AwaitingCancel, Some(pool)) => {
                 pool.cancels.remove(&mut self.clients, key);
             }
@@ -310,6 +318,9 @@ impl House {
         match (to, pool.and_then(|pool| self.pools.get_mut(pool))) {
             (ClientStanding::Active, Some(pool)) => pool.active_clients += 1,
             (ClientStanding::Waiting, Some(pool)) => pool.waiting.push_back(&mut self.clients, key),
+            (ClientStanding::CancelDialled, Some(pool)) => {
+                pool.dialled_cancels.push_back(&mut self.clients, key);
+            }
             (ClientStanding::AwaitingCancel, Some(pool)) => {
                 pool.cancels.push_back(&mut self.clients, key);
             }
@@ -317,6 +328,7 @@ impl House {
             (ClientStanding::Gone, _) => {}
             (to, _) => panic!("a client cannot become {to:?} without a pool"),
         }
+        self.note_cancels(key, &old, to);
         old
     }
 

@@ -1,6 +1,7 @@
 //! A client: what it is doing, and what its next message asks for.
 
 use crate::keys::{ClientKey, PoolKey, ServerKey};
+use crate::session::call_off::CallOff;
 use crate::session::client_login::{Pending, Proving};
 use crate::session::egress::Egress;
 use crate::session::farewell::Reason;
@@ -132,6 +133,8 @@ pub struct Client {
     pub parameters_proven: bool,
     /// The prepared statements that it has named.
     pub statements: Option<Box<ClientStatements>>,
+    /// What it has cancelled while no server worked for it.
+    pub call_off: CallOff,
     /// Its login, while that waits for something.
     pub login: Option<Box<Pending>>,
     /// Its pool, once its database and user are known.
@@ -181,6 +184,7 @@ impl Client {
             parameters,
             parameters_proven: false,
             statements: None,
+            call_off: CallOff::Nothing,
             login: None,
             pool: None,
             counted: Counted::Nowhere,
@@ -200,6 +204,11 @@ impl Client {
             hook: Hook::default(),
             is_runnable: false,
         }
+    }
+
+    /// Whether it has not proven yet who it is, and may speak.
+    pub fn is_logging_in(&self) -> bool {
+        matches!(self.state, State::LoggingIn | State::Proving(_))
     }
 
     /// The server that works for it.

@@ -52,10 +52,8 @@ enum Doubt {
     /// the COPY failed before it read anything.
     Slight,
     /// A COPY failed with a Sync on its way between its data, and the server may have failed
-    /// before that or after it. Leaves to `Grave` with the ReadyForQuery of the failure.
-    Fresh,
-    /// Such a Sync may still be answered. Leaves to `None` with any other reply, for that answers
-    /// something that was sent later.
+    /// before that or after it: nobody can tell what it has ignored since. For good: which of two
+    /// ReadyForQuery was the one in doubt is not always told by what follows.
     Grave,
 }
 
@@ -85,6 +83,8 @@ pub struct Pipeline {
     /// An error came, and no Sync was sent since: the server ignores everything up to the next.
     skipping: bool,
     doubt: Doubt,
+    /// Something was answered since the last ReadyForQuery.
+    answered: bool,
     /// CopyData was sent since the last request.
     data_sent: bool,
 }
@@ -110,9 +110,10 @@ impl Pipeline {
         self.doubt != Doubt::None
     }
 
-    /// Whether that is as likely as not: then the client has to be there to get it.
+    /// Whether that is as likely as not: then the client has to be there to get it, until it
+    /// leaves.
     pub fn may_owe_a_sync(&self) -> bool {
-        matches!(self.doubt, Doubt::Fresh | Doubt::Grave)
+        self.doubt == Doubt::Grave
     }
 
     /// CopyData was passed on.
@@ -125,6 +126,11 @@ impl Pipeline {
         self.owed
             .front()
             .is_some_and(|owed| owed.request == Request::Query && owed.action == Action::Swallow)
+    }
+
+    /// Whether the reply that is coming now is to something that we sent ourselves.
+    pub fn is_next_ours(&self) -> bool {
+        self.owed.front().is_some_and(|owed| owed.action == Action::Swallow)
     }
 
     /// A request was passed on.
@@ -155,6 +161,32 @@ impl Pipeline {
         self.owed.push_back(owed);
     }
 
+    /// Whether the server awaits CopyData, and the end of it has not been sent.
+    pub fn awaits_copy_end(&self) -> bool {
+        self.copying_in && !self.owed.iter().any(|owed| is_copy_end(owed.request))
+    }
+
+    /// Whether nothing was sent yet that the server answers with a last ReadyForQuery: it awaits
+    /// more.
+    pub fn wants_sync(&self) -> bool {
+        if self.skipping {
+            return true;
+        }
+        // In a COPY the server ignores every Sync that comes ahead of its end.
+        let end = self.owed.iter().rposition(|owed| is_copy_end(owed.request));
+        let first = match (self.copying_in, end) {
+            (true, None) => self.owed.len(),
+            (true, Some(end)) => end + 1,
+            (false, _) => 0,
+        };
+        let behind = self.owed.range(first..).rev().find(|owed| !is_copy_end(owed.request));
+        match behind.map(|owed| owed.request) {
+            Some(Request::Sync | Request::Query | Request::FunctionCall) => false,
+            Some(_) => true,
+            None => !(self.copying_in && self.oldest() == Some(Request::Query)),
+        }
+    }
+
     /// Whether an error makes the server ignore what is sent now.
     pub fn is_skipping(&self) -> bool {
         self.skipping
@@ -162,7 +194,7 @@ impl Pipeline {
 
     /// A reply came that may answer the oldest request; what becomes of it.
     pub fn settle(&mut self, reply: Reply) -> Action {
-        self.dispel_doubt();
+        self.answered = true;
         if reply == Reply::Command && self.copying_in {
             self.copying_in = false;
             // An Execute is settled together with the COPY, and what is behind that is not.
@@ -211,7 +243,7 @@ impl Pipeline {
 
     /// An ErrorResponse came. What it kept the server from doing.
     pub fn on_error(&mut self) -> Vec<Lost> {
-        self.dispel_doubt();
+        self.answered = true;
         if self.copying_in {
             self.copying_in = false;
             return self.on_copy_failed();
@@ -232,7 +264,7 @@ impl Pipeline {
         let syncs = self.owed.iter().skip(1).take_while(in_doubt).count();
         let behind_data = |owed: &Owed| owed.is_behind_data;
         match self.owed.range(1.min(self.owed.len())..).take(syncs).any(behind_data) {
-            true => self.doubt = Doubt::Fresh,
+            true => self.doubt = Doubt::Grave,
             false if syncs > 0 && !self.may_owe_a_sync() => self.doubt = Doubt::Slight,
             false => {}
         }
@@ -248,28 +280,18 @@ impl Pipeline {
         lost
     }
 
-    /// A reply other than ReadyForQuery answers what was sent behind the Sync in doubt.
-    #[inline]
-    fn dispel_doubt(&mut self) {
-        if self.doubt == Doubt::Grave {
-            self.doubt = Doubt::None;
-        }
-    }
-
     /// A ReadyForQuery came.
     pub fn on_ready_for_query(&mut self) -> Action {
         self.skipping = false;
+        let was_answered = std::mem::take(&mut self.answered);
         let action = match self.oldest() {
             // Nothing has been said about that query: this is for the Sync in doubt.
-            Some(Request::Query) if self.doubt == Doubt::Grave => Action::Forward,
+            Some(Request::Query) if self.doubt == Doubt::Grave && !was_answered => Action::Forward,
             Some(Request::Query | Request::FunctionCall | Request::Sync) => {
                 self.owed.pop_front().map_or(Action::Forward, |owed| owed.action)
             }
             _ => Action::Forward,
         };
-        if self.doubt == Doubt::Fresh {
-            self.doubt = Doubt::Grave;
-        }
         self.drop_strays();
         action
     }
@@ -368,6 +390,39 @@ mod tests {
             }
         }
         pipeline
+    }
+
+    /// What has to be sent for a client that has gone.
+    #[test]
+    fn who_takes_over_knows_what_the_server_waits_for() {
+        for (awaits_end, wants_sync, script) in [
+            (false, true, ""),
+            (false, false, ">Q"),
+            (false, false, ">F"),
+            (false, false, ">P >B >E >S"),
+            (false, true, ">P"),
+            (false, true, ">P >S >B"),
+            (false, true, ">P >B >E <1 <2 <D"),
+            (false, false, ">P >B >E >Q"),
+            (false, true, ">P <E"),
+            (false, true, ">P <E >B >E"),
+            (false, false, ">P <E >B >S"),
+            // COPY: a Sync ahead of its end is ignored.
+            (true, false, ">Q <G"),
+            (true, false, ">Q <G >d >d"),
+            (true, true, ">P >B >E <1 <2 <G"),
+            (true, true, ">P >B >E >S <1 <2 <G >d"),
+            (false, false, ">Q <G >d >c"),
+            (false, false, ">Q >d >c <G"),
+            (false, true, ">P >B >E <1 <2 <G >d >f"),
+            (false, true, ">P >B >E >S <1 <2 <G >d >c"),
+            (false, false, ">P >B >E >S <1 <2 <G >d >c >S"),
+            (false, false, ">Q <G >d >c >Q"),
+        ] {
+            let pipeline = played(script);
+            assert_eq!(pipeline.awaits_copy_end(), awaits_end, "{script}");
+            assert_eq!(pipeline.wants_sync(), wants_sync, "{script}");
+        }
     }
 
     #[test]
@@ -469,7 +524,9 @@ mod tests {
             (false, ">E >S <E <Z"),
             (true, ">Q >S >c <G <E <Z"),
             (true, ">Q >d >S >c <G <E <Z <Z"),
-            (false, ">Q >d >S >c >Q <G <E <Z <Z <C <Z"),
+            // What follows may tell, but not in every case.
+            (true, ">Q >d >S >c >Q <G <E <Z <Z <C <Z"),
+            (true, ">P >B >E >S >d >d >S >E >S >Q <1 <2 <G <E <Z <E <Z"),
         ] {
             assert_eq!(played(script).is_uncertain(), doubt, "{script}");
         }

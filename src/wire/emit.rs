@@ -89,6 +89,11 @@ pub fn fatal(ring: &mut Ring, code: SqlState, text: &[u8]) -> Result<(), Full> {
     report(ring, b'E', b"FATAL", code, text)
 }
 
+/// ErrorResponse of the same fields, to a client that keeps its connection.
+pub fn error(ring: &mut Ring, code: SqlState, text: &[u8]) -> Result<(), Full> {
+    report(ring, b'E', b"ERROR", code, text)
+}
+
 /// NoticeResponse with exactly the fields `S`, `C` and `M`.
 pub fn notice(ring: &mut Ring, text: &[u8]) -> Result<(), Full> {
     report(ring, b'N', b"NOTICE", *b"00000", text)
@@ -165,6 +170,40 @@ pub fn negotiate_protocol_version(ring: &mut Ring, options: &[&[u8]]) -> Result<
 /// Query.
 pub fn query(ring: &mut Ring, sql: &[u8]) -> Result<(), Full> {
     message(ring, Some(b'Q'), |body| body.text(sql))
+}
+
+/// Sync.
+pub fn sync(ring: &mut Ring) -> Result<(), Full> {
+    message(ring, Some(b'S'), |_| {})
+}
+
+/// Flush.
+pub fn flush(ring: &mut Ring) -> Result<(), Full> {
+    message(ring, Some(b'H'), |_| {})
+}
+
+/// A statement without parameters, by Parse, Bind and Execute.
+pub fn unnamed_statement(ring: &mut Ring, sql: &[u8]) -> Result<(), Full> {
+    message(ring, Some(b'P'), |body| {
+        body.text(b"");
+        body.text(sql);
+        body.bytes(&[0, 0]);
+    })?;
+    message(ring, Some(b'B'), |body| body.bytes(&[0; 8]))?;
+    message(ring, Some(b'E'), |body| {
+        body.text(b"");
+        body.int(0);
+    })
+}
+
+/// CopyFail.
+pub fn copy_fail(ring: &mut Ring, why: &[u8]) -> Result<(), Full> {
+    message(ring, Some(b'f'), |body| body.text(why))
+}
+
+/// So many bytes that mean nothing, in the middle of a message.
+pub fn padding(ring: &mut Ring, bytes: usize) -> Result<(), Full> {
+    ring.push(&vec![0; bytes]).then_some(()).ok_or(Full)
 }
 
 /// Terminate.

@@ -12,6 +12,8 @@
 
 pub mod desk;
 pub mod fake;
+pub mod outside;
+pub mod own_postgresql;
 pub mod pooler;
 pub mod postgresql;
 pub mod prover;

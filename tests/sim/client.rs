@@ -45,6 +45,10 @@ pub enum Appetite {
     Nothing(u32),
 }
 
+/// What the pooler says to who cancels while waiting for a server. (To a Sync, just that it is
+/// ready.)
+const CALLED_OFF: &str = "canceling statement due to user request";
+
 /// See the module's page.
 pub struct Client {
     pub id: usize,
@@ -66,6 +70,9 @@ pub struct Client {
     pub secret: Option<Vec<u8>>,
     /// The pooler's last words.
     pub farewell: Option<String>,
+    /// The pooler has cancelled what it waited for. What it had sent behind that is not in the book,
+    /// so it leaves.
+    called_off: bool,
     /// It has done what it cannot expect to survive.
     pub is_naughty: bool,
     /// The oldest time since which it has waited without an answer.
@@ -114,6 +121,7 @@ impl Client {
             asked,
             secret: None,
             farewell: None,
+            called_off: false,
             is_naughty: false,
             waits_since: None,
             has_finished: false,
@@ -157,6 +165,9 @@ impl Client {
             self.appetite = Appetite::Everything;
         }
         let mut moved = self.read(socket, book, now);
+        if self.called_off && self.phase == Phase::Ready {
+            self.leave(socket, book, None, true);
+        }
         if socket.is_over() {
             self.on_end(socket, book);
             return true;
@@ -226,12 +237,16 @@ impl Client {
     /// A message that is not there as a whole must be the one that is expected, too.
     fn check_part(&self, book: &Book) {
         let part = self.inbox.bytes();
-        if matches!(self.phase, Phase::Encryption | Phase::Login) || part.len() > 4096 {
+        if self.called_off
+            || matches!(self.phase, Phase::Encryption | Phase::Login)
+            || part.len() > 4096
+        {
             return;
         }
         let expected = book.accounts[self.id].expected.front();
         let is_expected = expected.is_some_and(|entry| entry.bytes.starts_with(part));
-        let unasked = matches!(part.first(), None | Some(b'N' | b'A' | b'S' | b'E'));
+        let unasked = matches!(part.first(), None | Some(b'N' | b'A' | b'S' | b'E'))
+            || book.accounts[self.id].was_cancelled && part.first() == Some(&b'Z');
         assert!(is_expected || unasked, "client {} got a part {}", self.id, wire::show(part));
     }
 
@@ -272,6 +287,9 @@ impl Client {
 
     fn on_message(&mut self, message: &[u8], book: &mut Book) {
         crate::trace::note(|| format!("client {} <- {}", self.id, wire::show(message)));
+        if self.called_off {
+            return;
+        }
         let account = &mut book.accounts[self.id];
         if account.expected.front().is_some_and(|next| next.bytes == message) {
             let entry = account.expected.pop_front().expect("just seen");
@@ -285,6 +303,12 @@ impl Client {
         let (severity, text) = wire::report_text(message);
         let is_queue_notice = tag == b'N' && text.contains("client being queued");
         if is_queue_notice {
+            return;
+        }
+        let was_cancelled = book.accounts[self.id].was_cancelled;
+        let is_own = tag == b'Z' || (severity.as_str(), text.as_str()) == ("ERROR", CALLED_OFF);
+        if was_cancelled && is_own {
+            self.called_off = true;
             return;
         }
         let expected = book.accounts[self.id].expected.front();
@@ -443,9 +467,10 @@ impl Client {
         if let Some(part) = Some(self.inbox.bytes()).filter(|part| !part.is_empty()) {
             let expected = book.accounts[self.id].expected.front();
             let is_expected = expected.is_some_and(|entry| entry.bytes.starts_with(part));
-            let is_unasked = matches!(part[0], b'N' | b'A' | b'S' | b'E');
-            let logging_in = self.phase == Phase::Login;
-            assert!(is_expected || is_unasked || logging_in, "a part {}", wire::show(part));
+            let is_unasked = matches!(part[0], b'N' | b'A' | b'S' | b'E')
+                || book.accounts[self.id].was_cancelled && part[0] == b'Z';
+            let is_excused = self.phase == Phase::Login || self.called_off;
+            assert!(is_expected || is_unasked || is_excused, "a part {}", wire::show(part));
         }
         self.phase = Phase::Over;
         book.accounts[self.id].has_left = true;

@@ -2,7 +2,7 @@
 //! read and one write at a time.
 
 use crate::backend::Backend;
-use crate::laws::{Queues, check_limits};
+use crate::laws::{Queues, Rested, check_limits, check_times};
 use crate::prng::Prng;
 use crate::socket::{Outcome, Socket};
 use crate::trace;
@@ -130,8 +130,10 @@ impl Shell {
     /// Tells the engine something, and holds it to its laws.
     pub fn tell(&mut self, input: Input) {
         let queues = Queues::of(&self.engine);
+        let rested = Rested::of(&self.engine, self.now);
         self.engine.handle(input, self.now);
         queues.check(&self.engine);
+        rested.check(&self.engine);
         check_limits(&self.engine);
     }
 
@@ -155,6 +157,7 @@ impl Shell {
             }
         }
         self.tell(Input::Tick);
+        check_times(&self.engine, self.now);
         while let Some(effect) = self.engine.next_effect() {
             self.perform(effect, rng);
         }
@@ -176,7 +179,7 @@ impl Shell {
         for conn in ready {
             if self.is_calm || rng.per_mille(700) {
                 self.sockets[self.socket_of[&conn]].learn();
-                self.engine.make_runnable(conn);
+                self.engine.wake(conn);
             }
         }
     }
@@ -256,7 +259,9 @@ impl Shell {
             && let Some(backend) = self.backend_of.get(&key)
         {
             let server = self.engine.house().servers.get(key);
-            let client = server.and_then(|server| server.client());
+            // Whose client has gone, speaks in its name, until it is free.
+            let gone = server.and_then(|server| server.rescue()).map(|rescue| rescue.client);
+            let client = server.and_then(|server| server.client()).or(gone);
             let id = client.map(|client| self.ids[&client]);
             let until = self.sockets[socket].written;
             self.backends[*backend].claims.push_back((until, id));
@@ -296,7 +301,9 @@ impl Shell {
                     self.sockets[socket].is_closed = true;
                 }
                 if let Conn::Server(server) = conn {
-                    self.dials.retain(|dial| dial.server != server || dial.to.is_none());
+                    let is_its =
+                        |dial: &Dial| matches!(dial.what, Dialled::Server(key, _) if key == server);
+                    self.dials.retain(|dial| !is_its(dial));
                 }
                 self.engine.forget(conn);
             }

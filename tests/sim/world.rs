@@ -161,6 +161,7 @@ impl World {
             passed_over: Vec::new(),
             expected: VecDeque::new(),
             desired: None,
+            was_cancelled: false,
             has_left: false,
         });
         let mut client = Client::new(id, key, socket, pool, mode, login, asked);
@@ -222,6 +223,7 @@ impl World {
         let (key, socket) = self.shell.accept(None, &mut self.rng);
         trace::note(|| format!("{} cancels client {id}", Conn::Client(key)));
         self.book.cancels.push(Cancel { socket, client: id });
+        self.book.accounts[id].was_cancelled = true;
         let outbox = wire::cancel_request(&secret);
         self.cancellers.push(Canceller { socket, outbox });
     }
@@ -297,7 +299,8 @@ impl World {
                 if let Some(server) =
                     server.filter(|server| !matches!(server.state, State::Leaving))
                 {
-                    let heir = server.client().map(|client| self.shell.ids[&client]);
+                    let gone = server.rescue().map(|rescue| rescue.client);
+                    let heir = server.client().or(gone).map(|client| self.shell.ids[&client]);
                     backend.retired = Some(heir);
                 }
             }

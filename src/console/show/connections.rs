@@ -60,7 +60,7 @@ pub fn clients(view: &View<'_>) -> Vec<Conn> {
     let rank = |client: &Client| match client_standing(&client.state) {
         ClientStanding::Active | ClientStanding::Console => Some(0),
         ClientStanding::Waiting => Some(1),
-        ClientStanding::AwaitingCancel => Some(3),
+        ClientStanding::AwaitingCancel | ClientStanding::CancelDialled => Some(3),
         ClientStanding::Gone if matches!(client.state, client::State::Cancelling { .. }) => Some(2),
         ClientStanding::LoggingIn | ClientStanding::Gone => None,
     };
@@ -96,7 +96,9 @@ pub fn sockets(view: &View<'_>) -> Vec<Conn> {
         ClientStanding::Active | ClientStanding::Console => Some(0),
         ClientStanding::Waiting => Some(1),
         ClientStanding::LoggingIn => Some(9),
-        ClientStanding::AwaitingCancel | ClientStanding::Gone => None,
+        ClientStanding::AwaitingCancel | ClientStanding::CancelDialled | ClientStanding::Gone => {
+            None
+        }
     };
     let server_rank = |server: &Server| match server_standing(&server.state)? {
         ServerStanding::Active => Some(2),
@@ -287,7 +289,7 @@ fn server_facts<'a>(
         ) => "sv_login",
         (State::Idle { .. }, true) => "sv_idle",
         (State::Used { .. }, true) => "sv_used",
-        (State::Resetting | State::Checking { .. }, true) => "sv_tested",
+        (State::Resetting | State::Checking { .. } | State::Rescuing(_), true) => "sv_tested",
         (State::Active { .. } | State::Asking { .. } | State::Unlinked { .. }, true) => "sv_active",
         (
             State::Connecting(_)
@@ -298,7 +300,7 @@ fn server_facts<'a>(
         ) => "new",
         (State::Idle { .. }, false) => "idle",
         (State::Used { .. }, false) => "used",
-        (State::Resetting | State::Checking { .. }, false) => "tested",
+        (State::Resetting | State::Checking { .. } | State::Rescuing(_), false) => "tested",
         (State::Active { .. } | State::Asking { .. } | State::Unlinked { .. }, false) => "active",
         (State::HeldForCancel, _) => "being_canceled",
         (State::CarryingCancel { .. }, _) => "active_cancel",

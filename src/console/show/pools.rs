@@ -61,7 +61,7 @@ fn row(view: &View<'_>, pool: &Pool) -> Row {
         Cell::count(pool.active_clients),
         Cell::count(pool.waiting.len() + pool.askers.len()),
         Cell::count(sent),
-        Cell::count(pool.cancels.len()),
+        Cell::count(pool.waiting_cancels()),
         count(ServerStanding::Active),
         Cell::count(sent),
         count(ServerStanding::Held),
