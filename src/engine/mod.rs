@@ -19,6 +19,7 @@ mod consulting;
 pub mod credentials;
 pub mod databases;
 pub mod endings;
+pub mod handover;
 pub mod io;
 pub mod logins;
 mod naming;
