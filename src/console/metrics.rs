@@ -280,7 +280,8 @@ fn endings(view: &View<'_>, page: &mut Page) {
 
 fn hosts(view: &View<'_>, page: &mut Page) {
     let hosts = hosts::hosts(view);
-    let families: [(&str, &str, fn(&hosts::Host) -> u64); 3] = [
+    type Reading = fn(&hosts::Host) -> u64;
+    let families: [(&str, &str, Reading); 3] = [
         ("host_failing", "Whether the last connection to a host failed.", |host| {
             u64::from(host.state != hosts::State::Healthy)
         }),

@@ -126,7 +126,7 @@ impl Engine {
             log::info!("zone '{zone}' serial changed: old={old} new={new}");
             names.renew_zone(zone, now);
         }
-        let next = zones.next();
+        let next = zones.go_on();
         self.ask_zone(next, now);
         self.begin_look_ups();
         self.next_turn = Some(now);

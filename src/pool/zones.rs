@@ -87,7 +87,7 @@ impl Zones {
     }
 
     /// The zone that was being asked has answered. The one to ask next; `None`: the round is over.
-    pub fn next(&mut self) -> Option<String> {
+    pub fn go_on(&mut self) -> Option<String> {
         match std::mem::take(&mut self.round) {
             Round::Asking { others, .. } => self.ask_next(others),
             other => {
@@ -163,8 +163,8 @@ mod tests {
         zones.plan(second, now);
         assert_eq!(zones.deadline(), None, "a round is under way");
         zones.note("a", Some(7));
-        assert_eq!(zones.next().as_deref(), Some("b"));
-        assert_eq!(zones.next(), None);
+        assert_eq!(zones.go_on().as_deref(), Some("b"));
+        assert_eq!(zones.go_on(), None);
         zones.plan(second, now + second);
         assert_eq!(zones.deadline(), Some(now + 2 * second));
         assert_eq!(zones.begin(std::iter::empty()), None);
