@@ -15,7 +15,7 @@ use crate::session::client::{Client, Rules, State, Verdict};
 use crate::session::farewell::Reason;
 use crate::session::pipeline::Action;
 use crate::session::relay;
-use crate::session::server::{Activity, Server};
+use crate::session::server::{Activity, Server, Turn};
 use crate::wire::emit::Full;
 use crate::wire::frame;
 use crate::wire::frontend::{self, Request};
@@ -92,6 +92,7 @@ impl Engine {
         let rules = Rules {
             max_packet_bytes: settings.max_packet_size,
             disable_pqexec: settings.disable_pqexec.is_on(),
+            turn: pool.turn(settings),
             tracks_statements: limit > 0 && pool.mode != PoolMode::Session,
         };
         let mut tools = Tools { rings, statements, limit, counters: &mut pool.stats.total, now };
@@ -247,6 +248,16 @@ fn must_wait_for_catch_up(client: &Client, server: &Server) -> bool {
     server.is_catching_up() && !client.parameters_proven
 }
 
+/// Whether others come first: see `Turn`. What belongs to a COPY goes on in any case.
+#[inline]
+fn must_let_others(client: &Client, server: &Server, rules: Rules) -> bool {
+    rules.turn != Turn::Unlimited
+        && server.has_asked_enough(rules.turn)
+        && !client.is_copying_in()
+        && !client.inbox.is_mid_message()
+        && !matches!(client.inbox.peek_tag(), Some(b'd' | b'c' | b'f'))
+}
+
 fn linked_step(client: &mut Client, server: &mut Server, rules: Rules, tools: &mut Tools) -> Step {
     if client.inbox.unjudged() == 0 && !statements::has_collected(client) {
         return Step::Wait;
@@ -255,6 +266,7 @@ fn linked_step(client: &mut Client, server: &mut Server, rules: Rules, tools: &m
         || server.egress.is_full()
         || server.pipeline.is_full()
         || client.egress.is_full()
+        || must_let_others(client, server, rules)
         || !statements::go_on_collecting(client)
         || !relay::rest(&mut client.inbox, Some(&mut server.egress))
     {
@@ -318,6 +330,9 @@ fn pass_on(
             && request != Request::Sync
         {
             *copying_in = false;
+        }
+        if matches!(request, Request::Query | Request::FunctionCall | Request::Sync) {
+            server.asked = server.asked.saturating_add(1);
         }
         relay::message(&mut client.inbox, &mut server.egress, bytes);
         return bytes;

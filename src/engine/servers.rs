@@ -395,7 +395,7 @@ fn take_note(server: &mut Server, client: &mut Client, note: Note) -> Action {
             }
         }
         Note::Ready(status) => {
-            server.activity = Activity::after(status);
+            server.note_status(status);
             return server.pipeline.on_ready_for_query();
         }
     }
