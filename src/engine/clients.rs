@@ -339,8 +339,10 @@ fn pass_on(
     }
     let ring = client.inbox.ring().expect("a message lies in a ring");
     let here = ring.stretch(client.inbox.judged());
-    // A Flush comes this way, too.
-    if here.first() == Some(&b'd') {
+    // Flushes come this way, too, and may stand ahead of the data.
+    let flush = [b'H', 0, 0, 0, 4];
+    let first = here.chunks(flush.len()).find(|message| *message != flush);
+    if first.is_some_and(|message| message.first() == Some(&b'd')) {
         server.pipeline.on_copy_data();
     }
     let run = frame::relay_run(here, &frontend::RELAY, rules.max_packet_bytes);
