@@ -6,6 +6,11 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use ringbouncer::auth::derivation::Derivation;
+use ringbouncer::auth::digest;
+
 use crate::failure::{Context, Failure, Outcome};
 use crate::loads::{Case, Load};
 use crate::process::Process;
@@ -15,6 +20,12 @@ use crate::wire::USER;
 
 /// Server connections of one pool, for all poolers.
 pub const POOL_SIZE: usize = 20;
+/// The database that asks for a password.
+pub const SCRAM_DATABASE: &str = "scram";
+pub const PASSWORD: &str = "open sesame";
+/// So many users have their password in clear in the list; their names are this and a number.
+pub const PLAIN_USERS: usize = 1000;
+pub const PLAIN_USER: &str = "user";
 /// Prepared statements are followed through a transaction pool since this version of PgBouncer.
 const PGBOUNCER_WITH_PREPARED: (u32, u32) = (1, 21);
 
@@ -115,6 +126,11 @@ impl Candidate {
         self.process.pid()
     }
 
+    /// Has it read its files again.
+    pub fn reload(&self) {
+        self.process.signal(libc::SIGHUP);
+    }
+
     /// CPU it has used so far, in user and system mode, by all its threads.
     pub fn cpu(&self) -> Outcome<Duration> {
         self.clock.read().context(|| format!("reading the CPU clock of {}", self.name()))
@@ -130,7 +146,8 @@ impl Candidate {
 
     /// Whether the case means for this candidate what it means for PgBouncer.
     pub fn can_run(&self, case: Case) -> bool {
-        let needs_pooling = case.clients > POOL_SIZE || case.load == Load::Reconnect;
+        let reconnects = matches!(case.load, Load::Reconnect | Load::Scram);
+        let needs_pooling = case.clients > POOL_SIZE || reconnects;
         let needs_following = case.load == Load::Prepared;
         (self.kind != Kind::Haproxy || !needs_pooling && !case.load.is_secured())
             && (self.follows_prepared || !needs_following)
@@ -190,18 +207,29 @@ fn pooler_config(
     most_clients: usize,
     follows_prepared: bool,
 ) -> Outcome<String> {
-    let users = ground.path().join(format!("userlist-{port}.txt"));
-    fs::write(&users, format!("\"{USER}\" \"\"\n"))?;
+    let file = |name: &str| ground.path().join(format!("{name}-{port}.txt"));
+    let (users, rules) = (file("userlist"), file("hba"));
+    let mut list = format!("\"{USER}\" \"{}\"\n", verifier(PASSWORD));
+    for number in 0..PLAIN_USERS {
+        list += &format!("\"{PLAIN_USER}{number}\" \"{PASSWORD}\"\n");
+    }
+    fs::write(&users, list)?;
+    let rule =
+        |database: &str, method: &str| format!("host {database} all 127.0.0.1/32 {method}\n");
+    fs::write(&rules, rule("bench", "trust") + &rule(SCRAM_DATABASE, "scram-sha-256"))?;
     let (certificate, key) = ground.certificate()?;
     let prepared = if follows_prepared { "max_prepared_statements = 100\n" } else { "" };
     Ok(format!(
         "[databases]
 bench = host=127.0.0.1 port={server_port} dbname=bench
+{SCRAM_DATABASE} = host=127.0.0.1 port={server_port} dbname=bench user={USER}
 [pgbouncer]
 listen_addr = 127.0.0.1
 listen_port = {port}
 unix_socket_dir =
-auth_type = trust
+listen_backlog = 1024
+auth_type = hba
+auth_hba_file = {rules}
 auth_file = {users}
 pool_mode = transaction
 default_pool_size = {POOL_SIZE}
@@ -214,10 +242,23 @@ client_tls_key_file = {key}
 {prepared}",
         server_port = ground.server_port(),
         users = users.display(),
+        rules = rules.display(),
         certificate = certificate.display(),
         key = key.display(),
         max_clients = most_clients + 100,
     ))
+}
+
+/// What is kept of a password for SCRAM.
+fn verifier(password: &str) -> String {
+    const ROUNDS: u32 = 4096;
+    let salt: [u8; 16] = digest::random();
+    let salted = Derivation::new(password.as_bytes(), &salt, ROUNDS).run();
+    let stored = digest::sha256(&digest::hmac(&salted.0, b"Client Key"));
+    let server = digest::hmac(&salted.0, b"Server Key");
+    let [salt, stored, server] =
+        [&salt[..], &stored, &server].map(|bytes| BASE64_STANDARD.encode(bytes));
+    format!("SCRAM-SHA-256${ROUNDS}:{salt}${stored}:{server}")
 }
 
 /// One thread, as the poolers have; no time limit that a run could meet.

@@ -11,6 +11,7 @@ mod probes;
 mod process;
 mod report;
 mod stand;
+mod storm;
 mod sys;
 mod wire;
 
@@ -62,6 +63,7 @@ fn run() -> Outcome<bool> {
     match options.mode {
         Mode::Syscalls => probes::syscalls(&options, &mut ground, &mut candidates).map(|()| true),
         Mode::Latency => probes::latency(&options, &mut ground, &mut candidates).map(|()| true),
+        Mode::Storm => storm::run(&options, &mut ground, &mut candidates),
         Mode::Compare | Mode::Idle(_) => compare(&options, &mut ground, &mut candidates),
     }
 }

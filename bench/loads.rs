@@ -12,7 +12,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::candidate::Candidate;
+use crate::candidate::{Candidate, SCRAM_DATABASE};
 use crate::failure::{Context, Failure, Outcome};
 use crate::process::Process;
 use crate::stand::{Ground, bulk_rows};
@@ -33,6 +33,8 @@ pub enum Load {
     Prepared,
     /// A new connection for each transaction.
     Reconnect,
+    /// The same, each with a login by SCRAM.
+    Scram,
     /// 200 000 rows of 100 bytes, again and again.
     Bulk,
     CopyOut,
@@ -44,11 +46,12 @@ pub enum Load {
 }
 
 impl Load {
-    pub const ALL: [Load; 9] = [
+    pub const ALL: [Load; 10] = [
         Load::Simple,
         Load::Extended,
         Load::Prepared,
         Load::Reconnect,
+        Load::Scram,
         Load::Bulk,
         Load::CopyOut,
         Load::CopyIn,
@@ -62,6 +65,7 @@ impl Load {
             Load::Extended => "extended",
             Load::Prepared => "prepared",
             Load::Reconnect => "reconnect",
+            Load::Scram => "scram",
             Load::Bulk => "bulk",
             Load::CopyOut => "copy-out",
             Load::CopyIn => "copy-in",
@@ -78,7 +82,7 @@ impl Load {
     pub fn fixed_clients(self) -> Option<usize> {
         match self {
             Load::Simple | Load::Extended | Load::Prepared | Load::TlsSimple => None,
-            Load::Reconnect => Some(16),
+            Load::Reconnect | Load::Scram => Some(16),
             Load::Bulk | Load::CopyOut | Load::CopyIn | Load::TlsBulk => Some(1),
         }
     }
@@ -88,12 +92,23 @@ impl Load {
         matches!(self, Load::TlsSimple | Load::TlsBulk)
     }
 
+    /// The database that its clients ask for.
+    pub fn database(self) -> &'static str {
+        match self {
+            Load::Scram => SCRAM_DATABASE,
+            _ => "bench",
+        }
+    }
+
     /// What cost and rate are counted in.
     pub fn units(self) -> (&'static str, &'static str) {
         match self {
-            Load::Simple | Load::Extended | Load::Prepared | Load::Reconnect | Load::TlsSimple => {
-                ("µs/tx", "tx/s")
-            }
+            Load::Simple
+            | Load::Extended
+            | Load::Prepared
+            | Load::Reconnect
+            | Load::Scram
+            | Load::TlsSimple => ("µs/tx", "tx/s"),
             Load::Bulk | Load::CopyOut | Load::CopyIn | Load::TlsBulk => ("s/GB", "GB/s"),
         }
     }
@@ -123,9 +138,12 @@ pub fn measure(
 ) -> Outcome<Sample> {
     let what = format!("{} with {} clients, {}", case.load.name(), case.clients, candidate.name());
     let result = match case.load {
-        Load::Simple | Load::Extended | Load::Prepared | Load::Reconnect | Load::TlsSimple => {
-            measure_transactions(case, candidate, ground, window)
-        }
+        Load::Simple
+        | Load::Extended
+        | Load::Prepared
+        | Load::Reconnect
+        | Load::Scram
+        | Load::TlsSimple => measure_transactions(case, candidate, ground, window),
         Load::Bulk | Load::CopyOut | Load::CopyIn | Load::TlsBulk => {
             measure_bytes(case.load, candidate, window)
         }
@@ -150,13 +168,14 @@ fn measure_transactions(
     let mut words = match case.load {
         Load::Extended => vec!["-M", "extended"],
         Load::Prepared => vec!["-M", "prepared"],
-        Load::Reconnect => vec!["-M", "simple", "-C"],
+        Load::Reconnect | Load::Scram => vec!["-M", "simple", "-C"],
         _ => vec!["-M", "simple"],
     };
     // One second to warm up, one so that the last line of the window is never lost to the end of the run.
     let seconds = (window.as_secs() + 2).to_string();
     words.extend(["-T", &seconds]);
     let security = if case.load.is_secured() { Security::Tls } else { Security::Plain };
+    words.push(case.load.database());
     let run = run_pgbench(ground, candidate, (case.clients, security), &words)?;
     let (first, last, transactions) = cut_window(&run.progress, window)?;
     let cpu = (last.cpu - first.cpu).as_secs_f64();
@@ -219,7 +238,7 @@ enum Said {
     Other(String),
 }
 
-/// Runs `pgbench -S` through the candidate to its end, and believes it only if it has nothing to complain about.
+/// Runs `pgbench -S` with these words, the last of which is the database, through the candidate to its end, and believes it only if it has nothing to complain about.
 pub fn run_pgbench(
     ground: &mut Ground,
     candidate: &mut Candidate,
@@ -229,7 +248,7 @@ pub fn run_pgbench(
     let clients = clients.to_string();
     let mut command = ground.client_command("pgbench", candidate.port, security);
     command.args(["-S", "-n", "-j", "1", "-P", "1", "--progress-timestamp", "-c", &clients]);
-    command.args(words).arg("bench").stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.args(words).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut pgbench = Process::start("pgbench", &mut command, None, libc::SIGTERM)?;
     let pipes = (pgbench.child_mut().stderr.take(), pgbench.child_mut().stdout.take());
     let (Some(stderr), Some(mut stdout)) = pipes else {

@@ -8,13 +8,15 @@ use getopts::Options as Grammar;
 use crate::candidate::Kind;
 use crate::failure::{Context, Failure, Outcome};
 use crate::loads::{Case, Load};
+use crate::storm;
 
 /// The ratios to PgBouncer that must not be exceeded, unless `--limit` says otherwise.
-const LIMITS: [(Load, usize, f64); 7] = [
+const LIMITS: [(Load, usize, f64); 8] = [
     (Load::Simple, 16, 0.92),
     (Load::Simple, 500, 0.92),
     (Load::Extended, 16, 0.92),
     (Load::Extended, 500, 0.92),
+    (Load::Scram, 16, 0.85),
     (Load::Bulk, 1, 0.55),
     (Load::TlsSimple, 16, 0.95),
     (Load::TlsBulk, 1, 0.60),
@@ -31,6 +33,8 @@ pub enum Mode {
     Idle(usize),
     /// Distribution of latencies with many clients on a small pool.
     Latency,
+    /// The same of busy clients, while others log in.
+    Storm,
 }
 
 #[derive(Debug)]
@@ -111,7 +115,8 @@ impl Options {
     /// The most clients any part of this run will connect through one pooler.
     pub fn most_clients(&self) -> usize {
         let idle = if let Mode::Idle(clients) = self.mode { clients } else { 0 };
-        self.clients.iter().copied().chain([idle, 500]).max().unwrap_or(idle)
+        let storm = if self.mode == Mode::Storm { storm::LOGINS + storm::BUSY } else { 0 };
+        self.clients.iter().copied().chain([idle, storm, 500]).max().unwrap_or(idle)
     }
 }
 
@@ -127,7 +132,7 @@ fn grammar() -> Grammar {
         .optopt(
             "",
             "only",
-            "loads, of simple,extended,prepared,reconnect,bulk,copy-out,copy-in,tls-simple,tls-bulk \
+            "loads, of simple,extended,prepared,reconnect,scram,bulk,copy-out,copy-in,tls-simple,tls-bulk \
              (default: all)",
             "LIST",
         )
@@ -135,7 +140,8 @@ fn grammar() -> Grammar {
         .optmulti("", "limit", "highest ratio allowed, e.g. simple:16=0.92", "LOAD[:CLIENTS]=RATIO")
         .optflag("", "syscalls", "instead: system calls per transaction, by strace")
         .optflagopt("", "idle", "instead: resident bytes per idle client (default 5000)", "N")
-        .optflag("", "latency", "instead: latencies and fairness at 500 clients");
+        .optflag("", "latency", "instead: latencies and fairness at 500 clients")
+        .optflag("", "storm", "instead: latencies of 100 clients while 1000 log in");
     grammar
 }
 
@@ -147,6 +153,9 @@ fn mode(given: &getopts::Matches) -> Outcome<Mode> {
     if given.opt_present("latency") {
         modes.push(Mode::Latency);
     }
+    if given.opt_present("storm") {
+        modes.push(Mode::Storm);
+    }
     if given.opt_present("idle") {
         let clients = given.opt_str("idle").map_or(Ok(IDLE_CLIENTS), |text| text.parse());
         modes.push(Mode::Idle(clients.context(|| "--idle".into())?));
@@ -154,7 +163,7 @@ fn mode(given: &getopts::Matches) -> Outcome<Mode> {
     match modes[..] {
         [] => Ok(Mode::Compare),
         [mode] => Ok(mode),
-        _ => Err(Failure::new("--syscalls, --idle and --latency exclude each other")),
+        _ => Err(Failure::new("--syscalls, --idle, --latency and --storm exclude each other")),
     }
 }
 

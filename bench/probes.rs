@@ -49,7 +49,7 @@ pub fn syscalls(
         for candidate in candidates.iter_mut().filter(|candidate| candidate.can_run(case)) {
             let what = format!("system calls, {load}, {}", candidate.name());
             eprintln!("{what}");
-            let warm_up = ["-M", mode, "-t", "100"];
+            let warm_up = ["-M", mode, "-t", "100", "bench"];
             run_pgbench(ground, candidate, (SYSCALL_CLIENTS, Security::Plain), &warm_up)
                 .context(|| what.clone())?;
             let summary = ground.path().join(format!("strace-{}", candidate.name()));
@@ -59,7 +59,7 @@ pub fn syscalls(
             let mut tracer = ground.start_logged("strace", &mut command, libc::SIGINT)?;
             await_tracer(candidate, &mut tracer)?;
             let seconds = (options.seconds + 1).to_string();
-            let words = ["-M", mode, "-T", &seconds];
+            let words = ["-M", mode, "-T", &seconds, "bench"];
             let run = run_pgbench(ground, candidate, (SYSCALL_CLIENTS, Security::Plain), &words);
             let run = run.context(|| what.clone())?;
             tracer.signal(libc::SIGINT);
@@ -214,7 +214,7 @@ pub fn latency(
             eprintln!("latency, round {}, {}", round + 1, candidate.name());
             let prefix = format!("{}/latency-{}", ground.path().display(), candidate.name());
             let seconds = (options.seconds + 1).to_string();
-            let words = ["-M", "simple", "-T", &seconds, "-l", "--log-prefix", &prefix];
+            let words = ["-M", "simple", "-T", &seconds, "-l", "--log-prefix", &prefix, "bench"];
             let run = run_pgbench(ground, candidate, (LATENCY_CLIENTS, Security::Plain), &words);
             candidate.expect_alive()?;
             ground.expect_alive()?;
@@ -253,10 +253,18 @@ pub fn latency(
     Ok(())
 }
 
-/// Lines are `client transaction latency_µs script epoch_s µs`; the first second is warm-up.
-fn read_latencies(prefix: &str) -> Outcome<Latencies> {
+/// A line of pgbench's log of transactions.
+pub struct Transaction {
+    /// When it ended, in seconds since 1970.
+    pub end: f64,
+    pub milliseconds: f64,
+    client: u32,
+}
+
+/// Takes the log away: lines are `client transaction latency_µs script epoch_s µs`.
+pub fn take_log(prefix: &str) -> Outcome<Vec<Transaction>> {
     let (folder, name) = prefix.rsplit_once('/').unwrap_or((".", prefix));
-    let mut transactions: Vec<(f64, f64, u32)> = Vec::new();
+    let mut transactions = Vec::new();
     for entry in fs::read_dir(folder)? {
         let path = entry?.path();
         if !path.file_name().is_some_and(|file| file.to_string_lossy().starts_with(name)) {
@@ -269,23 +277,33 @@ fn read_latencies(prefix: &str) -> Outcome<Latencies> {
                 let latency: f64 = fields.nth(1)?.parse().ok()?;
                 let seconds: f64 = fields.nth(1)?.parse().ok()?;
                 let micros: f64 = fields.next()?.parse().ok()?;
-                Some((seconds + micros / 1e6, latency / 1e3, client))
+                Some(Transaction {
+                    end: seconds + micros / 1e6,
+                    milliseconds: latency / 1e3,
+                    client,
+                })
             })();
             let parsed = parsed.ok_or_else(|| Failure::new(format!("log line {line:?}")))?;
             transactions.push(parsed);
         }
         fs::remove_file(&path)?;
     }
-    let start = transactions.iter().map(|t| t.0).fold(f64::INFINITY, f64::min);
-    transactions.retain(|t| t.0 >= start + 1.0);
-    let mut latencies: Vec<f64> = transactions.iter().map(|t| t.1).collect();
+    Ok(transactions)
+}
+
+/// The first second is warm-up.
+fn read_latencies(prefix: &str) -> Outcome<Latencies> {
+    let mut transactions = take_log(prefix)?;
+    let start = transactions.iter().map(|t| t.end).fold(f64::INFINITY, f64::min);
+    transactions.retain(|t| t.end >= start + 1.0);
+    let mut latencies: Vec<f64> = transactions.iter().map(|t| t.milliseconds).collect();
     latencies.sort_by(f64::total_cmp);
     let Some(&worst) = latencies.last() else {
         return Err(Failure::new("no transaction in the log of pgbench"));
     };
     let mut shares = vec![0_u32; LATENCY_CLIENTS];
-    for &(_, _, client) in &transactions {
-        shares[client as usize] += 1;
+    for transaction in &transactions {
+        shares[transaction.client as usize] += 1;
     }
     let mean = transactions.len() as f64 / LATENCY_CLIENTS as f64;
     let least = shares.iter().min().copied().unwrap_or(0);

@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::candidate::PASSWORD;
 use crate::failure::{Context, Failure, Outcome};
 use crate::process::{LOOK_AGAIN, Process, TemporaryDirectory};
 use crate::sys;
@@ -78,6 +79,7 @@ impl Ground {
             }
         }
         command.env("PGHOST", "127.0.0.1").env("PGPORT", port.to_string()).env("PGUSER", USER);
+        command.env("PGPASSWORD", PASSWORD);
         // Nor does it see what it would find at home.
         command.env("PGSSLMODE", security.mode()).env("HOME", self.path());
         command

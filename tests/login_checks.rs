@@ -151,3 +151,29 @@ fn who_waits_for_a_key_is_under_the_timeout_of_logins() {
     }
     assert_eq!(desk.engine.house().open_clients(), 1);
 }
+
+/// Clients that log in are served after everybody else, and a few in each turn: a storm of them
+/// keeps nobody waiting who is in.
+#[test]
+fn a_storm_of_logins_lets_the_busy_ones_through() {
+    let mut desk = desk("scram-sha-256");
+    let busy = Prover::knock(&mut desk, "known", "app", "right");
+    let mut prover = busy;
+    assert_eq!(prover.go_on(&mut desk), Said::Welcome);
+    let crowd: Vec<Prover> =
+        (0..100).map(|_| Prover::knock(&mut desk, "scram", "app", "right")).collect();
+    while desk.engine.next_runnable().is_some() {}
+    for stranger in &crowd {
+        desk.engine.wake(stranger.conn);
+    }
+    let (mut served, mut turns) = (0, 0);
+    while desk.engine.has_runnable() {
+        desk.engine.wake(prover.conn);
+        assert_eq!(desk.engine.next_runnable(), Some(prover.conn), "whoever is in comes first");
+        let some = std::iter::from_fn(|| desk.engine.next_runnable()).count();
+        assert!(some <= 16, "{some} in one turn");
+        (served, turns) = (served + some, turns + 1);
+        desk.handle(Input::Tick);
+    }
+    assert_eq!((served, turns), (100, 7));
+}

@@ -332,6 +332,25 @@ fn a_dead_server_is_found_before_it_is_handed_out() {
     assert!(!desk.is_closed(clients[0]), "it has felt nothing of that");
 }
 
+/// All of us were asleep, the pooler too, and the first thing that happens is a query.
+#[test]
+fn a_server_is_tried_out_after_we_have_slept_ourselves() {
+    for round_robin in [0, 1] {
+        let mut desk = desk(&format!(
+            "server_check_delay = 30\nserver_check_query = select 1\n\
+             server_round_robin = {round_robin}"
+        ));
+        let clients = crowd(&mut desk, 2);
+        desk.now += SECOND * 3600;
+        desk.ask(clients[0]);
+        assert!(!has_server(&desk, clients[0]));
+        let (server, asked) = take_check(&mut desk);
+        assert_eq!(asked, raw::query("select 1"));
+        desk.feed(server, &one_row("1"));
+        desk.answer(server);
+    }
+}
+
 /// PgBouncer would wait for `server_idle_timeout`: ten minutes.
 #[test]
 fn a_check_that_is_not_answered_does_not_take_for_ever() {

@@ -5,7 +5,7 @@ mod common;
 
 use common::desk::{Desk, config};
 use common::raw::{self, message};
-use common::{Pooler, Raw, wait_for};
+use common::{Pooler, Raw, Startup, wait_for};
 use ringbouncer::auth::userlist::Userlist;
 use ringbouncer::keys::Conn;
 use std::time::Duration;
@@ -491,6 +491,8 @@ fn an_idle_client_ends_and_a_waiting_one_is_told_so() {
     let pooler = pooler(&[("client_idle_timeout", "2"), ("query_wait_notify", "1")]);
     let (mut busy, mut idle): (Raw, Raw) = (pooler.raw("alice"), pooler.raw("alice"));
     let mut waiting = pooler.raw("alice");
+    let startup = Startup::v3().param("user", "postgres").param("database", "pgbouncer");
+    let mut console = pooler.raw_with(startup);
     busy.send(&raw::query("BEGIN"));
     busy.until_ready();
     busy.send(&raw::query("SELECT pg_sleep(4)"));
@@ -501,4 +503,20 @@ fn an_idle_client_ends_and_a_waiting_one_is_told_so() {
     busy.expect_tags("TDCZ");
     busy.query("COMMIT");
     waiting.expect_tags("TDCZ");
+    // The console is under no limit.
+    assert_eq!(console.query("SHOW VERSION").last().expect("an answer").tag, b'Z');
+}
+
+/// What is changed on the console holds for those who are there.
+#[test]
+fn a_limit_set_on_the_console_holds_at_once() {
+    let pooler = pooler(&[("default_pool_size", "2")]);
+    let (mut idle, mut busy) = (pooler.raw("alice"), pooler.raw("alice"));
+    busy.query("BEGIN");
+    let startup = Startup::v3().param("user", "postgres").param("database", "pgbouncer");
+    let mut console = pooler.raw_with(startup);
+    console.query("SET idle_transaction_timeout = 1");
+    busy.expect_fatal("idle transaction timeout");
+    console.query("SET client_idle_timeout = 1");
+    idle.expect_fatal("client_idle_timeout");
 }

@@ -585,7 +585,6 @@ fn a_cancel_during_the_catch_up_is_dropped() {
     });
     drop(closed);
     client.expect_tags("TDCZ");
-    assert_eq!(server.visits(), 1, "no connection was opened for it");
 }
 
 /// How many servers work for a client.

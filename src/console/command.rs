@@ -119,7 +119,7 @@ fn issue(
 }
 
 fn pause(desk: &mut Desk<'_>, name: Option<String>) -> Outcome {
-    if desk.engine.house().mode.is_paused() {
+    if desk.engine.house().mode.is_held() {
         return failed(PAUSED_ALREADY);
     }
     if let Err(refused) = issue(desk, "PAUSE", "cannot pause admin db", &name, true) {
@@ -132,15 +132,21 @@ fn pause(desk: &mut Desk<'_>, name: Option<String>) -> Outcome {
     Outcome::Wait(Waiting::Paused(name))
 }
 
-fn suspend(desk: &Desk<'_>) -> Outcome {
+fn suspend(desk: &mut Desk<'_>) -> Outcome {
     let house = desk.engine.house();
-    if house.mode.is_paused() {
-        failed(PAUSED_ALREADY)
-    } else if !house.paused_databases.is_empty() {
-        failed("cannot suspend with paused databases")
-    } else {
-        failed("SUSPEND is not built yet")
+    if house.mode.is_held() {
+        return failed(PAUSED_ALREADY);
     }
+    if !house.paused_databases.is_empty() {
+        return failed("cannot suspend with paused databases");
+    }
+    if house.mode.is_shutting_down() {
+        // Ours: nothing must hold up an end that has been ordered.
+        return failed("pooler is shutting down");
+    }
+    log::info!("SUSPEND command issued");
+    desk.engine.suspend(desk.moment.now);
+    Outcome::Wait(Waiting::Suspended)
 }
 
 fn resume(desk: &mut Desk<'_>, name: Option<&str>) -> Outcome {
@@ -150,7 +156,7 @@ fn resume(desk: &mut Desk<'_>, name: Option<&str>) -> Outcome {
         return match mode {
             Mode::ShuttingDown { .. } => failed("pooler is shutting down"),
             Mode::Running => failed("pooler is not paused/suspended"),
-            Mode::Paused => {
+            Mode::Paused | Mode::Suspended { .. } => {
                 desk.engine.resume(desk.moment.now);
                 done("RESUME")
             }
@@ -185,7 +191,7 @@ fn enable(
 }
 
 fn kill(desk: &mut Desk<'_>, name: Option<&str>) -> Outcome {
-    if desk.engine.house().mode.is_paused() {
+    if desk.engine.house().mode.is_held() {
         return failed(PAUSED_ALREADY);
     }
     let owned = name.map(str::to_owned);
@@ -219,6 +225,14 @@ fn kill_client(desk: &mut Desk<'_>, id: Option<&str>) -> Outcome {
 /// Whether what somebody waits for has come true, or never will.
 pub fn has_come_true(engine: &Engine, what: &Waiting) -> Option<Answer> {
     match what {
+        Waiting::Suspended => {
+            let mode = engine.house().mode;
+            if !mode.is_suspended() {
+                let text = "the suspension was ended before it was complete".to_owned();
+                return Some(Answer::Failed { code: "57014", text });
+            }
+            mode.is_quiet().then(|| Answer::Done("SUSPEND".to_owned()))
+        }
         Waiting::Paused(name) => {
             let house = engine.house();
             let still_paused = match name {

@@ -117,6 +117,7 @@ pub fn page(view: &View<'_>, dialect: Dialect) -> String {
     pool_numbers(view, &mut page);
     waits(view, &mut page);
     endings(view, &mut page);
+    rescues(view, &mut page);
     times(view, &mut page);
     if dialect == Dialect::OpenMetrics {
         page.put("# EOF\n");
@@ -273,6 +274,18 @@ fn endings(view: &View<'_>, page: &mut Page) {
     );
     for (side, cause, count) in view.engine.house().endings.iter() {
         page.sample(&[("side", side.word()), ("cause", cause)], count);
+    }
+}
+
+fn rescues(view: &View<'_>, page: &mut Page) {
+    let rescues = view.engine.house().rescues;
+    page.family(
+        "server_rescues",
+        Kind::Counter,
+        "Servers whose client went in the middle of something, by what became of them.",
+    );
+    for (end, count) in [("kept", rescues.kept), ("lost", rescues.lost)] {
+        page.sample(&[("end", end)], count);
     }
 }
 

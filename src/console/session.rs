@@ -21,6 +21,8 @@ const CHUNK_BYTES: usize = 16 * 1024;
 pub enum Waiting {
     /// No server works any more: in one database, or in all.
     Paused(Option<String>),
+    /// Nothing moves any more.
+    Suspended,
     /// No server is left that is to be closed: in one database, or in all.
     Closed(Option<String>),
 }

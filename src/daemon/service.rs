@@ -127,8 +127,14 @@ fn serve(
     log::info!("process up: {}", cli::process_up_text());
     let manager = Manager::from_environment();
     manager.ready();
+    let mut is_cut_short = false;
     let ended = event_loop.run(|event_loop, flow| match flow {
-        Flow::Signal(signal) => on_signal(event_loop, signal, (options, &manager)),
+        Flow::Signal(signal) => {
+            let flow = on_signal(event_loop, signal, (options, &manager));
+            let is_suspended = event_loop.engine.house().mode.is_suspended();
+            is_cut_short = flow.is_break() && is_suspended && signal != Signal::Quit;
+            flow
+        }
         Flow::Report(averages) => {
             manager.status(&averages);
             ControlFlow::Continue(())
@@ -137,6 +143,13 @@ fn serve(
         Flow::Order(client, order) => orders::obey(event_loop, (client, order), options),
     });
     ended.or_else(|error| fatal(sys::error_text(&error)))?;
+    if event_loop.engine.house().mode.is_suspended() {
+        // The next process may have the socket already.
+        event_loop.listeners().leave_files();
+    }
+    if is_cut_short {
+        return fatal("suspend was in progress, going down immediately");
+    }
     if event_loop.engine.is_over() {
         log_end(event_loop.engine.house().mode);
     }
@@ -248,6 +261,9 @@ fn on_signal(
                 "got SIGINT, shutting down, waiting for all servers connections to be released"
             );
             manager.stopping();
+            if mode.is_suspended() {
+                return ControlFlow::Break(());
+            }
             shut_down(event_loop, Awaited::Servers, now);
         }
         Signal::Terminate if mode.is_shutting_down() => {
@@ -256,10 +272,13 @@ fn on_signal(
         Signal::Terminate => {
             log::info!("got SIGTERM, shutting down, waiting for all clients disconnect");
             manager.stopping();
+            if mode.is_suspended() {
+                return ControlFlow::Break(());
+            }
             shut_down(event_loop, Awaited::Clients, now);
         }
         Signal::Quit => return end("got SIGQUIT, fast exit"),
-        Signal::User1 if mode.is_paused() => {
+        Signal::User1 if mode.is_held() => {
             log::info!("got SIGUSR1, but already paused/suspended");
         }
         Signal::User1 => {
@@ -271,6 +290,10 @@ fn on_signal(
             Mode::ShuttingDown { .. } => log::info!("got SIGUSR2 while shutting down, ignoring"),
             Mode::Paused => {
                 log::info!("got SIGUSR2, continuing from PAUSE");
+                event_loop.engine.resume(now);
+            }
+            Mode::Suspended { .. } => {
+                log::info!("got SIGUSR2, continuing from SUSPEND");
                 event_loop.engine.resume(now);
             }
         },
@@ -297,7 +320,7 @@ fn log_end(mode: Mode) {
         Mode::ShuttingDown { awaited: Awaited::Servers, .. } => {
             log::info!("server connections dropped, exiting");
         }
-        Mode::Running | Mode::Paused => {}
+        Mode::Running | Mode::Paused | Mode::Suspended { .. } => {}
     }
 }
 

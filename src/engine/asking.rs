@@ -116,9 +116,12 @@ impl Engine {
         }
         loop {
             let server = self.house.first_idle(pool)?;
-            match self.house.why_stale(server) {
-                None => return Some(server),
+            let candidate = self.house.servers.get(server)?;
+            let pool = self.house.pools.get(pool)?;
+            match candidate.why_stale() {
                 Some(reason) => self.close_server(server, reason, now),
+                None if pool.has_rested(candidate, now) => self.server_is_used(server, now),
+                None => return Some(server),
             }
         }
     }

@@ -13,12 +13,13 @@ use crate::auth::challenge::{Attempt, Claim, Outcome, Proof};
 use crate::auth::derivation::{Derivation, SaltedPassword};
 use crate::engine::Engine;
 use crate::engine::io::Effect;
+use crate::engine::newcomers::PER_TURN;
 use crate::keys::{ClientKey, Conn};
 use crate::session::client::State;
 use crate::session::client_login::{Goal, Proving, Step};
 use crate::session::farewell::Reason;
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
 /// A key that has just come from the side thread; `None`: none was needed so far.
@@ -29,6 +30,28 @@ type Made<'a> = Option<(&'a Derivation, SaltedPassword)>;
 pub(super) struct Checks {
     wanted: HashMap<Derivation, Wanted>,
     decoy: Decoy,
+    ready: VecDeque<Ready>,
+}
+
+/// What somebody has waited for is there. However many they are, they go on a few at a time, for
+/// others want to be served meanwhile.
+struct Ready {
+    news: News,
+    clients: VecDeque<ClientKey>,
+}
+
+enum News {
+    /// A key was made, or (`None`) cannot be.
+    Key(Derivation, Option<SaltedPassword>),
+    /// A key could have been made, or (`false`) could not.
+    Time(bool),
+}
+
+impl Checks {
+    /// Whether somebody can go on.
+    pub(super) fn has_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
 }
 
 /// A key that is being made.
@@ -153,46 +176,80 @@ impl Engine {
         if let Some(salted) = salted.filter(|_| is_ours) {
             self.derived.keep(made.clone(), salted);
         }
-        for key in clients {
-            let Some(Step::Checking { .. }) = self.proving_step(key) else {
-                continue;
-            };
-            let Some(Proving { claim, goal, step: Step::Checking { attempt, .. } }) =
-                self.take_proving(key)
-            else {
-                continue;
-            };
-            let outcome = match salted {
-                Some(salted) => self.judge(key, (claim, goal, attempt), Some((made, salted)), now),
-                None => Err(Reason::TOO_MANY_PROOFS),
-            };
-            self.after_check(key, outcome, now);
-        }
+        self.go_on(News::Key(made.clone(), salted), clients, now);
     }
 
-    /// As much time has passed as a key takes. If the side thread has too much to do for that, those
-    /// who are wrong are told the same as those who may be right.
+    /// As much time has passed as a key takes.
     fn decoy_done(&mut self, is_made: bool, now: Instant) {
         let Decoy { clients, late, .. } = std::mem::take(&mut self.checks.decoy);
-        for key in clients {
-            let refusal = match self.proving_step(key) {
-                Some(Step::Withheld { refusal }) => *refusal,
-                _ => continue,
-            };
-            let reason = match is_made {
-                true => self.refuse(key, refusal),
-                false => Reason::TOO_MANY_PROOFS,
-            };
-            self.close_client(key, reason, now);
-        }
         self.run_decoy(late);
+        self.go_on(News::Time(is_made), clients, now);
     }
 
-    fn after_check(&mut self, key: ClientKey, outcome: Result<(), Reason>, now: Instant) {
+    fn go_on(&mut self, news: News, clients: Vec<ClientKey>, now: Instant) {
+        self.checks.ready.push_back(Ready { news, clients: clients.into() });
+        self.settle_checks(now);
+    }
+
+    /// The next ones who have waited go on.
+    pub(super) fn settle_checks(&mut self, now: Instant) {
+        for _ in 0..PER_TURN {
+            let Some(ready) = self.checks.ready.front_mut() else {
+                return;
+            };
+            let Some(key) = ready.clients.pop_front() else {
+                self.checks.ready.pop_front();
+                continue;
+            };
+            match &ready.news {
+                News::Key(made, salted) => {
+                    let made = (made.clone(), *salted);
+                    self.key_is_there(key, made, now);
+                }
+                News::Time(is_made) => {
+                    let is_made = *is_made;
+                    self.time_is_over(key, is_made, now);
+                }
+            }
+        }
+    }
+
+    fn key_is_there(
+        &mut self,
+        key: ClientKey,
+        (made, salted): (Derivation, Option<SaltedPassword>),
+        now: Instant,
+    ) {
+        match self.proving_step(key) {
+            Some(Step::Checking { needed, .. }) if *needed == made => {}
+            _ => return,
+        }
+        let Some(Proving { claim, goal, step: Step::Checking { attempt, .. } }) =
+            self.take_proving(key)
+        else {
+            return;
+        };
+        let outcome = match salted {
+            Some(salted) => self.judge(key, (claim, goal, attempt), Some((&made, salted)), now),
+            None => Err(Reason::TOO_MANY_PROOFS),
+        };
         match outcome {
             Ok(()) => self.login_received(key, now),
             Err(reason) => self.close_client(key, reason, now),
         }
+    }
+
+    /// If the side thread has too much to do, those who are wrong are told the same as those who may
+    /// be right.
+    fn time_is_over(&mut self, key: ClientKey, is_made: bool, now: Instant) {
+        let Some(Step::Withheld { refusal }) = self.proving_step(key) else {
+            return;
+        };
+        let reason = match is_made {
+            true => self.refuse(key, *refusal),
+            false => Reason::TOO_MANY_PROOFS,
+        };
+        self.close_client(key, reason, now);
     }
 
     fn proving_step(&self, key: ClientKey) -> Option<&Step> {
@@ -208,6 +265,7 @@ impl Engine {
             let State::Proving(proving) = &client.state else {
                 continue;
             };
+            let is_ready = self.checks.ready.iter().any(|ready| ready.clients.contains(&key));
             let is_awaited = match &proving.step {
                 Step::Checking { needed, .. } => {
                     let wanted = self.checks.wanted.get(needed);
@@ -219,7 +277,7 @@ impl Engine {
                 }
                 Step::Asked(_) | Step::AskedFor { .. } | Step::Consulting { .. } => continue,
             };
-            assert!(is_awaited, "{key:?} waits for a key that nobody makes");
+            assert!(is_awaited || is_ready, "{key:?} waits for a key that nobody makes");
         }
     }
 }

@@ -109,6 +109,7 @@ impl Engine {
             match self.house.acquire(key, now) {
                 Acquired::Linked(_) => return true,
                 Acquired::Stale(server, reason) => self.close_server(server, reason, now),
+                Acquired::Unused(server) => self.server_is_used(server, now),
                 Acquired::Queued => {
                     if let Some(pool) = self.house.clients.get(key).and_then(|client| client.pool) {
                         self.house.watch_wait(key, now);

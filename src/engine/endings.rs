@@ -28,6 +28,18 @@ enum OtherEnd {
     Release(ServerKey),
     /// Its server ends, too.
     Close(ServerKey, Reason),
+    /// Its server is brought to where it can serve others; why it cannot yet.
+    Rescue(ServerKey, Reason),
+}
+
+/// A CancelRequest that a connection was opened for.
+struct Carried {
+    /// Whose query it is about.
+    target: ServerKey,
+    /// Who asked; `None`: we did.
+    requester: Option<ClientKey>,
+    /// Whether it has been sent.
+    was_sent: bool,
 }
 
 impl Engine {
@@ -57,13 +69,15 @@ impl Engine {
             // Whatever it waited for, its login does not go on.
             client.login = None;
         }
-        let other_end = self.other_end(key);
-        match other_end {
-            OtherEnd::None => {}
+        let other_end = self.other_end(key, &reason);
+        let remains = match other_end {
+            OtherEnd::None => None,
             OtherEnd::Release(server) | OtherEnd::Close(server, _) => {
                 self.house.unlink(server);
+                None
             }
-        }
+            OtherEnd::Rescue(server, _) => Some(self.take_back(server, now)),
+        };
         if reason.is_told() && !is_cut_off && !is_cancelling {
             self.say_farewell(key, &reason);
         }
@@ -74,6 +88,9 @@ impl Engine {
             OtherEnd::None => {}
             OtherEnd::Release(server) => self.dismiss(server, now),
             OtherEnd::Close(server, reason) => self.close_server(server, reason, now),
+            OtherEnd::Rescue(server, reason) => {
+                remains.into_iter().for_each(|r| self.begin_rescue(server, r, &reason, now));
+            }
         }
         if let Some(pool) = left {
             self.tend(pool, now);
@@ -97,6 +114,7 @@ impl Engine {
         self.log_server_ending(key, &reason, now);
         self.house.endings.count(Side::Server, &reason);
         self.note_login_failure(key, &reason, now);
+        self.note_lost_rescue(key);
         let carried = self.carried_cancel(key);
         let asker = self.house.servers.get(key).and_then(Server::asker);
         let client = self.house.servers.get(key).and_then(Server::client);
@@ -118,8 +136,8 @@ impl Engine {
         if let Some(asker) = asker {
             self.close_client(asker, Reason::CONFIG_ERROR, now);
         }
-        if let Some((target, requester)) = carried {
-            self.cancel_carrier_ended(target, requester, &reason, now);
+        if let Some(carried) = carried {
+            self.cancel_carrier_ended(carried, &reason, now);
         }
         for requester in self.house.stale_cancels(pool, key) {
             self.close_client(requester, Reason::CANCEL_TOO_LATE, now);
@@ -174,12 +192,15 @@ impl Engine {
         server.is_some_and(|server| matches!(server.inbox.rest(), Rest::Relay(_)))
     }
 
-    fn other_end(&self, key: ClientKey) -> OtherEnd {
+    fn other_end(&self, key: ClientKey, leaves_because: &Reason) -> OtherEnd {
         let Some(client) = self.house.clients.get(key) else {
             return OtherEnd::None;
         };
         match client.state {
             client::State::Active { server, .. } => match self.house.unfinished(server) {
+                Some(reason) if self.may_rescue(server, leaves_because) => {
+                    OtherEnd::Rescue(server, reason)
+                }
                 Some(reason) => OtherEnd::Close(server, reason),
                 None => OtherEnd::Release(server),
             },
@@ -217,6 +238,7 @@ impl Engine {
             server::State::Idle { .. }
                 | server::State::Active { .. }
                 | server::State::Unlinked { .. }
+                | server::State::Rescuing(_)
                 | server::State::Used { .. }
                 | server::State::Resetting
                 | server::State::Checking { .. }
@@ -244,44 +266,41 @@ impl Engine {
                 | server::State::LoggingIn(_)
         );
         // These are our own doing, and say nothing about the server.
-        let ours = [Reason::CONNECT_STRING_CHANGED, Reason::DATABASE_REMOVED, Reason::PAUSE_MODE];
+        let ours = [
+            Reason::CONNECT_STRING_CHANGED,
+            Reason::DATABASE_REMOVED,
+            Reason::PAUSE_MODE,
+            Reason::UNSAFE_ON_SUSPEND,
+            Reason::SUSPEND_TIMEOUT,
+        ];
         if was_to_serve && !ours.contains(reason) {
             self.house.note_failure(key, reason, &self.config.settings, now);
         }
     }
 
-    fn carried_cancel(&self, key: ServerKey) -> Option<(Option<ServerKey>, ClientKey)> {
+    fn carried_cancel(&self, key: ServerKey) -> Option<Carried> {
         match self.house.servers.get(key)?.state {
-            server::State::Connecting(Purpose::Cancel { requester, .. })
-            | server::State::AskingForTls(Purpose::Cancel { requester, .. })
-            | server::State::StartingTls(Purpose::Cancel { requester, .. }) => {
-                Some((None, requester))
+            server::State::Connecting(Purpose::Cancel { requester, target })
+            | server::State::AskingForTls(Purpose::Cancel { requester, target })
+            | server::State::StartingTls(Purpose::Cancel { requester, target }) => {
+                Some(Carried { target, requester, was_sent: false })
             }
-            server::State::CarryingCancel { target, requester } => Some((Some(target), requester)),
+            server::State::CarryingCancel { target, requester } => {
+                Some(Carried { target, requester, was_sent: true })
+            }
             _ => None,
         }
     }
 
     /// A carrier has ended: who asked for the cancel is let go, and the server that was held back
-    /// for it may serve again. `target` is `None` if the request was never sent.
-    fn cancel_carrier_ended(
-        &mut self,
-        target: Option<ServerKey>,
-        requester: ClientKey,
-        reason: &Reason,
-        now: Instant,
-    ) {
-        if *reason != Reason::CANCEL_GIVEN_UP {
-            let fate = match target {
-                Some(_) => Reason::CANCEL_SENT,
-                None => Reason::CANCEL_NOT_SENT,
-            };
+    /// for it may serve again.
+    fn cancel_carrier_ended(&mut self, carried: Carried, reason: &Reason, now: Instant) {
+        let Carried { target: target_key, requester, was_sent } = carried;
+        if let Some(requester) = requester.filter(|_| *reason != Reason::CANCEL_GIVEN_UP) {
+            let fate = if was_sent { Reason::CANCEL_SENT } else { Reason::CANCEL_NOT_SENT };
             self.close_client(requester, fate, now);
         }
-        let Some(target_key) = target else {
-            return;
-        };
-        if let Some(target) = self.house.servers.get_mut(target_key) {
+        if let Some(target) = self.house.servers.get_mut(target_key).filter(|_| was_sent) {
             target.cancels_in_flight -= 1;
             // Only the server's own end of the connection says that it has dealt with the request.
             target.close_needed |= *reason != Reason::CANCEL_SENT;
@@ -290,6 +309,10 @@ impl Engine {
                 self.settle_down(target_key, true, now);
             }
         }
+        if requester.is_none() {
+            self.own_cancel_ended(target_key, now);
+        }
+        self.rescue_goes_on(target_key, now);
     }
 
     fn log_client_ending(&self, key: ClientKey, reason: &Reason, now: Instant) {

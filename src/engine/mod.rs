@@ -4,7 +4,7 @@
 //!
 //! [`io`] is its border. [`clients`] and [`servers`] have one function for each thing that can
 //! happen to one, [`consoles`] what
-//! those on the admin console need, [`statements`] what their prepared statements need, `unlinked` is about servers that work for nobody; [`logins`] decides who is let in, `staffing` decides when to open servers, [`openings`] opens them, [`endings`] is
+//! those on the admin console need, [`statements`] what their prepared statements need, `unlinked` is about servers that work for nobody; [`logins`] decides who is let in, `staffing` decides when to open servers, [`openings`] opens them, `rescue` brings them back from clients that have gone, [`endings`] is
 //! the one place where a conversation ends. `cancels` takes requests to cancel, [`tls`] starts TLS on
 //! either side. [`operate`] is what the operator does to the house, [`databases`] to a part of it,
 //! [`check`] its laws.
@@ -21,13 +21,16 @@ pub mod databases;
 pub mod endings;
 pub mod io;
 pub mod logins;
+mod newcomers;
 pub mod openings;
 pub mod operate;
 mod proving;
+mod rescue;
 pub mod servers;
 mod staffing;
 pub mod statements;
 mod step;
+pub mod suspension;
 pub mod tls;
 mod unlinked;
 
@@ -39,9 +42,11 @@ use crate::config::settings::Settings;
 use crate::config::tls::ServerTls;
 use crate::config::values::SslMode;
 use crate::engine::checking::Checks;
+use crate::engine::newcomers::Newcomers;
 use crate::keys::{ClientKey, Conn, ServerKey};
 use crate::pool::House;
 use crate::pool::janitor::Due;
+use crate::pool::mode::Mode;
 use crate::pool::stats::{Averages, Periods};
 use crate::session::client::Client;
 use crate::session::params::Tracked;
@@ -70,6 +75,8 @@ pub struct Engine {
     checks: Checks,
     effects: VecDeque<Effect>,
     runnable: VecDeque<Conn>,
+    /// The same, of clients that log in.
+    newcomers: Newcomers,
     /// How much TLS is asked of clients; what the configuration said when it could be set up.
     client_tls: SslMode,
     /// The same for servers.
@@ -102,6 +109,7 @@ impl Engine {
             checks: Checks::default(),
             effects: VecDeque::new(),
             runnable: VecDeque::new(),
+            newcomers: Newcomers::default(),
             serving: None,
             leaving: VecDeque::new(),
             next_turn: None,
@@ -185,12 +193,18 @@ impl Engine {
         let alarm = self.house.alarms.next();
         let leaving = self.leaving.front().map(|(at, _)| *at);
         let watch = self.house.watches.next();
-        [self.next_turn, trim, period, alarm, leaving, watch].into_iter().flatten().min()
+        // No time limit runs while nothing moves.
+        let limits = match self.house.mode.is_suspended() {
+            true => [None, self.suspend_deadline()],
+            false => [alarm, watch],
+        };
+        let [first, second] = limits;
+        [self.next_turn, trim, period, first, leaving, second].into_iter().flatten().min()
     }
 
     /// A connection that may have work to do: its socket may be read, or written.
     pub fn next_runnable(&mut self) -> Option<Conn> {
-        let conn = self.runnable.pop_front()?;
+        let conn = self.runnable.pop_front().or_else(|| self.newcomers.next())?;
         if let Some(flag) = self.runnable_flag(conn) {
             *flag = false;
         }
@@ -199,7 +213,7 @@ impl Engine {
 
     /// Whether there is any.
     pub fn has_runnable(&self) -> bool {
-        !self.runnable.is_empty()
+        !self.runnable.is_empty() || !self.newcomers.is_empty() || self.checks.has_ready()
     }
 
     /// Puts a connection on the list of those that may have work to do. An event, bytes for its
@@ -213,7 +227,8 @@ impl Engine {
     }
 
     /// As above, when an event said so. A server that works for nobody comes first: perhaps it has
-    /// gone, and then a client that asks in the same turn must not be given it.
+    /// gone, and then a client that asks in the same turn must not be given it. Clients that log in
+    /// come last, and only some of them in each turn.
     pub fn wake(&mut self, conn: Conn) {
         match conn {
             Conn::Server(key) => {
@@ -226,7 +241,16 @@ impl Engine {
                     }
                 }
             }
-            Conn::Client(_) => self.make_runnable(conn),
+            Conn::Client(key) => {
+                if let Some(client) = self.house.clients.get_mut(key)
+                    && !std::mem::replace(&mut client.is_runnable, true)
+                {
+                    match client.is_logging_in() {
+                        true => self.newcomers.push(conn),
+                        false => self.runnable.push_back(conn),
+                    }
+                }
+            }
         }
     }
 
@@ -239,6 +263,11 @@ impl Engine {
 
     /// Whether its socket is to be read.
     pub fn wants_read(&self, conn: Conn) -> bool {
+        if let Mode::Suspended { phase, .. } = self.house.mode
+            && self.readable_when_suspended(conn, phase) == 0
+        {
+            return false;
+        }
         match conn {
             Conn::Client(key) => self.house.clients.get(key).is_some_and(Client::wants_read),
             Conn::Server(key) => self.house.servers.get(key).is_some_and(|s| s.wants_read()),
@@ -255,12 +284,23 @@ impl Engine {
 
     /// Where to read to. `None`: that connection has gone.
     pub fn inbox_room(&mut self, conn: Conn) -> Option<[&mut [u8]; 2]> {
+        let most = match self.house.mode {
+            Mode::Suspended { phase, .. } => self.readable_when_suspended(conn, phase),
+            _ => u64::MAX,
+        };
         let House { clients, servers, rings, .. } = &mut self.house;
         let inbox = match conn {
             Conn::Client(key) => &mut clients.get_mut(key)?.inbox,
             Conn::Server(key) => &mut servers.get_mut(key)?.inbox,
         };
-        Some(inbox.room(rings))
+        let [first, second] = inbox.room(rings);
+        if most == u64::MAX {
+            return Some([first, second]);
+        }
+        let most = usize::try_from(most).unwrap_or(usize::MAX);
+        let (here, there) = (most.min(first.len()), most.saturating_sub(first.len()));
+        let there = there.min(second.len());
+        Some([&mut first[..here], &mut second[..there]])
     }
 
     /// The read found nothing: a ring taken for it goes back.
@@ -345,17 +385,23 @@ impl Engine {
     }
 
     fn tick(&mut self, now: Instant) {
+        self.newcomers.begin_turn();
+        self.settle_checks(now);
         if self.house.periods.end() <= now {
             self.end_period(now);
         }
         self.see_off(now);
-        if self.house.alarms.next().is_some_and(|at| at <= now) {
-            self.answer_alarms(now);
-        }
-        if self.house.watches.next().is_some_and(|at| at <= now) {
-            self.sweep(now);
-        }
         self.next_turn = None;
+        if self.house.mode.is_suspended() {
+            self.suspend_step(now);
+        } else {
+            if self.house.alarms.next().is_some_and(|at| at <= now) {
+                self.answer_alarms(now);
+            }
+            if self.house.watches.next().is_some_and(|at| at <= now) {
+                self.sweep(now);
+            }
+        }
         self.house.collect_values();
         if self.next_trim <= now {
             self.house.rings.trim();
@@ -382,6 +428,7 @@ impl Engine {
             match due {
                 Due::Client(key, reason) => self.close_client(key, reason, now),
                 Due::Server(key, reason) => self.close_server(key, reason, now),
+                Due::Query(key) => self.query_takes_long(key, now),
                 Due::Unused(key) => self.server_is_used(key, now),
             }
         }

@@ -4,7 +4,7 @@ use crate::auth::answer::Credentials;
 use crate::engine::Engine;
 use crate::engine::credentials::credentials;
 use crate::engine::io::{Effect, ServerAddress};
-use crate::keys::{Conn, PoolKey, ServerKey};
+use crate::keys::{ClientKey, Conn, PoolKey, ServerKey};
 use crate::pool::queues::End;
 use crate::pool::sizing::Whereabouts;
 use crate::pool::stats::microseconds;
@@ -13,6 +13,7 @@ use crate::ring::Ring;
 use crate::session::client;
 use crate::session::farewell::Reason;
 use crate::session::relay;
+use crate::session::rescue::Step;
 use crate::session::server::{Activity, Purpose, Server, State};
 use crate::session::server_login::{Failure, Next, ServerLoginEvent, Tools};
 use crate::wire::backend::ErrorFields;
@@ -325,21 +326,28 @@ impl Engine {
         &mut self,
         key: ServerKey,
         target_key: ServerKey,
-        requester: crate::keys::ClientKey,
+        requester: Option<ClientKey>,
         now: Instant,
     ) {
         let House { servers, rings, clients, .. } = &mut self.house;
-        let still_wanted = clients
-            .get(requester)
-            .is_some_and(|client| matches!(client.state, client::State::AwaitingCancel { .. }));
-        let target = servers.get_mut(target_key).filter(|target| target.client().is_some());
-        let Some(target) = target.filter(|_| still_wanted) else {
+        let asker = requester.map(|requester| clients.get(requester).map(|client| &client.state));
+        let target = servers.get_mut(target_key).filter(|target| match asker {
+            Some(state) => {
+                let waits = matches!(state, Some(client::State::AwaitingCancel { .. }));
+                waits && target.client().is_some()
+            }
+            None => target.rescue().is_some_and(|rescue| rescue.step == Step::Draining),
+        });
+        let Some(target) = target else {
             self.close_server(key, Reason::CANCEL_GIVEN_UP, now);
             return;
         };
         if target.is_catching_up() {
             // It would hit our own SET, and close the server for it.
-            self.close_client(requester, Reason::CANCEL_WHILE_SETTING, now);
+            match requester {
+                Some(client) => self.close_client(client, Reason::CANCEL_WHILE_SETTING, now),
+                None => self.close_server(key, Reason::CANCEL_GIVEN_UP, now),
+            }
             return;
         }
         target.cancels_in_flight += 1;
@@ -351,7 +359,9 @@ impl Engine {
             State::CarryingCancel { target: target_key, requester },
             End::Back,
         );
-        self.house.set_client_state(requester, client::State::Cancelling { carrier: key });
+        if let Some(requester) = requester {
+            self.house.set_client_state(requester, client::State::Cancelling { carrier: key });
+        }
         match sent {
             Ok(()) => self.make_runnable(Conn::Server(key)),
             Err(emit::Full) => self.close_server(key, Reason::CANCEL_NOT_SENT, now),

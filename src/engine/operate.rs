@@ -31,10 +31,13 @@ impl Engine {
         self.clear_out(now);
     }
 
-    /// Ends a pause. `false`: there is none, or we are shutting down.
+    /// Ends a pause or a suspension. `false`: there is none, or we are shutting down.
     pub fn resume(&mut self, now: Instant) -> bool {
-        if self.house.mode != Mode::Paused {
+        if !matches!(self.house.mode, Mode::Paused | Mode::Suspended { .. }) {
             return false;
+        }
+        if self.house.mode.is_suspended() {
+            self.wake_all();
         }
         self.house.mode = Mode::Running;
         for pool in self.house.pools.keys() {
@@ -48,6 +51,10 @@ impl Engine {
 
     /// Works towards the end: see [`Engine::is_over`].
     pub fn shut_down(&mut self, awaited: Awaited, now: Instant) {
+        if self.house.mode.is_suspended() {
+            // Better than PgBouncer, which waits for ever then: who is to end must be able to.
+            self.wake_all();
+        }
         self.house.mode = self.house.mode.shutting_down(awaited);
         self.clear_out(now);
     }
@@ -197,6 +204,7 @@ impl Engine {
                 // They end when they are done: see `after_work`.
                 State::Asking { .. }
                 | State::Unlinked { .. }
+                | State::Rescuing(_)
                 | State::Resetting
                 | State::Checking { .. }
                 | State::HeldForCancel

@@ -65,10 +65,12 @@ impl Engine {
     /// Moves a server on whose work is done.
     #[inline]
     pub(super) fn server_may_be_free(&mut self, key: ServerKey, now: Instant) {
-        let Some(server) = self.house.servers.get(key).filter(|server| server.is_done()) else {
+        let Some(server) = self.house.servers.get(key) else {
             return;
         };
         match server.state {
+            State::Rescuing(_) => self.rescue_goes_on(key, now),
+            _ if !server.is_done() => {}
             State::Active { .. } if self.house.may_release(key) => self.release(key, now),
             State::Idle { .. } => self.settle_down(key, false, now),
             State::Resetting | State::Checking { .. } => {
@@ -103,6 +105,7 @@ impl Engine {
             | State::HeldForCancel
             | State::Resetting
             | State::Checking { .. } => return self.judge_unlinked(key, now),
+            State::Rescuing(_) => return self.judge_rescued(key, now),
             State::CarryingCancel { .. } => {
                 let bytes = server.inbox.unjudged();
                 server.inbox.skip(bytes);
@@ -205,11 +208,16 @@ impl Engine {
             Released::Held => self.house.set_server_state(key, State::HeldForCancel, End::Back),
             Released::Reset => self.reset(key, now),
             Released::Idle => self.server_is_free(key, now),
+            Released::Old => {
+                self.server_is_free(key, now);
+                self.watch(Conn::Server(key), now);
+            }
         }
     }
 
     fn reset(&mut self, key: ServerKey, now: Instant) {
         self.house.set_server_state(key, State::Resetting, End::Back);
+        self.watch(Conn::Server(key), now);
         let House { servers, rings, .. } = &mut self.house;
         let server = servers.get_mut(key).expect("just moved");
         let sql = self.config.settings.server_reset_query.as_bytes();
@@ -338,7 +346,7 @@ fn linked_step(server: &mut Server, client: &mut Client, rules: Rules, tools: &m
         }
         Verdict::Pass { bytes, note } => {
             tools.counters.sent_bytes += bytes;
-            let action = take_note(server, client, note);
+            let action = take_note(server, Some(client), note);
             pass(server, client, bytes, swallowing || action == Action::Swallow);
             match note {
                 Note::Ready(_) if swallowing && server.is_catching_up() => {}
@@ -364,7 +372,7 @@ fn pass(server: &mut Server, client: &mut Client, bytes: u64, swallow: bool) {
 }
 
 /// Notes what a message tells us; what becomes of it.
-fn take_note(server: &mut Server, client: &mut Client, note: Note) -> Action {
+pub(super) fn take_note(server: &mut Server, client: Option<&mut Client>, note: Note) -> Action {
     if !matches!(note, Note::Notification) {
         server.activity = Activity::Busy;
     }
@@ -373,16 +381,17 @@ fn take_note(server: &mut Server, client: &mut Client, note: Note) -> Action {
         Note::Reply(reply) => return server.pipeline.settle(reply),
         Note::Forgotten => {
             server.statements.clear();
-            if let Some(statements) = &mut client.statements {
+            if let Some(statements) = client.and_then(|client| client.statements.as_mut()) {
                 statements.close_all();
             }
             return server.pipeline.settle(Reply::Command);
         }
         Note::Error => {
+            let mut statements = client.and_then(|client| client.statements.as_mut());
             for lost in server.pipeline.on_error() {
                 server.statements.undo(&lost);
                 if let (Lost::Parse { failed_serial: Some(serial), .. }, Some(statements)) =
-                    (&lost, &mut client.statements)
+                    (&lost, &mut statements)
                 {
                     statements.take_back(*serial);
                 }
@@ -390,7 +399,9 @@ fn take_note(server: &mut Server, client: &mut Client, note: Note) -> Action {
         }
         Note::CopyIn => {
             let is_open = server.pipeline.on_copy_in();
-            if let client::State::Active { copying_in, .. } = &mut client.state {
+            if let Some(client::State::Active { copying_in, .. }) =
+                client.map(|client| &mut client.state)
+            {
                 *copying_in = is_open;
             }
         }

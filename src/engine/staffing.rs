@@ -11,6 +11,7 @@ use crate::pool::sizing::{Demand, Opening};
 use crate::pool::{House, Pool};
 use crate::session::client;
 use crate::session::farewell::Reason;
+use crate::session::rescue::Cancel;
 use crate::session::server::Purpose;
 use crate::wire::emit;
 use std::time::{Duration, Instant};
@@ -38,13 +39,10 @@ impl Engine {
                 break;
             }
             let carrier = self.open(key, Purpose::Cancel { target, requester }, now);
-            let since = self.house.clients.get(requester).and_then(|client| match client.state {
-                client::State::AwaitingCancel { since, .. } => Some(since),
-                _ => None,
-            });
-            let (since, carrier_of) = (since.unwrap_or(now), Some(carrier));
-            let dialled = client::State::AwaitingCancel { target, carrier: carrier_of, since };
-            self.house.set_client_state(requester, dialled);
+            match requester {
+                Some(requester) => self.house.note_carrier(requester, target, carrier, now),
+                None => self.house.note_own_cancel(target, Cancel::UnderWay),
+            }
             self.dial(carrier, now);
         }
     }

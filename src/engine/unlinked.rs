@@ -122,7 +122,7 @@ impl Engine {
     }
 
     fn try_out(&mut self, key: ServerKey, now: Instant) {
-        if let Some(reason) = self.house.why_stale(key) {
+        if let Some(reason) = self.house.servers.get(key).and_then(Server::why_stale) {
             self.close_server(key, reason, now);
             return;
         }

@@ -237,14 +237,14 @@ impl<E: Heart> EventLoop<E> {
     }
 
     fn admit_clients(&mut self) -> io::Result<()> {
-        self.listeners.begin_turn(self.now);
+        self.listeners.begin_turn(self.engine.holds_listeners(), self.now);
         while let Some(accepted) = self.listeners.accept(self.engine.settings(), self.now) {
             let Accepted { mut stream, from, expects_data } = accepted;
             let conn = Conn::Client(self.engine.accept(from, self.secrets.take()?, self.now));
             let mut latches = Latches::connected();
             if expects_data {
                 latches.expect_data();
-                self.engine.make_runnable(conn);
+                self.engine.wake(conn);
             }
             if let Err(error) = stream.register(self.poll.registry(), conn) {
                 log::error!("epoll_ctl() failed: {}", error_text(&error));

@@ -66,6 +66,10 @@ pub trait Heart {
     fn metrics(&self, outside: &dyn Outside, at: Moment, dialect: Dialect) -> String;
     /// Whether a client that comes now can be served.
     fn is_ready(&self) -> bool;
+    /// Whether nobody is let in for now: who knocks waits in the kernel's queue.
+    fn holds_listeners(&self) -> bool {
+        false
+    }
     /// Whether there is nothing left to turn for.
     fn is_over(&self) -> bool;
 }
@@ -142,6 +146,9 @@ impl Heart for Engine {
     }
     fn is_ready(&self) -> bool {
         Engine::is_ready(self)
+    }
+    fn holds_listeners(&self) -> bool {
+        Engine::holds_listeners(self)
     }
     fn is_over(&self) -> bool {
         Engine::is_over(self)

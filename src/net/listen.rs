@@ -62,6 +62,7 @@ pub struct Listeners {
     accepts_left: u32,
     rests_until: Option<Instant>,
     leaves_files: bool,
+    is_held: bool,
 }
 
 impl Listeners {
@@ -143,15 +144,18 @@ impl Listeners {
         }
     }
 
-    /// Starts the count of a new turn.
-    pub fn begin_turn(&mut self, now: Instant) {
+    /// Starts the count of a new turn. `is_held`: nobody is let in.
+    pub fn begin_turn(&mut self, is_held: bool, now: Instant) {
+        self.is_held = is_held;
         self.accepts_left = MAX_ACCEPTS_PER_TURN;
         self.rests_until = self.rests_until.filter(|&until| now < until);
     }
 
     /// Whether the next poll must not sleep.
     pub fn has_work(&self) -> bool {
-        self.rests_until.is_none() && self.row.iter().flatten().any(|listener| listener.is_ready)
+        !self.is_held
+            && self.rests_until.is_none()
+            && self.row.iter().flatten().any(|listener| listener.is_ready)
     }
 
     /// When the rest is over, if there is one.

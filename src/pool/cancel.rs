@@ -10,7 +10,10 @@ use crate::pool::House;
 use crate::pool::queues::ClientStanding;
 use crate::session::client::State;
 use crate::session::farewell::Reason;
+use crate::session::rescue::Cancel;
+use crate::session::server::{self, Server};
 use std::collections::HashMap;
+use std::time::Instant;
 
 /// Who may cancel with which key: everybody who has been welcomed.
 ///
@@ -74,12 +77,48 @@ impl House {
         }
     }
 
-    /// The first request of this pool that no connection is being opened for.
-    pub fn next_cancel(&self, pool: PoolKey) -> Option<(ClientKey, ServerKey)> {
-        let key = self.pools.get(pool)?.cancels.first()?;
-        match self.clients.get(key)?.state {
-            State::AwaitingCancel { target, .. } => Some((key, target)),
+    /// The first request of this pool that no connection is being opened for: who asked, and what
+    /// it is aimed at. Clients come before ourselves.
+    pub fn next_cancel(&mut self, pool: PoolKey) -> Option<(Option<ClientKey>, ServerKey)> {
+        let House { pools, clients, servers, .. } = self;
+        let pool = pools.get_mut(pool)?;
+        if let Some(key) = pool.cancels.first() {
+            return match clients.get(key)?.state {
+                State::AwaitingCancel { target, .. } => Some((Some(key), target)),
+                _ => None,
+            };
+        }
+        let wants = |key: &ServerKey| {
+            let rescue = servers.get(*key).and_then(Server::rescue);
+            rescue.is_some_and(|rescue| rescue.cancel == Cancel::Wanted)
+        };
+        while pool.own_cancels.front().is_some_and(|key| !wants(key)) {
+            pool.own_cancels.pop_front();
+        }
+        pool.own_cancels.front().map(|target| (None, *target))
+    }
+
+    /// A connection is being opened that is to carry a client's request.
+    pub fn note_carrier(
+        &mut self,
+        requester: ClientKey,
+        target: ServerKey,
+        carrier: ServerKey,
+        now: Instant,
+    ) {
+        let since = self.clients.get(requester).and_then(|client| match client.state {
+            State::AwaitingCancel { since, .. } => Some(since),
             _ => None,
+        });
+        let (since, carrier) = (since.unwrap_or(now), Some(carrier));
+        self.set_client_state(requester, State::AwaitingCancel { target, carrier, since });
+    }
+
+    /// How far our own request for this server is, whose client has gone.
+    pub fn note_own_cancel(&mut self, target: ServerKey, state: Cancel) {
+        let server = self.servers.get_mut(target);
+        if let Some(server::State::Rescuing(rescue)) = server.map(|server| &mut server.state) {
+            rescue.cancel = state;
         }
     }
 

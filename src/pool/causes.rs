@@ -27,7 +27,7 @@ pub enum Cause {
     Login,
     /// Everything, or the database, is paused.
     Paused,
-    /// Servers run the reset query.
+    /// Servers run the reset query, or are asked whether they are still there.
     Reset,
     /// A host name is being looked up.
     Dns,
@@ -98,7 +98,7 @@ impl House {
             }
         } else if is_full && servers.count(ServerStanding::Held) > 0 {
             Cause::Cancel
-        } else if is_full && servers.count(ServerStanding::Tested) > 0 {
+        } else if servers.count(ServerStanding::Tested) > 0 && (is_full || pool.is_cared_for()) {
             Cause::Reset
         } else if is_full && servers.count(ServerStanding::Login) == 0 {
             Cause::PoolSize
@@ -154,6 +154,15 @@ impl House {
             }
         }
     }
+}
+
+/// What became of servers whose clients went in the middle of something (`server_rescue_timeout`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Rescues {
+    /// So many went on to serve others.
+    pub kept: u64,
+    /// So many were closed, for whatever reason.
+    pub lost: u64,
 }
 
 /// So many causes are told apart; what comes then is `other`.

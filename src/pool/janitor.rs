@@ -24,6 +24,8 @@ pub enum Due {
     Server(ServerKey, Reason),
     /// A server has been free for so long that it is to be tried out before it serves again.
     Unused(ServerKey),
+    /// A server is being brought back, and its query takes long.
+    Query(ServerKey),
 }
 
 /// What becomes of a server whose time is up.
@@ -33,6 +35,8 @@ pub enum Fate {
     End(Reason),
     /// It is tried out before it serves again.
     TryOut,
+    /// It is being brought back, and its query is cancelled if it still runs.
+    CancelQuery,
 }
 
 /// How often we look whether an outdated server is free at last; and how long one that has become
@@ -89,6 +93,7 @@ impl House {
         Some(match fate {
             Fate::End(reason) => Due::Server(key, reason),
             Fate::TryOut => Due::Unused(key),
+            Fate::CancelQuery => Due::Query(key),
         })
     }
 
@@ -232,6 +237,14 @@ impl House {
             State::Idle { since } if is_dirty => {
                 Limit(since, PACE, Reason::SV_IDLE_GOT_DIRTY).end()
             }
+            State::Rescuing(ref rescue) => {
+                let end = Limit(rescue.since, rescue.limit, Reason::RESCUE_TIMEOUT).end();
+                let query = rescue.cancel_at();
+                if let Some(query) = query.filter(|at| end.as_ref().is_none_or(|end| *at < end.0)) {
+                    return Some((query, Fate::CancelQuery));
+                }
+                end
+            }
             State::Used { since } if is_dirty => {
                 Limit(since, PACE, Reason::SV_USED_GOT_DIRTY).end()
             }
@@ -301,11 +314,10 @@ impl Pool {
     /// When a server will have worked for its client for too long.
     fn work_end(&self, server: &Server, client: &Client) -> Option<(Instant, Reason)> {
         let limits = self.limits;
-        // Something has been asked, and the server has not said its last word to it.
-        let is_busy = server.activity != Activity::Ready;
-        let query = client.query_since.filter(|_| is_busy);
+        // A server may have said its last word to one of several queries, or wait for the rest of
+        // one: it is the client's clocks that tell.
         let idle = (server.activity == Activity::InTransaction).then_some(server.spoke_at);
-        let transaction = client.transaction_since.filter(|_| is_busy);
+        let (query, transaction) = (client.query_since, client.transaction_since);
         first([
             query.map(|since| Limit(since, limits.query, Reason::QUERY_TIMED_OUT)),
             idle.map(|since| {

@@ -8,9 +8,11 @@ use crate::pool::House;
 use crate::pool::queues::{End, ServerStanding};
 use crate::session::client;
 use crate::session::farewell::Reason;
+use crate::session::inbox::Rest;
 use crate::session::params;
 use crate::session::pipeline::Action;
-use crate::session::server::{self, Activity};
+use crate::session::rescue::{MAX_PADDING_BYTES, Remains, Rescue};
+use crate::session::server::{self, Activity, Server};
 use crate::wire::frontend::Request;
 use std::time::{Duration, Instant};
 
@@ -21,6 +23,8 @@ pub enum Acquired {
     Linked(ServerKey),
     /// This idle one cannot serve any more. Close it and ask again.
     Stale(ServerKey, Reason),
+    /// This idle one is to be tried out before it serves. See to that and ask again.
+    Unused(ServerKey),
     /// None is free: the client waits.
     Queued,
     /// None is there and none can be had: tell the client at once.
@@ -32,6 +36,8 @@ pub enum Acquired {
 pub enum Released {
     /// It is free.
     Idle,
+    /// It is free, and ends as soon as some time has passed since another one that was too old.
+    Old,
     /// It is free, to be tried out before it serves again.
     Used,
     /// It has to run the reset query first.
@@ -64,8 +70,12 @@ impl House {
             self.set_client_state(client, waiting);
             return Acquired::Queued;
         };
-        if let Some(reason) = self.why_stale(server) {
+        let candidate = self.servers.get(server).expect("who is queued is there");
+        if let Some(reason) = candidate.why_stale() {
             return Acquired::Stale(server, reason);
+        }
+        if pool.has_rested(candidate, now) {
+            return Acquired::Unused(server);
         }
         match self.link(client, server) {
             Ok(()) => Acquired::Linked(server),
@@ -76,18 +86,6 @@ impl House {
     /// The idle server whose turn it is.
     pub fn first_idle(&self, pool: PoolKey) -> Option<ServerKey> {
         self.pools.get(pool)?.servers.of(ServerStanding::Idle).first()
-    }
-
-    /// Why an idle server cannot serve any more; `None`: it can.
-    pub fn why_stale(&self, server: ServerKey) -> Option<Reason> {
-        let candidate = self.servers.get(server).expect("who is queued is there");
-        if candidate.close_needed {
-            Some(Reason::OBSOLETE)
-        } else if !candidate.is_done() {
-            Some(Reason::IDLE_GOT_DIRTY)
-        } else {
-            None
-        }
     }
 
     /// Links the two, and has the server catch up with the client's parameters: what it lacks is
@@ -146,6 +144,58 @@ impl House {
         Some(client_key)
     }
 
+    /// Takes a server from a client that goes in the middle of something. What it had asked for
+    /// whole goes out, what it is owed goes with it, and the rest of the server's answer stays: it
+    /// is for nobody, but it has to be read.
+    pub fn take_back(&mut self, server_key: ServerKey, rescue: Rescue) -> Remains {
+        let House { clients, servers, rings, .. } = self;
+        let server = servers.get_mut(server_key).expect("its caller has seen it");
+        let client_key = server.client().expect("only who works for a client is taken from it");
+        let client = clients.get_mut(client_key).expect("links are written at both ends");
+        assert_eq!(client.server(), Some(server_key), "links point at each other");
+        if client.egress.first_run().is_some() {
+            match server.inbox.unjudged() {
+                0 => {
+                    let ring = server.inbox.hand_over().expect("runs lie in a ring");
+                    client.egress.keep(ring, rings);
+                }
+                _ => client.egress.clear(rings),
+            }
+        }
+        let missing_bytes = match client.inbox.rest() {
+            Rest::Relay(bytes) => bytes,
+            Rest::None | Rest::Skip(_) | Rest::Collect(_) => 0,
+        };
+        if server.egress.first_run().is_some() {
+            let ring = client.inbox.hand_over().expect("runs lie in a ring");
+            server.egress.keep(ring, rings);
+        }
+        client.inbox.tidy(None, rings);
+        server.inbox.tidy(None, rings);
+        let state = server::State::Rescuing(Box::new(rescue));
+        self.set_client_state(client_key, client::State::Idle);
+        self.set_server_state(server_key, state, End::Back);
+        Remains { missing_bytes }
+    }
+
+    /// Whether a linked server can be taken from a client that goes for this reason, and brought
+    /// back: nothing may be cut off that only the client could complete, and no reply be lost that
+    /// somebody is there to read.
+    pub fn can_take_back(&self, key: ServerKey, reason: &Reason) -> bool {
+        let server = self.servers.get(key).filter(|server| !server.close_needed);
+        let client = server.and_then(Server::client).and_then(|client| self.clients.get(client));
+        let (Some(server), Some(client)) = (server, client) else {
+            return false;
+        };
+        let is_whole = match client.inbox.rest() {
+            // The COPY will fail, so it does not matter how this ends.
+            Rest::Relay(bytes) => server.pipeline.awaits_copy_end() && bytes <= MAX_PADDING_BYTES,
+            Rest::None | Rest::Skip(_) | Rest::Collect(_) => true,
+        };
+        let is_read = reason.is_told() && client.egress.first_run().is_some();
+        is_whole && !self.mode.is_shutting_down() && !(is_read && server.inbox.unjudged() > 0)
+    }
+
     /// Whether a linked server has done all its work and may go to another client. Not while it
     /// waits for the rest of a message for which nothing is owed: it would take the next client's
     /// words for that.
@@ -188,8 +238,10 @@ impl House {
             Released::Held
         } else if reset_due && resets && !settings.server_reset_query.is_empty() {
             Released::Reset
-        } else if reset_due && settings.check_after() == Some(Duration::ZERO) {
+        } else if reset_due && pool.is_some_and(|pool| pool.check_after == Some(Duration::ZERO)) {
             Released::Used
+        } else if server.has_aged {
+            Released::Old
         } else {
             Released::Idle
         }

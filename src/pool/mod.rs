@@ -34,7 +34,7 @@ use crate::session::prepared::Statements;
 use crate::session::server::{Server, ServerAddress};
 use alarms::Alarms;
 use cancel::Keyring;
-use causes::{Endings, Waits};
+use causes::{Endings, Rescues, Waits};
 use groups::{Groups, Kind};
 use hosts::Hosts;
 use limits::WorkLimits;
@@ -83,6 +83,8 @@ pub struct House {
     pub last_serial: u32,
     /// Why connections have ended.
     pub endings: Endings,
+    /// What became of servers whose clients went in the middle of something.
+    pub rescues: Rescues,
     /// What was done on the console.
     pub console_stats: Stats,
     /// What limits of databases and users count.
@@ -119,6 +121,8 @@ pub struct Pool {
     pub min_size: usize,
     /// How long its servers may work for one client.
     pub limits: WorkLimits,
+    /// How long its servers may be free before they are tried out; `None`: for ever.
+    pub check_after: Option<Duration>,
     /// How old its servers may be; zero: they are used once.
     pub lifetime: Duration,
     /// When the last one ended that was too old.
@@ -142,6 +146,8 @@ pub struct Pool {
     pub askers: VecDeque<ClientKey>,
     /// Cancel requests for which no connection is being opened yet, oldest first.
     pub cancels: Queue<ClientKey>,
+    /// Servers whose clients have gone, and whose queries are to be cancelled.
+    pub own_cancels: VecDeque<ServerKey>,
     /// Cancel requests for which one is.
     pub dialled_cancels: Queue<ClientKey>,
     /// Clients that are logged in and do not wait.
@@ -220,6 +226,7 @@ impl House {
             periods,
             last_serial: 0,
             endings: Endings::default(),
+            rescues: Rescues::default(),
             console_stats: Stats::default(),
             groups: Groups::default(),
             hosts: Hosts::default(),
@@ -253,6 +260,7 @@ impl House {
             reserve: 0,
             min_size: 0,
             limits: WorkLimits::default(),
+            check_after: None,
             lifetime: Duration::ZERO,
             retired_at: None,
             groups,
@@ -264,6 +272,7 @@ impl House {
             waiting: Queue::default(),
             askers: VecDeque::new(),
             cancels: Queue::default(),
+            own_cancels: VecDeque::new(),
             dialled_cancels: Queue::default(),
             active_clients: 0,
             welcome: None,
@@ -386,6 +395,7 @@ impl Pool {
         let min_size = self.database.min_pool_size.unwrap_or(settings.min_pool_size);
         self.min_size = usize::try_from(min_size).unwrap_or(0);
         self.limits = WorkLimits::new(&self.user, config);
+        self.check_after = settings.check_after();
         self.lifetime = self.database.server_lifetime.unwrap_or(settings.server_lifetime);
     }
 

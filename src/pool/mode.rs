@@ -1,14 +1,24 @@
 //! What the operator has ordered for the whole house.
 
+use std::time::Instant;
+
 /// See the module's page.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Mode {
-    /// Everybody is served. Leaves to `Paused`, `ShuttingDown`.
+    /// Everybody is served. Leaves to `Paused`, `Suspended`, `ShuttingDown`.
     #[default]
     Running,
     /// Who needs a server waits, and servers that become free are closed. Leaves to `Running`,
     /// `ShuttingDown`.
     Paused,
+    /// Who waits is still served, and then nothing moves any more: no byte lies with us, so that
+    /// another process can take over. Leaves to `Running`, `ShuttingDown`.
+    Suspended {
+        /// How far that is.
+        phase: Phase,
+        /// Who holds it up is closed then; `None`: never.
+        deadline: Option<Instant>,
+    },
     /// Nobody new is let in over TCP, nor in at all but to the console. Leaves to other ways of
     /// shutting down, and to the end of the process.
     ShuttingDown {
@@ -17,6 +27,17 @@ pub enum Mode {
         /// Whether it is a pause, too; nothing ends it any more.
         is_paused: bool,
     },
+}
+
+/// How far a suspension is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Clients finish what they have begun to say; those that wait are served.
+    Clients,
+    /// No client has anything with us; servers finish what they have begun to say.
+    Servers,
+    /// Nothing moves.
+    Quiet,
 }
 
 /// With whose last connection the process ends.
@@ -32,10 +53,32 @@ impl Mode {
     /// Whether nobody gets a server.
     pub fn is_paused(self) -> bool {
         match self {
-            Self::Running => false,
+            Self::Running | Self::Suspended { .. } => false,
             Self::Paused => true,
             Self::ShuttingDown { is_paused, .. } => is_paused,
         }
+    }
+
+    /// Whether clients are held back in either way.
+    pub fn is_held(self) -> bool {
+        self.is_paused() || self.is_suspended()
+    }
+
+    /// Whether it is a suspension, complete or not.
+    pub fn is_suspended(self) -> bool {
+        matches!(self, Self::Suspended { .. })
+    }
+
+    /// Whether nothing moves.
+    pub fn is_quiet(self) -> bool {
+        matches!(self, Self::Suspended { phase: Phase::Quiet, .. })
+    }
+
+    /// Whether no server is opened any more.
+    pub fn opens_none(self) -> bool {
+        let has_served_all =
+            matches!(self, Self::Suspended { phase, .. } if phase > Phase::Clients);
+        has_served_all || self.is_paused()
     }
 
     /// Whether the process is going to end.
@@ -52,7 +95,7 @@ impl Mode {
     #[must_use]
     pub fn paused(self) -> Self {
         match self {
-            Self::Running | Self::Paused => Self::Paused,
+            Self::Running | Self::Paused | Self::Suspended { .. } => Self::Paused,
             Self::ShuttingDown { awaited, .. } => Self::ShuttingDown { awaited, is_paused: true },
         }
     }

@@ -120,7 +120,7 @@ pub enum ServerStanding {
     Used,
     /// Works for a client.
     Active,
-    /// Runs the reset query, or is tried out.
+    /// Runs the reset query, is tried out, or is being brought back from a client that has gone.
     Tested,
     /// Held back for a cancel.
     Held,
@@ -204,7 +204,9 @@ pub fn server_standing(state: &server::State) -> Option<ServerStanding> {
         server::State::Active { .. }
         | server::State::Asking { .. }
         | server::State::Unlinked { .. } => Some(ServerStanding::Active),
-        server::State::Resetting | server::State::Checking { .. } => Some(ServerStanding::Tested),
+        server::State::Resetting | server::State::Checking { .. } | server::State::Rescuing(_) => {
+            Some(ServerStanding::Tested)
+        }
         server::State::HeldForCancel => Some(ServerStanding::Held),
         server::State::Connecting(server::Purpose::Cancel { .. })
         | server::State::AskingForTls(server::Purpose::Cancel { .. })

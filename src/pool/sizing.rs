@@ -65,7 +65,7 @@ impl House {
     /// Whether another server is opened for this pool now.
     pub fn opening(&self, key: PoolKey, demand: Demand, config: &Config, now: Instant) -> Opening {
         let Some(pool) =
-            self.pools.get(key).filter(|pool| !self.mode.is_paused() && !pool.is_paused)
+            self.pools.get(key).filter(|pool| !self.mode.opens_none() && !pool.is_paused)
         else {
             return Opening::No;
         };
@@ -150,7 +150,7 @@ impl House {
     /// Whether somebody may be waiting for the place of a server of this pool: it, or a group of
     /// its, has as many servers as it may.
     pub fn is_place_scarce(&self, key: PoolKey, config: &Config) -> bool {
-        let pool = self.pools.get(key).filter(|pool| !self.mode.is_paused() && !pool.is_paused);
+        let pool = self.pools.get(key).filter(|pool| !self.mode.opens_none() && !pool.is_paused);
         pool.is_some_and(|pool| {
             let is_full = pool.size.is_some_and(|size| pool.servers.total() >= size);
             let mut groups = pool.groups.into_iter().zip(pool.group_limits(config));
@@ -223,6 +223,18 @@ impl Pool {
         let waiting = self.waiting.len() + self.askers.len();
         let coming = self.servers.count(ServerStanding::Tested);
         waiting == 0 || (waiting <= coming && self.welcome.is_some())
+    }
+
+    /// Whether an idle server has been free for so long that nobody knows whether it is still
+    /// there. The janitor comes at the end of the turn, which is too late when we have slept for
+    /// long ourselves.
+    pub fn has_rested(&self, server: &Server, now: Instant) -> bool {
+        match (&server.state, self.check_after) {
+            (State::Idle { since }, Some(delay)) if !delay.is_zero() => {
+                now.saturating_duration_since((*since).max(server.spoke_at)) >= delay
+            }
+            _ => false,
+        }
     }
 
     /// Whether a server that is older than it may be ends now: the ends of those of one age are

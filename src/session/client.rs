@@ -207,6 +207,11 @@ impl Client {
         }
     }
 
+    /// Whether it has not proven yet who it is, and may speak.
+    pub fn is_logging_in(&self) -> bool {
+        matches!(self.state, State::LoggingIn | State::Proving(_))
+    }
+
     /// The server that works for it.
     pub fn server(&self) -> Option<ServerKey> {
         match self.state {

@@ -181,6 +181,10 @@ reasons! {
     DATABASE_REMOVED = Told("database removed");
     /// It is free, and nobody may get it.
     PAUSE_MODE = Told("pause mode");
+    /// It held up a suspension for too long.
+    SUSPEND_TIMEOUT = Told("suspend_timeout");
+    /// What a suspended process cannot hand over.
+    UNSAFE_ON_SUSPEND = Told("close unsafe file descriptors on suspend");
     /// A header that cannot be.
     BAD_SERVER_HEADER = Told("bad pkt header");
     /// A ParameterStatus that is none.
@@ -233,6 +237,10 @@ reasons! {
     OBSOLETE = Told("obsolete connection");
     /// Said something while idle that it must not, found when it should serve.
     IDLE_GOT_DIRTY = Told("idle server got dirty");
+    /// Its client went in the middle of something, and it could not be brought back in time.
+    RESCUE_TIMEOUT = Told("server rescue timeout");
+    /// The same, and it would not roll back or be reset.
+    RESCUE_FAILED = Told("server rescue failed");
     /// The same, found before.
     SV_IDLE_GOT_DIRTY = Told("SV_IDLE server got dirty");
     /// The same of one that was to be tried out.

@@ -17,5 +17,6 @@ pub mod params;
 pub mod pipeline;
 pub mod prepared;
 pub mod relay;
+pub mod rescue;
 pub mod server;
 pub mod server_login;

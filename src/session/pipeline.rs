@@ -147,6 +147,11 @@ impl Pipeline {
             .is_some_and(|owed| owed.request == Request::Query && owed.action == Action::Swallow)
     }
 
+    /// Whether the reply that is coming now is to something that we sent ourselves.
+    pub fn is_next_ours(&self) -> bool {
+        self.owed.front().is_some_and(|owed| owed.action == Action::Swallow)
+    }
+
     /// A request was passed on.
     pub fn expect(&mut self, request: Request, action: Action) {
         let is_behind_data = std::mem::take(&mut self.data_sent);
@@ -174,6 +179,32 @@ impl Pipeline {
         }
         self.rounds += usize::from(ends_round(owed.request));
         self.owed.push_back(owed);
+    }
+
+    /// Whether the server awaits CopyData, and the end of it has not been sent.
+    pub fn awaits_copy_end(&self) -> bool {
+        self.copying_in && !self.owed.iter().any(|owed| is_copy_end(owed.request))
+    }
+
+    /// Whether nothing was sent yet that the server answers with a last ReadyForQuery: it awaits
+    /// more.
+    pub fn wants_sync(&self) -> bool {
+        if self.skipping {
+            return true;
+        }
+        // In a COPY the server ignores every Sync that comes ahead of its end.
+        let end = self.owed.iter().rposition(|owed| is_copy_end(owed.request));
+        let first = match (self.copying_in, end) {
+            (true, None) => self.owed.len(),
+            (true, Some(end)) => end + 1,
+            (false, _) => 0,
+        };
+        let behind = self.owed.range(first..).rev().find(|owed| !is_copy_end(owed.request));
+        match behind.map(|owed| owed.request) {
+            Some(Request::Sync | Request::Query | Request::FunctionCall) => false,
+            Some(_) => true,
+            None => !(self.copying_in && self.oldest() == Some(Request::Query)),
+        }
     }
 
     /// Whether an error makes the server ignore what is sent now.
@@ -393,6 +424,39 @@ mod tests {
             }
         }
         pipeline
+    }
+
+    /// What has to be sent for a client that has gone.
+    #[test]
+    fn who_takes_over_knows_what_the_server_waits_for() {
+        for (awaits_end, wants_sync, script) in [
+            (false, true, ""),
+            (false, false, ">Q"),
+            (false, false, ">F"),
+            (false, false, ">P >B >E >S"),
+            (false, true, ">P"),
+            (false, true, ">P >S >B"),
+            (false, true, ">P >B >E <1 <2 <D"),
+            (false, false, ">P >B >E >Q"),
+            (false, true, ">P <E"),
+            (false, true, ">P <E >B >E"),
+            (false, false, ">P <E >B >S"),
+            // COPY: a Sync ahead of its end is ignored.
+            (true, false, ">Q <G"),
+            (true, false, ">Q <G >d >d"),
+            (true, true, ">P >B >E <1 <2 <G"),
+            (true, true, ">P >B >E >S <1 <2 <G >d"),
+            (false, false, ">Q <G >d >c"),
+            (false, false, ">Q >d >c <G"),
+            (false, true, ">P >B >E <1 <2 <G >d >f"),
+            (false, true, ">P >B >E >S <1 <2 <G >d >c"),
+            (false, false, ">P >B >E >S <1 <2 <G >d >c >S"),
+            (false, false, ">Q <G >d >c >Q"),
+        ] {
+            let pipeline = played(script);
+            assert_eq!(pipeline.awaits_copy_end(), awaits_end, "{script}");
+            assert_eq!(pipeline.wants_sync(), wants_sync, "{script}");
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ use crate::session::line::Line;
 use crate::session::params::Parameters;
 use crate::session::pipeline::{Action, Pipeline};
 use crate::session::prepared::ServerStatements;
+use crate::session::rescue::Rescue;
 use crate::session::server_login::ServerLogin;
 use crate::wire::backend::{self, Message, Reply, TxStatus};
 use crate::wire::emit::{self, Full};
@@ -44,7 +45,7 @@ pub enum State {
         /// Since when it has been free.
         since: Instant,
     },
-    /// Works for a client. Leaves to `Unlinked`.
+    /// Works for a client. Leaves to `Unlinked`, `Rescuing`.
     Active {
         /// Which one.
         client: ClientKey,
@@ -62,6 +63,9 @@ pub enum State {
         /// Whether it has got a part of the client's last message only. Leaves to `Closing` then.
         cut_off: bool,
     },
+    /// Its client has gone in the middle of something, and it is brought to where it can serve
+    /// another. Leaves to `Idle`, `Closing`.
+    Rescuing(Box<Rescue>),
     /// Runs the reset query. Leaves to `Idle`, `HeldForCancel`, `Closing`.
     Resetting,
     /// Is asked whether it is still there. Leaves to `Idle`, `Closing`.
@@ -76,8 +80,8 @@ pub enum State {
     CarryingCancel {
         /// Whose query is being cancelled.
         target: ServerKey,
-        /// Who asked.
-        requester: ClientKey,
+        /// Who asked; `None`: we did, for its client has gone.
+        requester: Option<ClientKey>,
     },
     /// Has been told goodbye, and keeps its place among those that a limit counts until it has
     /// gone: a backend of PostgreSQL lives a little longer than our word to it. Leaves to
@@ -96,8 +100,8 @@ pub enum Purpose {
     Cancel {
         /// Whose query is to be cancelled.
         target: ServerKey,
-        /// Who asked.
-        requester: ClientKey,
+        /// Who asked; `None`: we did, for its client has gone.
+        requester: Option<ClientKey>,
     },
 }
 
@@ -238,6 +242,14 @@ impl Server {
         }
     }
 
+    /// How far it is on its way back from a client that has gone.
+    pub fn rescue(&self) -> Option<&Rescue> {
+        match &self.state {
+            State::Rescuing(rescue) => Some(rescue),
+            _ => None,
+        }
+    }
+
     /// Whether it has no connection yet.
     pub fn is_connecting(&self) -> bool {
         matches!(self.state, State::Connecting(_))
@@ -263,6 +275,17 @@ impl Server {
         match self.state {
             State::Connecting(_) if self.address.is_some() => Reason::CONNECT_FAILED,
             _ => Reason::CONNECT_TIMEOUT,
+        }
+    }
+
+    /// Why, being free, it cannot serve any more; `None`: it can.
+    pub fn why_stale(&self) -> Option<Reason> {
+        if self.close_needed {
+            Some(Reason::OBSOLETE)
+        } else if !self.is_done() {
+            Some(Reason::IDLE_GOT_DIRTY)
+        } else {
+            None
         }
     }
 

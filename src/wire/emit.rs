@@ -172,6 +172,40 @@ pub fn query(ring: &mut Ring, sql: &[u8]) -> Result<(), Full> {
     message(ring, Some(b'Q'), |body| body.text(sql))
 }
 
+/// Sync.
+pub fn sync(ring: &mut Ring) -> Result<(), Full> {
+    message(ring, Some(b'S'), |_| {})
+}
+
+/// Flush.
+pub fn flush(ring: &mut Ring) -> Result<(), Full> {
+    message(ring, Some(b'H'), |_| {})
+}
+
+/// A statement without parameters, by Parse, Bind and Execute.
+pub fn unnamed_statement(ring: &mut Ring, sql: &[u8]) -> Result<(), Full> {
+    message(ring, Some(b'P'), |body| {
+        body.text(b"");
+        body.text(sql);
+        body.bytes(&[0, 0]);
+    })?;
+    message(ring, Some(b'B'), |body| body.bytes(&[0; 8]))?;
+    message(ring, Some(b'E'), |body| {
+        body.text(b"");
+        body.int(0);
+    })
+}
+
+/// CopyFail.
+pub fn copy_fail(ring: &mut Ring, why: &[u8]) -> Result<(), Full> {
+    message(ring, Some(b'f'), |body| body.text(why))
+}
+
+/// So many bytes that mean nothing, in the middle of a message.
+pub fn padding(ring: &mut Ring, bytes: usize) -> Result<(), Full> {
+    ring.push(&vec![0; bytes]).then_some(()).ok_or(Full)
+}
+
 /// Terminate.
 pub fn terminate(ring: &mut Ring) -> Result<(), Full> {
     message(ring, Some(b'X'), |_| {})

@@ -164,6 +164,13 @@ fn next<'a>(rest: &mut &'a [u8]) -> Option<(u8, &'a [u8])> {
     Some((tag, body))
 }
 
+/// Those who have waited together go on a few in each turn.
+fn turns(desk: &mut Desk) {
+    for _ in 0..=desk.engine.house().clients.len() / 16 {
+        desk.perform();
+    }
+}
+
 /// The side thread does the oldest job; false if there is none.
 pub fn derive_one(desk: &mut Desk) -> bool {
     let Some((conn, derivation)) = desk.derivations.pop_front() else {
@@ -171,7 +178,7 @@ pub fn derive_one(desk: &mut Desk) -> bool {
     };
     let salted = Some(derivation.run());
     desk.handle(Input::Derived { conn, derivation, salted });
-    desk.perform();
+    turns(desk);
     true
 }
 
@@ -179,5 +186,5 @@ pub fn derive_one(desk: &mut Desk) -> bool {
 pub fn refuse_one(desk: &mut Desk) {
     let (conn, derivation) = desk.derivations.pop_front().expect("a key is asked for");
     desk.handle(Input::Derived { conn, derivation, salted: None });
-    desk.perform();
+    turns(desk);
 }

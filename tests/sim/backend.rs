@@ -528,6 +528,21 @@ impl Backend {
             self.plan.push_back(Act::EndQuery);
             return;
         }
+        if let "" | "select 1" | "fail" = text {
+            assert_eq!(claim, None, "a server is tried out when it works for nobody");
+            self.plan.push_back(Act::Work(2));
+            match text {
+                "" => self.plan.push_back(Act::Send(wire::message(b'I', b""))),
+                "fail" => {
+                    self.plan.clear();
+                    self.fail(book, "42601", "sim: what?");
+                    return;
+                }
+                _ => self.plan.push_back(Act::Send(wire::complete("SELECT 1"))),
+            }
+            self.plan.push_back(Act::EndQuery);
+            return;
+        }
         assert!(claim.is_some(), "catching up happens for a client: {text}");
         let before = self.params.clone();
         self.plan.push_back(Act::Work(1));

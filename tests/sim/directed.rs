@@ -23,7 +23,7 @@ fn world(mode: PoolMode, size: usize) -> World {
 
 impl World {
     /// A client that has logged in.
-    fn guest(&mut self) -> usize {
+    pub fn guest(&mut self) -> usize {
         self.guest_with(Vec::new())
     }
 
@@ -36,7 +36,7 @@ impl World {
     }
 
     /// Everybody does what he can, until nothing moves any more. No time passes.
-    fn quiet(&mut self) {
+    pub fn quiet(&mut self) {
         let mut still = 0;
         for _ in 0..100_000 {
             still = if self.round() { 0 } else { still + 1 };
@@ -47,11 +47,11 @@ impl World {
         panic!("it never becomes quiet");
     }
 
-    fn ask(&mut self, id: usize, sql: &str) {
+    pub fn ask(&mut self, id: usize, sql: &str) {
         self.clients[id].simple(sql);
     }
 
-    fn is_answered(&self, id: usize) -> bool {
+    pub fn is_answered(&self, id: usize) -> bool {
         let client = &self.clients[id];
         client.outstanding.is_empty() && client.planned.is_empty()
     }
@@ -61,13 +61,13 @@ impl World {
         client.expect("the client is there").state.clone()
     }
 
-    fn servers(&self, standing: ServerStanding) -> usize {
+    pub fn servers(&self, standing: ServerStanding) -> usize {
         let house = self.shell.engine.house();
         house.pools.iter().map(|(_, pool)| pool.servers.count(standing)).sum()
     }
 
     /// All go, nothing is left.
-    fn close(mut self) {
+    pub fn close(mut self) {
         for client in &mut self.clients {
             let socket = &mut self.shell.sockets[client.socket];
             client.appetite = Appetite::Everything;

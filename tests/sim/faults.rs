@@ -69,7 +69,11 @@ impl Faults {
             "server conn crashed?" | "server connection closed" => self.resets || self.shutdowns,
             // A server that shut down while it caught up with the client's parameters.
             "invalid server parameter" => self.shutdowns,
-            "database removed" => self.reloads,
+            "query_timeout" | "query timeout" => is_reached(limits.query, waited),
+            "idle transaction timeout" => is_reached(limits.idle_transaction, waited),
+            "transaction timeout" => is_reached(limits.transaction, waited),
+            "client_idle_timeout" => is_reached(limits.client_idle, waited),
+            "database removed" | "database configuration changed" => self.reloads,
             REJECTION => self.rejects,
             text if text.starts_with("server login has been failing") => unreachable,
             text if text.starts_with("no such database") => self.reloads,
@@ -81,9 +85,45 @@ impl Faults {
 /// What a server says that refuses a login.
 pub const REJECTION: &str = "sim: too many connections already";
 
-/// Time limits, in milliseconds.
+/// Time limits, in milliseconds; 0 is none.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     pub query_wait: u64,
     pub login: u64,
+    pub query: u64,
+    pub idle_transaction: u64,
+    pub transaction: u64,
+    pub client_idle: u64,
+}
+
+impl Limits {
+    /// Those of a world in which nothing takes long.
+    pub fn wide() -> Self {
+        Self {
+            query_wait: 120_000,
+            login: 60_000,
+            query: 0,
+            idle_transaction: 0,
+            transaction: 0,
+            client_idle: 0,
+        }
+    }
+
+    /// Some of them, so short that they are reached now and then.
+    pub fn draw(rng: &mut Prng, is_hasty: bool) -> Self {
+        let query_wait = if is_hasty && rng.per_mille(500) { 3_000 } else { 120_000 };
+        Self {
+            query_wait,
+            query: *rng.pick(&[0, 0, 0, 10_000]),
+            idle_transaction: *rng.pick(&[0, 0, 1_000]),
+            transaction: *rng.pick(&[0, 0, 0, 20_000]),
+            client_idle: *rng.pick(&[0, 0, 0, 10_000]),
+            ..Self::wide()
+        }
+    }
+}
+
+/// Whether a limit can have been reached in this time.
+fn is_reached(limit: u64, waited: u64) -> bool {
+    limit > 0 && waited >= limit
 }

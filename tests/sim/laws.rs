@@ -7,6 +7,7 @@ use ringbouncer::keys::{ClientKey, PoolKey, ServerKey};
 use ringbouncer::pool::queues::{ServerStanding, server_standing};
 use ringbouncer::session::client::State;
 use ringbouncer::session::server;
+use std::time::Instant;
 
 /// Who waited, before an input.
 pub struct Queues(Vec<Waiting>);
@@ -70,6 +71,10 @@ impl Queues {
                 .into_iter()
                 .any(|key| house.servers.get(key).is_some_and(|server| server.is_done()));
             assert!(!waits || !is_free, "somebody waits while a server is free");
+            let is_paused = pool.is_paused || house.mode.is_paused();
+            let used = pool.servers.count(ServerStanding::Used);
+            let is_cared_for = used == 0 || pool.is_cared_for() || is_paused;
+            assert!(is_cared_for, "somebody waits, and a server is not tried out");
         }
     }
 }
@@ -91,6 +96,51 @@ pub fn check_limits(engine: &Engine) {
             };
             let present = group.servers.iter().filter(serves).count();
             assert!(present <= limit, "{present} servers of {}, {limit} allowed", group.name);
+        }
+    }
+}
+
+/// Who is free for so long is not handed out untried.
+pub struct Rested(Vec<ServerKey>);
+
+impl Rested {
+    pub fn of(engine: &Engine, now: Instant) -> Self {
+        let house = engine.house();
+        let servers = house.servers.iter().filter(|(_, server)| {
+            let delay = engine.settings().check_after();
+            let rests = |since: Instant| {
+                let since = since.max(server.spoke_at);
+                delay.is_some_and(|delay| !delay.is_zero() && now >= since + delay)
+            };
+            match server.state {
+                server::State::Idle { since } => rests(since),
+                server::State::Used { .. } => engine.settings().check_after().is_some(),
+                _ => false,
+            }
+        });
+        Self(servers.map(|(key, _)| key).collect())
+    }
+
+    pub fn check(&self, engine: &Engine) {
+        for key in &self.0 {
+            let state = engine.house().servers.get(*key).map(|server| &server.state);
+            let serves = matches!(state, Some(server::State::Active { .. }));
+            assert!(!serves, "{key:?} was not tried out");
+        }
+    }
+}
+
+/// Limits hold: at the end of a turn nobody is over his.
+pub fn check_times(engine: &Engine, now: Instant) {
+    let house = engine.house();
+    for (key, client) in house.clients.iter() {
+        if let Some((at, reason)) = house.client_end(client, engine.config()) {
+            assert!(at > now, "{key:?}: {reason} was due {:?} ago", now - at);
+        }
+    }
+    for (key, server) in house.servers.iter() {
+        if let Some((at, fate)) = house.server_end(server, engine.config()) {
+            assert!(at > now, "{key:?}: {fate:?} was due {:?} ago", now - at);
         }
     }
 }
@@ -121,7 +171,8 @@ pub fn check_home(engine: &Engine) {
         for key in house.servers_of(pool_key) {
             let server = house.servers.get(key).expect("who is queued is there");
             let state = &server.state;
-            assert!(matches!(state, server::State::Idle { .. }), "{name}: {key:?} is {state:?}");
+            let is_free = matches!(state, server::State::Idle { .. } | server::State::Used { .. });
+            assert!(is_free, "{name}: {key:?} is {state:?}");
         }
     }
     for (_, server) in house.servers.iter() {

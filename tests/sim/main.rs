@@ -8,6 +8,7 @@ mod backend;
 mod book;
 mod client;
 mod directed;
+mod directed_times;
 mod faults;
 mod guard;
 mod laws;
@@ -23,6 +24,7 @@ mod trace;
 mod wire;
 mod world;
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use world::World;
 
@@ -33,8 +35,41 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|text| text.parse().expect("a number"))
 }
 
+/// What many worlds have seen.
+#[derive(Default)]
+struct Seen {
+    executed: u64,
+    cancelled: u64,
+    /// Why connections ended.
+    endings: BTreeMap<String, u64>,
+}
+
+impl Seen {
+    fn add(&mut self, world: &World) {
+        self.executed += world.book.executed;
+        self.cancelled += world.book.cancelled;
+        for (_, cause, count) in world.shell.engine.house().endings.iter() {
+            *self.endings.entry(cause.to_owned()).or_default() += count;
+        }
+    }
+}
+
+/// Limits that some worlds have, and how connections end for them.
+const LIMITS: [&str; 10] = [
+    "query_timeout",
+    "query timeout",
+    "idle transaction timeout",
+    "transaction timeout",
+    "client_idle_timeout",
+    "query_wait_timeout",
+    "server idle timeout",
+    "server lifetime over",
+    "database configuration changed",
+    "server conn crashed?",
+];
+
 /// Runs a world to its end; on failure says how to see it again.
-fn run(seed: u64, prints: bool) -> (u64, u64) {
+fn run(seed: u64, prints: bool, seen: &mut Seen) {
     trace::begin(prints);
     let outcome = catch_unwind(AssertUnwindSafe(|| {
         let mut world = World::new(seed);
@@ -43,7 +78,7 @@ fn run(seed: u64, prints: bool) -> (u64, u64) {
             world.step();
         }
         world.heal_and_settle();
-        (world.book.executed, world.book.cancelled)
+        seen.add(&world);
     }));
     outcome.unwrap_or_else(|panic| {
         eprintln!("the last events of SIM_SEED={seed}:\n{}", trace::last_events());
@@ -56,17 +91,19 @@ fn run(seed: u64, prints: bool) -> (u64, u64) {
 fn no_reply_ever_reaches_another_client() {
     if let Some(seed) = number("SIM_SEED") {
         trace::listen_to_log();
-        run(seed, true);
+        run(seed, true, &mut Seen::default());
         return;
     }
     let first = number("SIM_FIRST").unwrap_or(1);
     let seeds = number("SIM_SEEDS").unwrap_or(SEEDS);
-    let (mut executed, mut cancelled) = (0, 0);
+    let mut seen = Seen::default();
     for seed in first..first + seeds {
-        let (queries, cancels) = run(seed, false);
-        executed += queries;
-        cancelled += cancels;
+        run(seed, false, &mut seen);
     }
-    eprintln!("{seeds} seeds: {executed} queries, {cancelled} of them cancelled");
+    let Seen { executed, cancelled, endings } = seen;
+    eprintln!("{seeds} seeds: {executed} queries, {cancelled} of them cancelled, {endings:#?}");
     assert!(executed > 100 * seeds || seeds < 20, "the world is busy");
+    for limit in LIMITS {
+        assert!(endings.contains_key(limit) || seeds < SEEDS, "nobody has met {limit}");
+    }
 }

@@ -2,7 +2,7 @@
 //! read and one write at a time.
 
 use crate::backend::Backend;
-use crate::laws::{Queues, check_limits};
+use crate::laws::{Queues, Rested, check_limits, check_times};
 use crate::prng::Prng;
 use crate::socket::{Outcome, Socket};
 use crate::trace;
@@ -123,8 +123,10 @@ impl Shell {
     /// Tells the engine something, and holds it to its laws.
     pub fn tell(&mut self, input: Input) {
         let queues = Queues::of(&self.engine);
+        let rested = Rested::of(&self.engine, self.now);
         self.engine.handle(input, self.now);
         queues.check(&self.engine);
+        rested.check(&self.engine);
         check_limits(&self.engine);
     }
 
@@ -148,6 +150,7 @@ impl Shell {
             }
         }
         self.tell(Input::Tick);
+        check_times(&self.engine, self.now);
         while let Some(effect) = self.engine.next_effect() {
             self.perform(effect, rng);
         }

@@ -26,12 +26,62 @@ pub struct Town {
     pub houses: Vec<House>,
     pub limits: Limits,
     pub round_robin: bool,
-    /// Runs after every transaction, too.
     /// Per database and per user; 0 is no limit.
     pub most_servers: [u32; 2],
     /// What pools keep open.
     pub least_servers: u32,
+    /// The reset query runs after every transaction, too.
     pub always_resets: bool,
+    pub life: Life,
+}
+
+/// How long servers live, in seconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Life {
+    /// 0 is one use.
+    pub lifetime: u32,
+    /// 0 is for ever.
+    pub unused: u32,
+    /// While they are being opened, or asked whether they are there.
+    pub connect: u32,
+    /// Before they are tried out; 0 is each time.
+    pub check_delay: u32,
+    pub check_query: &'static str,
+    /// Outdated ones of session pooling end early.
+    pub ends_fast: bool,
+    /// When clients are told that they wait.
+    pub notify: u32,
+}
+
+impl Life {
+    /// For ever, and nobody looks.
+    pub fn eternal() -> Self {
+        Self {
+            lifetime: 1_000_000,
+            unused: 0,
+            connect: 15,
+            check_delay: 30,
+            check_query: "",
+            ends_fast: false,
+            notify: 5,
+        }
+    }
+
+    fn draw(rng: &mut Prng) -> Self {
+        let eternal = Self::eternal();
+        if rng.per_mille(300) {
+            return eternal;
+        }
+        Self {
+            lifetime: *rng.pick(&[eternal.lifetime, eternal.lifetime, 0, 5, 20]),
+            unused: *rng.pick(&[0, 0, 2, 10]),
+            connect: *rng.pick(&[15, 2]),
+            check_delay: *rng.pick(&[30, 0, 1, 5]),
+            check_query: *rng.pick(&["", "<empty>", "select 1", "fail"]),
+            ends_fast: rng.per_mille(500),
+            notify: *rng.pick(&[0, 1, 5]),
+        }
+    }
 }
 
 impl Town {
@@ -48,11 +98,12 @@ impl Town {
         };
         Self {
             houses: vec![house],
-            limits: Limits { query_wait: 120_000, login: 60_000 },
+            limits: Limits::wide(),
             round_robin: false,
             always_resets: false,
             most_servers: [0; 2],
             least_servers: 0,
+            life: Life::eternal(),
         }
     }
 
@@ -70,14 +121,14 @@ impl Town {
             is_listed: true,
         });
         let houses = houses.collect();
-        let query_wait = if is_hasty && rng.per_mille(500) { 3_000 } else { 120_000 };
         Self {
             houses,
-            limits: Limits { query_wait, login: 60_000 },
+            limits: Limits::draw(rng, is_hasty),
             round_robin: rng.per_mille(300),
             always_resets: rng.per_mille(200),
             most_servers: [*rng.pick(&[0, 0, 1, 3]), *rng.pick(&[0, 0, 2, 3])],
             least_servers: *rng.pick(&[0, 0, 0, 2]),
+            life: Life::draw(rng),
         }
     }
 
@@ -92,6 +143,25 @@ impl Town {
             2 => house.port ^= 2,
             _ => house.size = *rng.pick(&[1, 2, 5]),
         }
+    }
+
+    /// How long what may take, as settings.
+    fn times(&self) -> String {
+        let Life { lifetime, unused, connect, check_delay, check_query, ends_fast, notify } =
+            self.life;
+        let Limits { query, idle_transaction, transaction, client_idle, .. } = self.limits;
+        let seconds = |millis: u64| millis / 1000;
+        format!(
+            "server_lifetime = {lifetime}\nserver_idle_timeout = {unused}\n\
+             server_connect_timeout = {connect}\nserver_check_delay = {check_delay}\nserver_check_query = {check_query}\n\
+             server_fast_close = {}\nquery_wait_notify = {notify}\nquery_timeout = {}\n\
+             idle_transaction_timeout = {}\ntransaction_timeout = {}\nclient_idle_timeout = {}\n",
+            u8::from(ends_fast),
+            seconds(query),
+            seconds(idle_transaction),
+            seconds(transaction),
+            seconds(client_idle),
+        )
     }
 
     pub fn config(&self) -> (Config, Userlist) {
@@ -110,8 +180,8 @@ impl Town {
         }
         text.push_str(&format!(
             "[pgbouncer]\nauth_type = trust\nserver_tls_sslmode = disable\n\
-             client_tls_sslmode = disable\nserver_check_query =\nmax_prepared_statements = 0\n\
-             server_idle_timeout = 0\nmax_client_conn = 10000\nserver_lifetime = 1000000\nquery_wait_timeout = {}\n\
+             client_tls_sslmode = disable\nmax_prepared_statements = 0\n\
+             max_client_conn = 10000\nquery_wait_timeout = {}\n\
              server_round_robin = {}\nserver_reset_query_always = {}\n\
              max_db_connections = {}\nmax_user_connections = {}\nmin_pool_size = {}\n",
             self.limits.query_wait / 1000,
@@ -121,6 +191,7 @@ impl Town {
             self.most_servers[1],
             self.least_servers,
         ));
+        text.push_str(&self.times());
         let config = Config::parse_text("sim.ini", &text).expect("a good configuration");
         let line = |user: &str| format!("\"{user}\" \"{}\"\n", guard::password(user));
         let lines = ["ann", "bob", "boss"].map(line).concat();

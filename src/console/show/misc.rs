@@ -36,7 +36,9 @@ pub fn version(view: &View<'_>) -> Vec<Row> {
 pub fn state(view: &View<'_>) -> Vec<Row> {
     let mode = view.engine.house().mode;
     let paused = mode.is_paused();
-    let rows = [("active", !paused), ("paused", paused), ("suspended", false)];
+    let suspended = mode.is_suspended();
+    let active = !paused && !suspended;
+    let rows = [("active", active), ("paused", paused), ("suspended", suspended)];
     rows.map(|(key, holds)| vec![key.into(), if holds { "yes" } else { "no" }.into()]).to_vec()
 }
 

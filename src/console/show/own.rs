@@ -3,12 +3,12 @@
 use super::{View, pointer};
 use crate::config::CONSOLE;
 use crate::console::table::{Cell, Column, Row, Type};
-use crate::keys::Conn;
+use crate::keys::{Conn, ServerKey};
 use crate::pool::causes::Cause;
 use crate::pool::stats::microseconds;
 use crate::pool::times::{BOUNDED, Times};
 use crate::session::params::APPLICATION_NAME;
-use crate::session::server::Activity;
+use crate::session::server::{Activity, Server};
 use Type::{Big, Int, Numeric, Text};
 use std::collections::BTreeMap;
 
@@ -81,11 +81,12 @@ const BUCKET_NAMES: [&str; BOUNDED + 1] = [
     "le_inf",
 ];
 
-/// Each server that works for a client, longest held first.
+/// Each server that works for a client, or still does what one has left behind, longest held first.
 pub fn holders(view: &View<'_>) -> Vec<Row> {
     let house = view.engine.house();
     let mut rows: Vec<(u64, Row)> = Vec::new();
     for (key, server) in house.servers.iter() {
+        rows.extend(rescued(view, key, server));
         let Some((client_key, client)) =
             server.client().and_then(|key| Some((key, house.clients.get(key)?)))
         else {
@@ -122,6 +123,27 @@ pub fn holders(view: &View<'_>) -> Vec<Row> {
     }
     rows.sort_by_key(|(held, _)| std::cmp::Reverse(*held));
     rows.into_iter().map(|(_, row)| row).collect()
+}
+
+/// A server whose client has gone: nobody's, for now.
+fn rescued(view: &View<'_>, key: ServerKey, server: &Server) -> Option<(u64, Row)> {
+    let rescue = server.rescue()?;
+    let pool = view.engine.house().pools.get(server.pool)?;
+    let held = microseconds(rescue.since, view.moment.now);
+    let row = vec![
+        Cell::text(&pool.database.name),
+        Cell::text(&pool.user),
+        "(nouser)".into(),
+        "".into(),
+        "".into(),
+        Cell::text(pointer(Conn::Server(key))),
+        rescue.step.word().into(),
+        Cell::Numeric(held),
+        Cell::Numeric(0),
+        Cell::maybe(server.statements.last_used()),
+        Cell::Numeric(server.egress.bytes()),
+    ];
+    Some((held, row))
 }
 
 /// For each pool and cause: who waits now, who has waited, and how long.

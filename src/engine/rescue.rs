@@ -1,0 +1,341 @@
+//! Bringing a server back whose client has gone in the middle of something.
+//!
+//! PostgreSQL would go on with the query until it notices, and a new connection costs a fork and a
+//! login. With `server_rescue_timeout` the query is cancelled, what is left of its answer is read,
+//! the transaction is rolled back, the session reset, and the server serves the next client. All
+//! states are in [`crate::session::rescue`].
+
+use crate::engine::Engine;
+use crate::engine::servers::{store_parameter, take_note};
+use crate::engine::step::{Step, last_step};
+use crate::keys::{Conn, ServerKey};
+use crate::pool::House;
+use crate::ring::Ring;
+use crate::session::farewell::Reason;
+use crate::session::params::{Tracked, Values};
+use crate::session::pipeline::{Action, Pipeline};
+use crate::session::relay;
+use crate::session::rescue::{self, CANCEL_AGAIN, Cancel, Remains, Rescue};
+use crate::session::server::{Activity, Note, Server, State, Verdict};
+use crate::wire::backend::{Reply, TxStatus};
+use crate::wire::emit::{self, Full};
+use crate::wire::frontend::Request;
+use std::time::Instant;
+
+/// What PostgreSQL's log gets to know about a COPY whose client has gone.
+const COPY_GIVEN_UP: &[u8] = b"client disconnected";
+
+/// What a server needs next that is being brought back.
+enum Need {
+    /// To say more.
+    Nothing,
+    /// The same, and it may be a query that takes long.
+    Cancel,
+    /// The end of a COPY that nobody else will send.
+    CopyEnd,
+    /// The end of a batch that nobody else will send.
+    Sync,
+    /// To undo what it has begun.
+    Rollback,
+    /// The reset query.
+    Reset,
+    /// Nothing any more: it is as good as new.
+    Freedom,
+}
+
+impl Engine {
+    /// Whether the server of a client that goes for this reason is worth the trouble.
+    pub(super) fn may_rescue(&self, key: ServerKey, reason: &Reason) -> bool {
+        !self.config.settings.server_rescue_timeout.is_zero()
+            && self.house.can_take_back(key, reason)
+    }
+
+    /// Takes a server from its client.
+    pub(super) fn take_back(&mut self, key: ServerKey, now: Instant) -> Remains {
+        // What is still to be written may be the query itself: it must be there to be cancelled.
+        let server = self.house.servers.get(key);
+        let is_sent = server.is_some_and(|server| server.egress.is_empty());
+        let cancel = Cancel::NotBefore(if is_sent { now } else { now + CANCEL_AGAIN });
+        let limit = self.config.settings.server_rescue_timeout;
+        let rescue = Rescue { since: now, limit, step: rescue::Step::Draining, cancel };
+        self.house.take_back(key, rescue)
+    }
+
+    /// Completes what the client has left undone, so that an answer to all of it will come.
+    pub(super) fn begin_rescue(
+        &mut self,
+        key: ServerKey,
+        remains: Remains,
+        why: &Reason,
+        now: Instant,
+    ) {
+        let Some(pool) = self.house.servers.get(key).map(|server| server.pool) else {
+            return;
+        };
+        if self.config.settings.log_disconnections.is_on() {
+            log::info!("{} rescuing because: {why}", self.house.server_name(key));
+        }
+        for late in self.house.stale_cancels(pool, key) {
+            self.close_client(late, Reason::CANCEL_TOO_LATE, now);
+        }
+        let House { servers, rings, .. } = &mut self.house;
+        let Some(server) = servers.get_mut(key) else {
+            return;
+        };
+        let missing = usize::try_from(remains.missing_bytes).unwrap_or(usize::MAX);
+        let is_padded = missing == 0
+            || (server.egress.has_own_room(missing)
+                && server.egress.push_own(rings, |ring| emit::padding(ring, missing)).is_ok());
+        if !is_padded {
+            self.close_server(key, why.clone(), now);
+            return;
+        }
+        // A batch without its Sync: PostgreSQL keeps the answers to it back.
+        let is_open = !server.pipeline.is_empty()
+            && !server.pipeline.awaits_copy_end()
+            && server.pipeline.wants_sync();
+        if is_open && server.egress.push_own(rings, emit::flush).is_err() {
+            self.close_server(key, why.clone(), now);
+            return;
+        }
+        self.make_runnable(Conn::Server(key));
+        self.rescue_goes_on(key, now);
+        self.watch(Conn::Server(key), now);
+    }
+
+    /// Judges all messages that can be judged now; the reason, if that ends the connection.
+    pub(super) fn judge_rescued(&mut self, key: ServerKey, now: Instant) -> Option<Reason> {
+        let max_packet_bytes = self.config.settings.max_packet_size;
+        let House { servers, pools, values, tracked, .. } = &mut self.house;
+        let server = servers.get_mut(key)?;
+        let pool = pools.get_mut(server.pool).expect("a server's pool outlives it");
+        let sent_bytes = &mut pool.stats.total.sent_bytes;
+        let next = || hear(server, max_packet_bytes, sent_bytes, (tracked, values), now);
+        match last_step(next) {
+            Step::Close(reason) => Some(reason),
+            Step::Next | Step::Wait | Step::NeedServer => None,
+        }
+    }
+
+    /// Goes on with a server, if it is being brought back.
+    pub(super) fn rescue_goes_on(&mut self, key: ServerKey, now: Instant) {
+        let Some(server) = self.house.servers.get(key) else {
+            return;
+        };
+        let Some(rescue) = server.rescue() else {
+            return;
+        };
+        let since = rescue.since;
+        let reset_query = &self.config.settings.server_reset_query;
+        match need(server, rescue, !reset_query.is_empty(), now) {
+            Need::Nothing => {}
+            Need::Cancel => self.cancel_ourselves(key, now),
+            Need::CopyEnd => self.end_copy(key, now),
+            Need::Sync => self.end_batch(key, now),
+            Need::Rollback => {
+                self.take_step(key, rescue::Step::RollingBack { is_done: false });
+                self.say_ourselves(key, Request::Query, now, |ring| emit::query(ring, b"ROLLBACK"));
+            }
+            Need::Reset => {
+                let sql = reset_query.clone();
+                self.take_step(key, rescue::Step::Resetting);
+                self.say_ourselves(key, Request::Query, now, |ring| {
+                    emit::query(ring, sql.as_bytes())
+                });
+            }
+            Need::Freedom => {
+                self.house.rescues.kept += 1;
+                if self.config.settings.log_disconnections.is_on() {
+                    let took = now.saturating_duration_since(since).as_millis();
+                    log::info!("{} rescued (in {took}ms)", self.house.server_name(key));
+                }
+                self.settle_down(key, false, now);
+                self.watch(Conn::Server(key), now);
+            }
+        }
+    }
+
+    fn take_step(&mut self, key: ServerKey, step: rescue::Step) {
+        let server = self.house.servers.get_mut(key);
+        if let Some(State::Rescuing(rescue)) = server.map(|server| &mut server.state) {
+            rescue.step = step;
+        }
+    }
+
+    /// Ends a COPY into the server badly. In the extended protocol it waits for a Sync then.
+    fn end_copy(&mut self, key: ServerKey, now: Instant) {
+        // That is enough, unless the server has much to do before it reads it.
+        self.house.note_own_cancel(key, Cancel::NotBefore(now + CANCEL_AGAIN));
+        self.say_ourselves(key, Request::CopyFail, now, |ring| {
+            emit::copy_fail(ring, COPY_GIVEN_UP)
+        });
+        let server = self.house.servers.get(key);
+        if server.is_some_and(|server| server.pipeline.wants_sync()) {
+            self.say_ourselves(key, Request::Sync, now, emit::sync);
+        }
+    }
+
+    /// Ends a batch badly: its client might have taken it back, so a Sync must not commit it.
+    fn end_batch(&mut self, key: ServerKey, now: Instant) {
+        self.say_ourselves(key, Request::Parse, now, |ring| {
+            emit::unnamed_statement(ring, b"ROLLBACK")
+        });
+        self.say_ourselves(key, Request::Bind, now, |_| Ok(()));
+        self.say_ourselves(key, Request::Execute, now, |_| Ok(()));
+        self.say_ourselves(key, Request::Sync, now, emit::sync);
+    }
+
+    /// Sends a message of our own, whose answer is for nobody.
+    fn say_ourselves(
+        &mut self,
+        key: ServerKey,
+        request: Request,
+        now: Instant,
+        write: impl FnOnce(&mut Ring) -> Result<(), Full>,
+    ) {
+        let House { servers, rings, .. } = &mut self.house;
+        let Some(server) = servers.get_mut(key) else {
+            return;
+        };
+        server.activity = Activity::Busy;
+        server.pipeline.expect(request, Action::Swallow);
+        match server.egress.push_own(rings, write) {
+            Ok(()) => self.make_runnable(Conn::Server(key)),
+            Err(Full) => self.close_server(key, Reason::RESCUE_FAILED, now),
+        }
+    }
+
+    /// Has the query cancelled that keeps a server from being drained.
+    fn cancel_ourselves(&mut self, key: ServerKey, now: Instant) {
+        let Some(pool_key) = self.house.servers.get(key).map(|server| server.pool) else {
+            return;
+        };
+        self.house.note_own_cancel(key, Cancel::Wanted);
+        if let Some(pool) = self.house.pools.get_mut(pool_key) {
+            pool.own_cancels.push_back(key);
+        }
+        self.staff(pool_key, now);
+    }
+
+    /// What a server is to be drained of has taken a while.
+    pub(super) fn query_takes_long(&mut self, key: ServerKey, now: Instant) {
+        self.rescue_goes_on(key, now);
+        let rescue = self.house.servers.get(key).and_then(Server::rescue);
+        if rescue.is_some_and(|rescue| matches!(rescue.cancel, Cancel::NotBefore(at) if at <= now))
+        {
+            self.house.note_own_cancel(key, Cancel::NotBefore(now + CANCEL_AGAIN));
+        }
+        self.watch(Conn::Server(key), now);
+    }
+
+    /// The connection that carried our own request has ended.
+    pub(super) fn own_cancel_ended(&mut self, target: ServerKey, now: Instant) {
+        self.house.note_own_cancel(target, Cancel::NotBefore(now + CANCEL_AGAIN));
+        self.watch(Conn::Server(target), now);
+    }
+
+    /// A server that is being closed, if it was on its way back.
+    pub(super) fn note_lost_rescue(&mut self, key: ServerKey) {
+        let is_lost = self.house.servers.get(key).is_some_and(|server| server.rescue().is_some());
+        self.house.rescues.lost += u64::from(is_lost);
+    }
+}
+
+/// What a server needs next.
+fn need(server: &Server, rescue: &Rescue, has_reset_query: bool, now: Instant) -> Need {
+    let has_said_all = server.activity != Activity::Busy
+        && server.pipeline.is_empty()
+        && server.egress.is_empty()
+        && server.inbox.unjudged() == 0
+        && !server.inbox.is_mid_message();
+    let last = if has_reset_query { Need::Reset } else { Need::Freedom };
+    match rescue.step {
+        rescue::Step::Draining if !has_said_all => match rescue.cancel {
+            _ if server.pipeline.awaits_copy_end() => Need::CopyEnd,
+            _ if server.activity == Activity::Busy && server.pipeline.is_empty() => Need::Sync,
+            // Our own words to it take no time.
+            Cancel::NotBefore(at) if at <= now && !server.pipeline.is_next_ours() => Need::Cancel,
+            _ => Need::Nothing,
+        },
+        // What is on its way would hit the next thing that it does.
+        rescue::Step::Draining if server.cancels_in_flight > 0 => Need::Nothing,
+        rescue::Step::Draining => {
+            let is_clean = server.activity == Activity::Ready && !server.pipeline.is_uncertain();
+            if is_clean { last } else { Need::Rollback }
+        }
+        rescue::Step::RollingBack { is_done } if is_done && has_said_all => last,
+        rescue::Step::Resetting if has_said_all => Need::Freedom,
+        rescue::Step::RollingBack { .. } | rescue::Step::Resetting => Need::Nothing,
+    }
+}
+
+/// Takes the next message of a server that is being brought back.
+fn hear(
+    server: &mut Server,
+    max_packet_bytes: u32,
+    sent_bytes: &mut u64,
+    names: (&Tracked, &mut Values),
+    now: Instant,
+) -> Step {
+    if !relay::rest(&mut server.inbox, None) {
+        return Step::Wait;
+    }
+    match server.judge(max_packet_bytes) {
+        Verdict::NeedMore => Step::Wait,
+        Verdict::Close(reason) => Step::Close(reason),
+        Verdict::Parameter { bytes } => {
+            *sent_bytes += bytes;
+            if let Err(reason) = store_parameter(server, None, bytes, names) {
+                return Step::Close(reason);
+            }
+            server.activity = Activity::Busy;
+            server.inbox.skip(bytes);
+            Step::Next
+        }
+        Verdict::Pass { bytes, note } => {
+            *sent_bytes += bytes;
+            server.inbox.skip(bytes);
+            on_note(server, note, now)
+        }
+    }
+}
+
+fn on_note(server: &mut Server, note: Note, now: Instant) -> Step {
+    let State::Rescuing(rescue) = &mut server.state else {
+        return Step::Wait;
+    };
+    match (&mut rescue.step, note) {
+        (_, Note::Notification) => {}
+        (rescue::Step::Draining, Note::Ready(_)) => {
+            // If more is owed, another query has just begun.
+            if let Cancel::NotBefore(at) = &mut rescue.cancel {
+                *at = now;
+            }
+            take_note(server, None, note);
+        }
+        (rescue::Step::Draining, note) => {
+            take_note(server, None, note);
+        }
+        // What is owed from before, although nothing was noted, has come before this.
+        (rescue::Step::RollingBack { is_done }, Note::Reply(Reply::Command)) if !*is_done => {
+            *is_done = true;
+            server.pipeline = Pipeline::default();
+            server.pipeline.expect(Request::Query, Action::Swallow);
+        }
+        (rescue::Step::RollingBack { is_done: false }, Note::Ready(_)) => {}
+        (rescue::Step::Resetting, Note::Forgotten) => server.statements.clear(),
+        (
+            rescue::Step::RollingBack { is_done: true } | rescue::Step::Resetting,
+            Note::Ready(TxStatus::Idle),
+        ) => {
+            take_note(server, None, note);
+        }
+        (_, Note::Ready(_) | Note::Error | Note::CopyIn) => {
+            return Step::Close(Reason::RESCUE_FAILED);
+        }
+        (rescue::Step::RollingBack { .. } | rescue::Step::Resetting, _) => {}
+    }
+    // Replies that we would have made up for the client.
+    while server.pipeline.next_made_up().is_some() {}
+    Step::Next
+}
