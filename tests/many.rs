@@ -64,6 +64,7 @@ fn a_client_that_has_worked_costs_no_more_than_before() {
     assert!(each <= BYTES_PER_CLIENT, "{each} bytes for each of {} clients", many - FEW);
 }
 
+/// Reliability 18: descriptors far beyond 1024 are like any other.
 #[test]
 fn all_of_a_crowd_are_served_at_once() {
     let many = many();

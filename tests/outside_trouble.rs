@@ -16,10 +16,15 @@ use std::path::Path;
 const PAM_FAILED: &str = "PAM authentication failed";
 const LDAP_FAILED: &str = "LDAP authentication failed";
 
-/// A stack whose only module hangs as long as there is a file `hang`, and then says yes.
+/// A stack whose only module hangs as long as there is a file `hang`, and then says yes, if it was
+/// told who asks and from where.
 fn hanging_stack(dir: &Path) -> String {
     let script = dir.join("module.sh");
-    let text = format!("#!/bin/sh\nwhile [ -e {}/hang ]; do sleep 0.05; done\n", dir.display());
+    let text = format!(
+        "#!/bin/sh\n[ \"$PAM_RHOST $PAM_SERVICE\" = '127.0.0.1 pgbouncer' ] || exit 1\n\
+         while [ -e {}/hang ]; do sleep 0.05; done\n",
+        dir.display()
+    );
     fs::write(&script, text).expect("write the script");
     fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).expect("chmod");
     let module = library("security/pam_exec.so");

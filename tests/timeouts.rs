@@ -401,6 +401,21 @@ fn a_cancel_request_that_cannot_be_forwarded_is_dropped_in_silence() {
     assert!(!desk.is_closed(one));
 }
 
+/// D10: PgBouncer ends it at once, for its transaction never began.
+#[test]
+fn limits_of_clients_are_none_for_our_own_questions() {
+    let limits = "auth_user = carol\nauth_query = SELECT $1, $1\nclient_login_timeout = 0\n\
+                  query_timeout = 5\ntransaction_timeout = 5\nidle_transaction_timeout = 5";
+    let mut desk = desk(limits);
+    let (asked, waiting) = (desk.client("dave", "app"), desk.client("dora", "app"));
+    let server = desk.server();
+    assert!(!desk.take(server).is_empty(), "it is asked about dave");
+    desk.after(SECOND * 5);
+    assert_eq!(desk.last_words(waiting).as_deref(), Some("query_timeout"), "as all who wait");
+    desk.after(SECOND * 1000);
+    assert!(!desk.is_closed(asked) && !desk.is_closed(server));
+}
+
 /// What a limit costs is how long it is, not how many queries there are; and who is under none
 /// costs nothing.
 #[test]
@@ -519,4 +534,33 @@ fn a_limit_set_on_the_console_holds_at_once() {
     busy.expect_fatal("idle transaction timeout");
     console.query("SET client_idle_timeout = 1");
     idle.expect_fatal("client_idle_timeout");
+}
+
+/// How often a process has gone to sleep, and been woken.
+fn wake_ups(pooler: &Pooler) -> u64 {
+    let path = format!("/proc/{}/status", pooler.pid());
+    let status = std::fs::read_to_string(path).expect("its status");
+    let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+    line.and_then(|count| count.trim().parse().ok()).expect("a count")
+}
+
+/// Deadlines that are far away wake nobody, and one that is over does not come again and again.
+#[test]
+fn who_waits_for_far_deadlines_sleeps() {
+    let far = ["query_timeout", "transaction_timeout", "idle_transaction_timeout"];
+    let mut settings = far.map(|name| (name, "1000")).to_vec();
+    settings.extend([("client_idle_timeout", "1000"), ("query_wait_notify", "1")]);
+    settings.extend([("server_check_delay", "1"), ("min_pool_size", "1")]);
+    let pooler = pooler(&settings);
+    let (mut busy, mut waiting) = (pooler.raw("alice"), pooler.raw("alice"));
+    // Its server is unused, and to be tried out.
+    let mut idle = pooler.raw_with(Startup::v3().param("user", "bob").param("database", "app"));
+    idle.query("SELECT 1");
+    busy.query("BEGIN");
+    waiting.send(&raw::query("SELECT 1"));
+    assert_eq!(waiting.message().tag, b'N', "it has been told that it waits");
+    let before = wake_ups(&pooler);
+    assert!(waiting.is_quiet_for(SECOND * 2));
+    let woken = wake_ups(&pooler) - before;
+    assert!(woken < 20, "woken {woken} times in two seconds");
 }

@@ -325,6 +325,9 @@ impl Attempt {
         }
         Outcome::Failed(match self {
             Attempt::Password(_) | Attempt::Md5 { .. } => Refusal::PASSWORD,
+            Attempt::Scram { .. } if matches!(claim.kinds().next(), Some(Kind::Md5(_))) => {
+                Refusal::sasl("SCRAM authentication failed: user has MD5 secret")
+            }
             Attempt::Scram { .. } => Refusal::sasl("password authentication failed"),
         })
     }

@@ -163,10 +163,10 @@ impl Engine {
         now: Instant,
     ) -> Result<(), Reason> {
         let (user, name) = (&startup.user, &startup.database);
+        let database = self.database(key, name);
         if let Some(client) = self.house.clients.get_mut(key) {
             client.user = Some(user.as_str().into());
         }
-        let database = self.database(key, name);
         self.check_name(key, user, name)?;
         let auth_type = self.config.settings.auth_type;
         let is_known = match auth_type {

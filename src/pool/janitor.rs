@@ -178,10 +178,15 @@ impl House {
                     true => login(Reason::CLIENT_LOGIN_TIMEOUT_SERVER_DOWN),
                     false => login(Reason::CLIENT_LOGIN_TIMEOUT),
                 };
+                // Who is being asked about is under no other limit (D10).
                 let pool = pool.filter(|_| server.is_none());
                 let wait = pool.map(|pool| pool.wait_limit(settings));
-                let wait = wait.map(|limit| Limit(since, limit, Reason::QUERY_WAIT_TIMEOUT));
-                first([wait, Some(login)])
+                let query = settings.query_timeout;
+                first([
+                    wait.map(|_| Limit(since, query, Reason::QUERY_TIMEOUT)),
+                    wait.map(|limit| Limit(since, limit, Reason::QUERY_WAIT_TIMEOUT)),
+                    Some(login),
+                ])
             }
             client::State::AwaitingWelcome { since } | client::State::Waiting { since, .. } => {
                 let pool = self.pools.get(client.pool?)?;

@@ -9,6 +9,7 @@ use std::process::Command;
 
 const CHILD: &str = "RINGBOUNCER_TEST_FEW_FILES";
 
+/// Reliability 18.
 #[test]
 fn without_file_descriptors_the_listener_rests_and_recovers() {
     let this_test = "net::tests::limits::without_file_descriptors_the_listener_rests_and_recovers";
@@ -25,6 +26,7 @@ fn without_file_descriptors_the_listener_rests_and_recovers() {
     assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"), "{words}");
 }
 
+/// Reliability 18.
 #[test]
 fn no_descriptor_outlives_an_exec() {
     let before = inheritable_descriptors();
