@@ -2,6 +2,7 @@
 //! Each block stands under a `// SAFETY:` line.
 #![allow(unsafe_code)]
 
+pub mod descriptors;
 #[cfg(feature = "pam")]
 pub mod pam;
 
@@ -236,6 +237,18 @@ pub fn adopt(descriptor: i32) -> io::Result<OwnedFd> {
     checked(unsafe { libc::fcntl(descriptor, libc::F_GETFD) })?;
     // SAFETY: it is open, and since we did not open it, nobody in this process owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// From now on this thread lets others go first: what it does is not urgent.
+pub fn yield_to_others() -> io::Result<()> {
+    const STEPS: libc::c_int = 5;
+    const LAST: libc::c_int = 19;
+    // SAFETY: numbers only. To Linux 0 is the calling thread.
+    let result = unsafe {
+        let now = libc::getpriority(libc::PRIO_PROCESS, 0);
+        libc::setpriority(libc::PRIO_PROCESS, 0, (now + STEPS).min(LAST))
+    };
+    checked(result)
 }
 
 /// The clock that never jumps.

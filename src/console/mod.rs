@@ -16,6 +16,7 @@
 
 pub mod command;
 pub mod extended;
+mod handover;
 pub mod metrics;
 pub mod parse;
 pub mod rights;
@@ -88,6 +89,13 @@ pub enum Order {
     },
     /// End the process.
     Shutdown(End),
+    /// Send rows with descriptors, now and in order.
+    HandOver {
+        /// What comes before the rows.
+        head: Vec<u8>,
+        /// Each with its descriptor.
+        rows: Vec<(i32, Vec<u8>)>,
+    },
 }
 
 /// What came of an [`Order`].

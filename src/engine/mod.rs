@@ -19,6 +19,7 @@ mod consulting;
 pub mod credentials;
 pub mod databases;
 pub mod endings;
+pub mod handover;
 pub mod io;
 pub mod logins;
 mod newcomers;
@@ -428,7 +429,7 @@ impl Engine {
             match due {
                 Due::Client(key, reason) => self.close_client(key, reason, now),
                 Due::Server(key, reason) => self.close_server(key, reason, now),
-                Due::Query(key) => self.query_takes_long(key, now),
+                Due::Query(key) => self.rescue_goes_on(key, now),
                 Due::Unused(key) => self.server_is_used(key, now),
             }
         }

@@ -1,5 +1,7 @@
 //! The turn: sleep, learn, pump, tick, perform.
 
+mod handover;
+
 use super::bind::ListenError;
 use super::connect;
 use super::heart::Heart;
@@ -93,8 +95,13 @@ impl<E: Heart> EventLoop<E> {
     /// Opens the listeners that the settings name.
     pub fn listen(&mut self) -> Result<(), ListenError> {
         // Whoever can connect to us finds our health shown, too.
-        self.metrics.open(&self.engine.settings().metrics_listen, self.poll.registry())?;
+        self.show_metrics()?;
         self.listeners.open(self.engine.settings(), self.poll.registry())
+    }
+
+    /// Opens the door for monitoring alone, if there is to be one.
+    pub fn show_metrics(&mut self) -> Result<(), ListenError> {
+        self.metrics.open(&self.engine.settings().metrics_listen, self.poll.registry())
     }
 
     /// From now on TLS is spoken like this. Sessions that there are go on as they began.

@@ -31,6 +31,9 @@ const DIRECTORY_THREADS: usize = 4;
 
 /// Something that a side thread does.
 trait Job: Send + 'static {
+    /// Whether it is pure work, which must not take the processor from those who serve queries.
+    const IS_PATIENT: bool = false;
+
     /// Does it, however long that takes.
     fn run(self) -> Input;
 }
@@ -52,6 +55,8 @@ struct Key {
 }
 
 impl Job for Key {
+    const IS_PATIENT: bool = true;
+
     fn run(self) -> Input {
         let Key { conn, derivation } = self;
         let salted = Some(derivation.run());
@@ -197,6 +202,11 @@ impl<J: Job> Lane<J> {
 
 /// A side thread's life: ends when the loop has gone.
 fn work<J: Job>(jobs: &Mutex<Receiver<J>>, answers: &Sender<Input>, waker: &Waker) {
+    if J::IS_PATIENT
+        && let Err(error) = crate::sys::yield_to_others()
+    {
+        log::warn!("setpriority() failed: {}", crate::sys::error_text(&error));
+    }
     // Whoever holds the lock waits for the next job, the others for the lock.
     let next = || jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
     while let Ok(job) = next() {
@@ -246,11 +256,25 @@ mod tests {
             panic!("a key, not {answer:?}");
         };
         assert_eq!(salted, derivation.run());
+        let ours = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+        let expected = (niceness(&ours) + 5).min(19);
+        assert_eq!(niceness(&stat_of_thread("keys")), expected, "others go first");
         let (jobs, _jobs_there) = sync_channel(1);
         helper.keys.jobs = Some(jobs);
         assert_eq!(helper.derive(Conn::Server(server), derivation.clone()), Ok(()));
         let refused = helper.derive(Conn::Server(server), derivation.clone());
         assert_eq!(refused, Err(derivation));
+    }
+
+    fn niceness(stat: &str) -> i32 {
+        let fields = stat.rsplit_once(')').unwrap().1;
+        fields.split_whitespace().nth(16).unwrap().parse().unwrap()
+    }
+
+    fn stat_of_thread(name: &str) -> String {
+        let threads = std::fs::read_dir("/proc/self/task").unwrap().flatten();
+        let stats = threads.map(|thread| std::fs::read_to_string(thread.path().join("stat")));
+        stats.flatten().find(|stat| stat.contains(&format!("({name})"))).unwrap()
     }
 
     #[test]

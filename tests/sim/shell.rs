@@ -252,7 +252,9 @@ impl Shell {
             && let Some(backend) = self.backend_of.get(&key)
         {
             let server = self.engine.house().servers.get(key);
-            let client = server.and_then(|server| server.client());
+            // Whose client has gone, speaks in its name, until it is free.
+            let gone = server.and_then(|server| server.rescue()).map(|rescue| rescue.client);
+            let client = server.and_then(|server| server.client()).or(gone);
             let id = client.map(|client| self.ids[&client]);
             let until = self.sockets[socket].written;
             self.backends[*backend].claims.push_back((until, id));
