@@ -49,7 +49,7 @@ use crate::pool::House;
 use crate::pool::janitor::Due;
 use crate::pool::mode::Mode;
 use crate::pool::stats::{Averages, Periods};
-use crate::session::client::Client;
+use crate::session::client::{Client, State};
 use crate::session::params::Tracked;
 use crate::session::server::Activity;
 use io::{ClientAddress, Effect, Input};
@@ -272,6 +272,17 @@ impl Engine {
         match conn {
             Conn::Client(key) => self.house.clients.get(key).is_some_and(Client::wants_read),
             Conn::Server(key) => self.house.servers.get(key).is_some_and(|s| s.wants_read()),
+        }
+    }
+
+    /// Whether it is a client that waits for a server: not read, but if it hangs up it waits no
+    /// longer.
+    pub fn minds_hang_up(&self, conn: Conn) -> bool {
+        match conn {
+            Conn::Client(key) => self.house.clients.get(key).is_some_and(|client| {
+                matches!(client.state, State::Waiting { .. } | State::AwaitingWelcome { .. })
+            }),
+            Conn::Server(_) => false,
         }
     }
 
