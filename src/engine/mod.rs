@@ -87,6 +87,9 @@ pub struct Engine {
     serving: Option<ServerKey>,
     /// Servers that have been told goodbye, and when we close them in any case.
     leaving: VecDeque<(Instant, ServerKey)>,
+    /// Clients of the console that have gone, and whether this turn is not that in which they did:
+    /// the console attends to what they have said at its end.
+    console_leavers: Vec<(ClientKey, bool)>,
     /// A turn is needed by then, for something has been queued outside of one.
     next_turn: Option<Instant>,
     next_trim: Instant,
@@ -113,6 +116,7 @@ impl Engine {
             newcomers: Newcomers::default(),
             serving: None,
             leaving: VecDeque::new(),
+            console_leavers: Vec::new(),
             next_turn: None,
             next_trim: now + TRIM_PERIOD,
         };
@@ -393,6 +397,7 @@ impl Engine {
         }
         self.see_off(now);
         self.next_turn = None;
+        self.let_console_leavers_go(now);
         if self.house.mode.is_suspended() {
             self.suspend_step(now);
         } else {
