@@ -116,6 +116,7 @@ impl Engine {
                         self.staff(pool, now);
                         self.house.note_cause(key);
                     }
+                    self.wake_holders();
                     return false;
                 }
                 Acquired::Failing(reason) => {

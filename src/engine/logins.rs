@@ -352,8 +352,8 @@ impl Engine {
         self.tend(pool, now);
         if self.house.pools.get(pool).is_some_and(|pool| pool.welcome.is_some()) {
             self.welcome(key, pool)?;
-            self.watch(Conn::Client(key), now);
             self.house.note_login(key, now);
+            self.watch(Conn::Client(key), now);
             return Ok(());
         }
         self.house.set_client_state(key, State::AwaitingWelcome { since: now });
@@ -376,8 +376,8 @@ impl Engine {
             self.house.wait_ends(key, now);
             match self.welcome(key, pool) {
                 Ok(()) => {
-                    self.watch(Conn::Client(key), now);
                     self.house.note_login(key, now);
+                    self.watch(Conn::Client(key), now);
                     self.client_goes_on(key, now);
                 }
                 Err(reason) => self.close_client(key, reason, now),

@@ -44,8 +44,6 @@ pub struct Life {
     pub lifetime: u32,
     /// 0 is for ever.
     pub unused: u32,
-    /// While they are being opened, or asked whether they are there.
-    pub connect: u32,
     /// Before they are tried out; 0 is each time.
     pub check_delay: u32,
     pub check_query: &'static str,
@@ -61,7 +59,6 @@ impl Life {
         Self {
             lifetime: 1_000_000,
             unused: 0,
-            connect: 15,
             check_delay: 30,
             check_query: "",
             ends_fast: false,
@@ -77,7 +74,6 @@ impl Life {
         Self {
             lifetime: *rng.pick(&[eternal.lifetime, eternal.lifetime, 0, 5, 20]),
             unused: *rng.pick(&[0, 0, 2, 10]),
-            connect: *rng.pick(&[15, 2]),
             check_delay: *rng.pick(&[30, 0, 1, 5]),
             check_query: *rng.pick(&["", "<empty>", "select 1", "fail"]),
             ends_fast: rng.per_mille(500),
@@ -151,15 +147,15 @@ impl Town {
 
     /// How long what may take, as settings.
     fn times(&self) -> String {
-        let Life { lifetime, unused, connect, check_delay, check_query, ends_fast, notify } =
-            self.life;
-        let Limits { query, idle_transaction, transaction, client_idle, .. } = self.limits;
+        let Life { lifetime, unused, check_delay, check_query, ends_fast, notify } = self.life;
+        let Limits { query, idle_transaction, transaction, client_idle, connect, .. } = self.limits;
         let seconds = |millis: u64| millis / 1000;
         format!(
             "server_lifetime = {lifetime}\nserver_idle_timeout = {unused}\n\
-             server_connect_timeout = {connect}\nserver_check_delay = {check_delay}\nserver_check_query = {check_query}\n\
+             server_connect_timeout = {}\nserver_check_delay = {check_delay}\nserver_check_query = {check_query}\n\
              server_fast_close = {}\nquery_wait_notify = {notify}\nquery_timeout = {}\n\
              idle_transaction_timeout = {}\ntransaction_timeout = {}\nclient_idle_timeout = {}\n",
+            seconds(connect),
             u8::from(ends_fast),
             seconds(query),
             seconds(idle_transaction),
