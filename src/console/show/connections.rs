@@ -75,7 +75,7 @@ pub fn servers(view: &View<'_>) -> Vec<Conn> {
             ServerStanding::Active => 0,
             ServerStanding::Idle => 1,
             ServerStanding::Used => 2,
-            ServerStanding::Tested => 3,
+            ServerStanding::Tested | ServerStanding::Rescued => 3,
             ServerStanding::Login => 4,
             ServerStanding::Carrier => {
                 if server.is_connecting() {
@@ -105,7 +105,7 @@ pub fn sockets(view: &View<'_>) -> Vec<Conn> {
         ServerStanding::Active => Some(2),
         ServerStanding::Idle => Some(3),
         ServerStanding::Used => Some(4),
-        ServerStanding::Tested => Some(5),
+        ServerStanding::Tested | ServerStanding::Rescued => Some(5),
         ServerStanding::Login => Some(6),
         ServerStanding::Carrier | ServerStanding::Held | ServerStanding::Leaving => None,
     };
