@@ -178,6 +178,12 @@ impl Engine {
 
     /// A client will send nothing more.
     pub(super) fn client_read_closed(&mut self, key: ClientKey, now: Instant) {
+        if self.console_rights(key).is_some() {
+            // What it has said before it left is still carried out, as a script's last word.
+            self.effects.push_back(Effect::Attend { client: key });
+            self.console_leavers.push((key, false));
+            return;
+        }
         self.close_client(key, Reason::CLIENT_UNEXPECTED_EOF, now);
     }
 
