@@ -4,7 +4,7 @@
 //!
 //! [`io`] is its border. [`clients`] and [`servers`] have one function for each thing that can
 //! happen to one, [`consoles`] what
-//! those on the admin console need, [`statements`] what their prepared statements need, `unlinked` is about servers that work for nobody; [`logins`] decides who is let in, `staffing` decides when to open servers, [`openings`] opens them, `rescue` brings them back from clients that have gone, [`endings`] is
+//! those on the admin console need, [`statements`] what their prepared statements need, `unlinked` is about servers that work for nobody; [`logins`] decides who is let in, `staffing` decides when to open servers, [`openings`] opens them, `naming` finds those that have names, `rescue` brings them back from clients that have gone, [`endings`] is
 //! the one place where a conversation ends. `cancels` takes requests to cancel, [`tls`] starts TLS on
 //! either side. [`operate`] is what the operator does to the house, [`databases`] to a part of it,
 //! [`check`] its laws.
@@ -22,6 +22,7 @@ pub mod endings;
 pub mod handover;
 pub mod io;
 pub mod logins;
+mod naming;
 mod newcomers;
 pub mod openings;
 pub mod operate;
@@ -49,7 +50,7 @@ use crate::pool::House;
 use crate::pool::janitor::Due;
 use crate::pool::mode::Mode;
 use crate::pool::stats::{Averages, Periods};
-use crate::session::client::Client;
+use crate::session::client::{Client, State};
 use crate::session::params::Tracked;
 use crate::session::server::Activity;
 use io::{ClientAddress, Effect, Input};
@@ -87,6 +88,9 @@ pub struct Engine {
     serving: Option<ServerKey>,
     /// Servers that have been told goodbye, and when we close them in any case.
     leaving: VecDeque<(Instant, ServerKey)>,
+    /// Clients of the console that have gone, and whether this turn is not that in which they did:
+    /// the console attends to what they have said at its end.
+    console_leavers: Vec<(ClientKey, bool)>,
     /// A turn is needed by then, for something has been queued outside of one.
     next_turn: Option<Instant>,
     next_trim: Instant,
@@ -113,6 +117,7 @@ impl Engine {
             newcomers: Newcomers::default(),
             serving: None,
             leaving: VecDeque::new(),
+            console_leavers: Vec::new(),
             next_turn: None,
             next_trim: now + TRIM_PERIOD,
         };
@@ -169,7 +174,8 @@ impl Engine {
             Input::ConnectFailed { server, error } => {
                 self.server_connect_failed(server, error.as_deref(), now);
             }
-            Input::Resolved { server, addresses } => self.server_resolved(server, &addresses, now),
+            Input::Resolved { host, addresses } => self.name_resolved(&host, addresses, now),
+            Input::Serial { zone, serial } => self.zone_asked(&zone, serial, now),
             Input::TlsReady { conn, secured } => self.tls_ready(conn, secured, now),
             Input::TlsFailed { conn, error, is_ours } => {
                 self.tls_failed(conn, &error, is_ours, now);
@@ -197,7 +203,7 @@ impl Engine {
         // No time limit runs while nothing moves.
         let limits = match self.house.mode.is_suspended() {
             true => [None, self.suspend_deadline()],
-            false => [alarm, watch],
+            false => [alarm, [watch, self.house.zones.deadline()].into_iter().flatten().min()],
         };
         let [first, second] = limits;
         [self.next_turn, trim, period, first, leaving, second].into_iter().flatten().min()
@@ -272,6 +278,17 @@ impl Engine {
         match conn {
             Conn::Client(key) => self.house.clients.get(key).is_some_and(Client::wants_read),
             Conn::Server(key) => self.house.servers.get(key).is_some_and(|s| s.wants_read()),
+        }
+    }
+
+    /// Whether it is a client that waits for a server: not read, but if it hangs up it waits no
+    /// longer.
+    pub fn minds_hang_up(&self, conn: Conn) -> bool {
+        match conn {
+            Conn::Client(key) => self.house.clients.get(key).is_some_and(|client| {
+                matches!(client.state, State::Waiting { .. } | State::AwaitingWelcome { .. })
+            }),
+            Conn::Server(_) => false,
         }
     }
 
@@ -393,6 +410,7 @@ impl Engine {
         }
         self.see_off(now);
         self.next_turn = None;
+        self.let_console_leavers_go(now);
         if self.house.mode.is_suspended() {
             self.suspend_step(now);
         } else {
@@ -401,6 +419,9 @@ impl Engine {
             }
             if self.house.watches.next().is_some_and(|at| at <= now) {
                 self.sweep(now);
+            }
+            if self.house.zones.deadline().is_some_and(|at| at <= now) {
+                self.check_zones(now);
             }
         }
         self.house.collect_values();

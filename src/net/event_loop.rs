@@ -72,7 +72,7 @@ impl<E: Heart> EventLoop<E> {
     /// yet, but the process must not fork any more: the poller would be shared.
     pub fn new(engine: E) -> io::Result<Self> {
         let poll = Poll::new()?;
-        let helper = Helper::new(poll.registry())?;
+        let helper = Helper::new(poll.registry(), &engine.settings().resolv_conf)?;
         let signals = Signals::new(poll.registry())?;
         Ok(Self {
             engine,
@@ -268,10 +268,15 @@ impl<E: Heart> EventLoop<E> {
     fn perform(&mut self, effect: Effect) {
         match effect {
             Effect::Connect { server, to } => self.connect(server, &to),
-            Effect::Resolve { server, host } => {
-                if !self.helper.resolve(server, host) {
+            Effect::Resolve { host } => {
+                if !self.helper.resolve(&host) {
                     let addresses = Vec::new();
-                    self.engine.handle(Input::Resolved { server, addresses }, self.now);
+                    self.engine.handle(Input::Resolved { host, addresses }, self.now);
+                }
+            }
+            Effect::AskSerial { zone } => {
+                if !self.helper.ask_serial(&zone) {
+                    self.engine.handle(Input::Serial { zone, serial: None }, self.now);
                 }
             }
             Effect::Derive { conn, derivation } => {

@@ -101,6 +101,7 @@ impl House {
         assert!(!client.egress.has_kept(), "who has not taken its last reply gets no server");
         assert!(server.is_done(), "only a server that owes nothing is handed out");
         server.has_served = true;
+        (server.asked, server.in_transaction) = (0, false);
         let began = client.transaction_since.unwrap_or(client.spoke_at);
         let (wanted, present) = (&client.parameters, &server.parameters);
         let caught_up =
