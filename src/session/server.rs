@@ -142,6 +142,8 @@ pub struct Server {
     pub parameters: Parameters,
     /// Whose it is.
     pub pool: PoolKey,
+    /// The client for whom it replicates. It serves nobody else, before or after.
+    pub replicates_for: Option<ClientKey>,
     /// See [`Activity`].
     pub activity: Activity,
     /// The key to cancel its queries with.
@@ -189,6 +191,7 @@ impl Server {
             statements: ServerStatements::default(),
             parameters,
             pool,
+            replicates_for: None,
             activity: Activity::Busy,
             cancel_key: Vec::new(),
             cancels_waiting: 0,
