@@ -2,6 +2,7 @@
 //! Each block stands under a `// SAFETY:` line.
 #![allow(unsafe_code)]
 
+pub mod descriptors;
 #[cfg(feature = "pam")]
 pub mod pam;
 

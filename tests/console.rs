@@ -616,6 +616,10 @@ fn a_storm_of_commands_breaks_nothing() {
                 let answer = console.until_ready();
                 assert_eq!(answer.last().unwrap().tag, b'Z', "{command}");
             }
+            if command == "SUSPEND" {
+                // Nobody else is let in, or served, before that.
+                console.query("RESUME");
+            }
             let answer = stats.query(command);
             let for_stats = command.starts_with("SHOW");
             assert_eq!(

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::desk::Desk;
+use common::desk::{Desk, config};
 use common::fake::{self, FakeServer};
 use common::pooler::Ini;
 use common::raw::{self, message, tags};
@@ -307,6 +307,63 @@ fn nothing_of_the_session_is_left() {
     }
 }
 
+/// Without a reset query the server keeps what was prepared there, and nobody is told that
+/// something is there which is not.
+#[test]
+fn what_is_prepared_on_the_server_stays_known() {
+    let pooler = rescuer(|ini| {
+        ini.set("server_reset_query", "");
+    });
+    let pid = pooler.raw("alice").backend_pid();
+    let parse = |n: u32| raw::parse(&format!("s{n}"), &format!("SELECT {n}"));
+    let fails = raw::parse("bad", "SELECT 1/");
+    for (last, running) in [
+        (
+            [parse(1), raw::sync(), raw::query("SELECT pg_sleep(1020)")].concat(),
+            "SELECT pg_sleep(1020)",
+        ),
+        (
+            [raw::query("SELECT pg_sleep(1021)"), parse(2), parse(3)].concat(),
+            "SELECT pg_sleep(1021)",
+        ),
+        ([batch("SELECT pg_sleep(1022)"), parse(4), raw::sync()].concat(), "SELECT pg_sleep(1022)"),
+        (
+            [parse(5), fails.clone(), parse(6), raw::sync(), raw::query("SELECT pg_sleep(1023)")]
+                .concat(),
+            "SELECT pg_sleep(1023)",
+        ),
+    ] {
+        let mut client = pooler.raw("alice");
+        client.send(&last);
+        wait_for(running, || runs(running));
+        drop(client);
+        let mut next = pooler.raw("alice");
+        for n in 1..=6 {
+            let name = format!("s{n}");
+            next.send(&[parse(n), raw::bind(&name, &[]), raw::execute(0), raw::sync()].concat());
+            assert_eq!(next.expect_tags("12DCZ")[2].columns(), [n.to_string()], "{running}");
+        }
+        assert_eq!(next.backend_pid(), pid);
+    }
+}
+
+/// Somebody on the console throws the client out: it is told, and its server goes on.
+#[test]
+fn whom_the_operator_throws_out_leaves_his_server() {
+    let pooler = rescuer(|_| ());
+    let mut client = pooler.raw("alice");
+    let pid = client.backend_pid();
+    client.send(&raw::query("SELECT pg_sleep(1030)"));
+    wait_for("the sleep", || runs("SELECT pg_sleep(1030)"));
+    let clients = table(&pooler, "SHOW CLIENTS");
+    let own = clients.iter().find(|row| row["user"] == "alice").expect("a row");
+    let mut console =
+        pooler.raw_with(Startup::v3().param("user", "postgres").param("database", "pgbouncer"));
+    console.query(&format!("KILL_CLIENT {}", own["id"]));
+    client.expect_fatal("admin forced disconnect");
+    assert_eq!(pooler.raw("alice").backend_pid(), pid);
+}
+
 /// Nothing is committed that the client has not committed.
 #[test]
 fn what_was_not_committed_is_undone() {
@@ -475,12 +532,12 @@ fn rescues_are_counted() {
     assert!(page.contains("ringbouncer_server_rescues_total{end=\"lost\"} 0\n"), "{page}");
 }
 
+const ONE_POOL: &str = "[databases]\napp = host=127.0.0.1\n[pgbouncer]\npool_mode = transaction\n\
+                        server_rescue_timeout = 30\n";
+
 /// A client on a desk that has gone in the middle of a query, one that waits, and the server.
 fn left_in_mid_query(settings: &str) -> (Desk, Conn, Conn) {
-    let mut desk = Desk::new(&format!(
-        "[databases]\napp = host=127.0.0.1\n[pgbouncer]\npool_mode = transaction\n\
-         default_pool_size = 1\nserver_rescue_timeout = 30\n{settings}"
-    ));
+    let mut desk = Desk::new(&format!("{ONE_POOL}default_pool_size = 1\n{settings}"));
     let (client, waiting) = (desk.client("alice", "app"), desk.client("alice", "app"));
     let server = desk.server();
     desk.take(client);
@@ -524,6 +581,21 @@ fn nobody_gets_a_server_before_the_cancel_has_been_delivered() {
     assert_eq!(desk.take(waiting), fake::one_row("1"), "and nothing else");
 }
 
+/// Who waits does not wait for a rescue if there is room for another server.
+#[test]
+fn a_rescue_keeps_nobody_from_a_new_server() {
+    let (mut desk, _, waiting) = left_in_mid_query("");
+    assert_eq!(desk.dialled.len(), 1, "the carrier, for the pool is full");
+    desk.engine.reload(config(&format!("{ONE_POOL}default_pool_size = 3\n")), None, desk.now);
+    desk.perform();
+    assert_eq!(desk.dialled.len(), 2);
+    desk.dialled.pop_front();
+    let server = desk.server();
+    assert_eq!(desk.take(server), raw::query("SELECT 1"));
+    desk.feed(server, &fake::one_row("1"));
+    assert_eq!(desk.take(waiting), fake::one_row("1"));
+}
+
 /// A carrier that comes too late does not send its request.
 #[test]
 fn a_cancel_that_is_not_needed_any_more_is_not_sent() {
@@ -539,10 +611,7 @@ fn a_cancel_that_is_not_needed_any_more_is_not_sent() {
 /// A second query of the pipeline is cancelled, too, and at once.
 #[test]
 fn each_query_of_a_pipeline_is_cancelled() {
-    let mut desk = Desk::new(
-        "[databases]\napp = host=127.0.0.1\n[pgbouncer]\npool_mode = transaction\n\
-         server_rescue_timeout = 30\n",
-    );
+    let mut desk = Desk::new(ONE_POOL);
     let client = desk.client("alice", "app");
     let server = desk.server();
     desk.take(client);
@@ -580,10 +649,7 @@ fn who_is_not_wanted_any_more_is_not_kept() {
 /// A server that hosts have been changed for is not worth it.
 #[test]
 fn a_rescue_is_for_servers_that_will_serve() {
-    let mut desk = Desk::new(
-        "[databases]\napp = host=127.0.0.1\n[pgbouncer]\npool_mode = transaction\n\
-         server_rescue_timeout = 30\n",
-    );
+    let mut desk = Desk::new(ONE_POOL);
     let client = desk.client("alice", "app");
     let server = desk.server();
     desk.take(client);
@@ -599,10 +665,7 @@ fn a_rescue_is_for_servers_that_will_serve() {
 /// A query whose rest will never come must not run in a half.
 #[test]
 fn a_message_that_was_cut_off_costs_the_server() {
-    let mut desk = Desk::new(
-        "[databases]\napp = host=127.0.0.1\n[pgbouncer]\npool_mode = transaction\n\
-         server_rescue_timeout = 30\n",
-    );
+    let mut desk = Desk::new(ONE_POOL);
     let client = desk.client("alice", "app");
     let server = desk.server();
     desk.take(client);
@@ -617,10 +680,7 @@ fn a_message_that_was_cut_off_costs_the_server() {
 /// What was said whole and not written yet goes out, as from the client's own socket.
 #[test]
 fn what_is_still_to_be_written_is_written() {
-    let mut desk = Desk::new(
-        "[databases]\napp = host=127.0.0.1\n[pgbouncer]\npool_mode = transaction\n\
-         server_rescue_timeout = 30\n",
-    );
+    let mut desk = Desk::new(ONE_POOL);
     let client = desk.client("alice", "app");
     let server = desk.server();
     desk.take(client);
@@ -641,10 +701,7 @@ fn what_is_still_to_be_written_is_written() {
 #[test]
 fn an_answer_more_or_less_does_no_harm() {
     for extra in [0, 1] {
-        let mut desk = Desk::new(
-            "[databases]\napp = host=127.0.0.1\n[pgbouncer]\npool_mode = transaction\n\
-             server_rescue_timeout = 30\n",
-        );
+        let mut desk = Desk::new(ONE_POOL);
         let client = desk.client("alice", "app");
         let server = desk.server();
         desk.take(client);

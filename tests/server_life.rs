@@ -84,6 +84,12 @@ fn assert_told_goodbye(desk: &Desk, server: Conn) {
     assert_eq!(*last, raw::terminate());
 }
 
+/// Why servers have ended, as the log and SHOW ERRORS put it.
+fn causes(desk: &Desk) -> Vec<&str> {
+    let all = desk.engine.house().endings.iter();
+    all.filter(|(side, ..)| side.word() == "server").map(|(_, cause, _)| cause).collect()
+}
+
 fn notice(text: &str) -> Vec<u8> {
     message(b'N', format!("SWARNING\0C01000\0M{text}\0\0").as_bytes())
 }
@@ -110,6 +116,7 @@ fn a_server_that_nobody_uses_ends_in_time() {
     desk.after(SECOND * 60);
     assert!(servers(&desk).is_empty());
     assert!(desk.dialled.is_empty(), "nobody needs another");
+    assert_eq!(causes(&desk), ["server idle timeout"]);
 }
 
 #[test]
@@ -156,6 +163,7 @@ fn servers_of_one_age_end_one_after_the_other() {
     assert_eq!(ended(&desk), 2);
     desk.after(SECOND * 10);
     assert_eq!(ended(&desk), 3);
+    assert_eq!(causes(&desk), ["server lifetime over"]);
 }
 
 #[test]
@@ -174,6 +182,7 @@ fn an_old_server_ends_when_it_is_free() {
     desk.answer(server);
     desk.after(SECOND * 29);
     assert!(!desk.is_closed(server));
+    assert_eq!(causes(&desk), ["server lifetime over"]);
 }
 
 #[test]
@@ -192,6 +201,7 @@ fn with_no_lifetime_a_server_is_used_once() {
         assert_told_goodbye(&desk, server);
     }
     assert!(!desk.is_closed(client));
+    assert_eq!(causes(&desk), ["server lifetime over"]);
 }
 
 #[test]
@@ -330,6 +340,7 @@ fn a_dead_server_is_found_before_it_is_handed_out() {
     let server = server_of(&desk, clients[0]);
     desk.answer(server);
     assert!(!desk.is_closed(clients[0]), "it has felt nothing of that");
+    assert_eq!(causes(&desk), ["server conn crashed?"]);
 }
 
 /// All of us were asleep, the pooler too, and the first thing that happens is a query.
@@ -369,6 +380,7 @@ fn a_check_that_is_not_answered_does_not_take_for_ever() {
     desk.server();
     let server = server_of(&desk, client);
     desk.answer(server);
+    assert_eq!(causes(&desk), ["test query failed"]);
 }
 
 #[test]
@@ -381,6 +393,7 @@ fn a_check_that_begins_a_transaction_is_none() {
     desk.feed(server, &[message(b'C', b"BEGIN\0"), message(b'Z', b"T")].concat());
     assert!(desk.is_closed(server));
     assert_eq!(desk.dialled.len(), 1);
+    assert_eq!(causes(&desk), ["test query failed"]);
 }
 
 #[test]
@@ -438,17 +451,22 @@ fn what_an_idle_server_may_say_leaves_it_usable() {
 
 #[test]
 fn after_anything_else_it_ends_soon() {
-    for words in
-        [error("terminating"), ready(), message(b'C', b"SELECT 1\0"), message(b'D', b"\0\0")]
-    {
-        let mut desk = desk("");
+    let words =
+        [error("terminating"), ready(), message(b'C', b"SELECT 1\0"), message(b'D', b"\0\0")];
+    for (words, used) in words.iter().flat_map(|words| [(words, false), (words, true)]) {
+        let mut desk = desk("server_check_delay = 30\nserver_check_query = select 1");
         alice(&mut desk);
+        if used {
+            desk.after(SECOND * 30);
+        }
         let (key, _) = servers(&desk)[0];
         let server = Conn::Server(key);
-        desk.feed(server, &words);
+        desk.feed(server, words);
         assert!(!desk.is_closed(server), "it may tell us that it has gone");
         desk.after(SECOND / 2);
         assert_told_goodbye(&desk, server);
+        let cause = if used { "SV_USED server got dirty" } else { "SV_IDLE server got dirty" };
+        assert_eq!(causes(&desk), [cause]);
     }
 }
 
@@ -463,6 +481,7 @@ fn a_dirty_server_is_not_handed_out() {
     desk.server();
     let server = server_of(&desk, client);
     desk.answer(server);
+    assert_eq!(causes(&desk), ["idle server got dirty"]);
 }
 
 #[test]

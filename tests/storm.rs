@@ -381,7 +381,9 @@ impl Storm {
         while let Some(effect) = self.engine.next_effect() {
             match effect {
                 Effect::Connect { server, .. } => self.dialled.push(server),
-                Effect::Resolve { .. } => panic!("addresses are literals"),
+                Effect::Resolve { .. } | Effect::AskSerial { .. } => {
+                    panic!("addresses are literals")
+                }
                 Effect::Derive { .. } => panic!("nobody has a password"),
                 Effect::Consult { .. } => panic!("nobody else is asked"),
                 Effect::StartTls { .. } => panic!("nobody asks for TLS"),

@@ -254,3 +254,28 @@ fn it_does_not_hold_up_an_end() {
         assert!(pooler.wait_for_exit().success(), "{how}");
     }
 }
+
+#[test]
+fn who_waits_for_the_end_of_a_transaction_gets_it() {
+    let pooler = Pooler::start(|ini| {
+        ini.set("default_pool_size", "1");
+    });
+    let mut console = admin(&pooler);
+    let mut holder = pooler.raw("alice");
+    assert_eq!(tags(&holder.query("BEGIN")), "CZ");
+    let mut waiting = pooler.raw("alice");
+    waiting.send(&raw::query("SELECT 1"));
+    wait_for("it to wait", || {
+        let clients = console.query("SHOW CLIENTS");
+        clients.iter().any(|m| m.tag == b'D' && m.columns()[4] == "waiting")
+    });
+    console.send(&raw::query("SUSPEND"));
+    assert_eq!(tags(&holder.query("SELECT 2")), "TDCZ");
+    assert_eq!(tags(&holder.query("COMMIT")), "CZ");
+    assert_eq!(tags(&console.until_ready()), "CZ");
+    holder.send(&raw::query("SELECT 3"));
+    assert!(holder.is_quiet_for(std::time::Duration::from_millis(50)));
+    assert_eq!(tag(&mut console, "RESUME"), "RESUME");
+    assert_eq!(tags(&waiting.until_ready()), "TDCZ");
+    assert_eq!(tags(&holder.until_ready()), "TDCZ");
+}

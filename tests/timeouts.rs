@@ -232,6 +232,33 @@ fn a_client_without_a_server_may_be_idle_so_long() {
     assert_eq!(desk.last_words(one).as_deref(), Some("client_idle_timeout"));
 }
 
+/// Nor is a long login, or a long wait that somebody has called off.
+#[test]
+fn who_has_waited_is_not_idle_from_then_on() {
+    let mut desk = desk("client_idle_timeout = 60\nclient_login_timeout = 0");
+    let one = desk.client("alice", "app");
+    desk.after(SECOND * 100);
+    while !desk.dialled.is_empty() {
+        desk.server();
+    }
+    let welcome = desk.take(one);
+    desk.after(SECOND * 59);
+    assert!(!desk.is_closed(one));
+    let two = alice(&mut desk);
+    desk.ask(two);
+    desk.ask(one);
+    desk.after(SECOND * 100);
+    let key = welcome.windows(5).position(|head| head == b"K\0\0\0\x0c").unwrap() + 5;
+    let from = ringbouncer::engine::io::ClientAddress::Unix { pid: 0, uid: None };
+    let canceller = Conn::Client(desk.engine.accept(from, [9; 8], desk.now));
+    desk.feed(canceller, &raw::untagged(80_877_102, &welcome[key..key + 8]));
+    assert!(!desk.take(one).is_empty(), "its query was cancelled");
+    desk.after(SECOND * 59);
+    assert!(!desk.is_closed(one));
+    desk.after(SECOND);
+    assert_eq!(desk.last_words(one).as_deref(), Some("client_idle_timeout"));
+}
+
 /// D7 of the contract, and the overrides of `[users]`.
 #[test]
 fn the_limit_of_one_user_is_none_for_another() {

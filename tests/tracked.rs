@@ -6,7 +6,7 @@ mod common;
 use common::desk::Desk;
 use common::fake::{self, FakeServer, Visit};
 use common::raw::{self, Message, message, parameters, tags};
-use common::{Pooler, Postgres, Raw, Startup, wait_for};
+use common::{Pooler, Postgres, Raw, Startup, wait_for, wait_for_some};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -668,7 +668,7 @@ fn a_client_on_this_machine_is_named_by_process_and_machine() {
     let mut config = postgres::Config::new();
     config.host_path(&directory).port(pooler.port).user("alice").dbname("app");
     config.application_name("psql");
-    let mut client = config.connect(postgres::NoTls).expect("connect");
+    let mut client = wait_for_some("the Unix socket", || config.connect(postgres::NoTls).ok());
     let shown: String = client.query_one("SHOW application_name", &[]).expect("show").get(0);
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").expect("a name");
     let whole = format!("psql - unix({}@{}):{}", std::process::id(), host.trim(), pooler.port);

@@ -132,6 +132,11 @@ impl Hba {
         (hba, notes)
     }
 
+    /// Whether any rule has a directory asked.
+    pub fn asks_directories(&self) -> bool {
+        self.rules.iter().any(|rule| matches!(rule.method, Method::Ldap(_)))
+    }
+
     /// The first rule that fits; `None`: there is no way to log in.
     pub fn rule_for(&self, visitor: &Visitor<'_>) -> Option<&Rule> {
         self.rules.iter().find(|rule| rule.fits(visitor))

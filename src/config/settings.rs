@@ -163,7 +163,7 @@ settings! {
     default_pool_size: i32 = "20", reload;
     /// Whether simple Query messages are refused.
     disable_pqexec: Switch = "0", boot;
-    /// How long a found address is kept.
+    /// How long found addresses are kept, whatever the TTL of their records.
     dns_max_ttl: Duration = "15", reload;
     /// How long it is kept that a name has no address.
     dns_nxdomain_ttl: Duration = "15", reload;
@@ -229,7 +229,7 @@ settings! {
     reserve_pool_size: i32 = "0", reload;
     /// How long a client must have waited for those; 0 is never.
     reserve_pool_timeout: Duration = "5", reload;
-    /// Another resolv.conf.
+    /// Another resolv.conf; its name servers may have ports, as in 127.0.0.1:5353.
     resolv_conf: String = "", boot;
     /// Buffers moved per socket and turn; 0 or less is no limit.
     sbuf_loopcnt: i32 = "5", reload;

@@ -24,6 +24,8 @@ pub enum Outcome {
     Probe(Probe),
     /// A driver's SET.
     SetIgnored,
+    /// What the next process is told.
+    HandOver,
     /// Answered when this has come true.
     Wait(Waiting),
     /// Answered when the daemon has done this.
@@ -64,6 +66,8 @@ pub fn run(command: Command, desk: &mut Desk<'_>) -> Outcome {
         Command::Kill(name) => kill(desk, name.as_deref()),
         Command::KillClient(id) => kill_client(desk, id.as_deref()),
         Command::Suspend => suspend(desk),
+        Command::HandOver if hands_over(desk) => Outcome::HandOver,
+        Command::HandOver => failed("only the next process is told that, when we are suspended"),
         Command::Shutdown(end) => {
             let how = match end {
                 End::AtOnce => "",
@@ -147,6 +151,12 @@ fn suspend(desk: &mut Desk<'_>) -> Outcome {
     log::info!("SUSPEND command issued");
     desk.engine.suspend(desk.moment.now);
     Outcome::Wait(Waiting::Suspended)
+}
+
+/// Whether descriptors go to whoever asks for them: over the Unix socket, to the account that we
+/// run as, and when nothing moves any more.
+pub fn hands_over(desk: &Desk<'_>) -> bool {
+    desk.engine.house().mode.is_quiet() && desk.engine.is_owner(desk.client)
 }
 
 fn resume(desk: &mut Desk<'_>, name: Option<&str>) -> Outcome {

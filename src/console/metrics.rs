@@ -3,7 +3,7 @@
 //!
 //! The names are interface: `etc/grafana.json` and `etc/alerts.yml` use them, and so do others.
 
-use super::show::{View, own, pools};
+use super::show::{View, hosts, own, pools};
 use super::table::Cell;
 use crate::pool::causes::Cause;
 use crate::pool::mode::Mode;
@@ -117,6 +117,7 @@ pub fn page(view: &View<'_>, dialect: Dialect) -> String {
     pool_numbers(view, &mut page);
     waits(view, &mut page);
     endings(view, &mut page);
+    hosts(view, &mut page);
     rescues(view, &mut page);
     times(view, &mut page);
     if dialect == Dialect::OpenMetrics {
@@ -274,6 +275,29 @@ fn endings(view: &View<'_>, page: &mut Page) {
     );
     for (side, cause, count) in view.engine.house().endings.iter() {
         page.sample(&[("side", side.word()), ("cause", cause)], count);
+    }
+}
+
+fn hosts(view: &View<'_>, page: &mut Page) {
+    let hosts = hosts::hosts(view);
+    type Reading = fn(&hosts::Host) -> u64;
+    let families: [(&str, &str, Reading); 3] = [
+        ("host_failing", "Whether the last connection to a host failed.", |host| {
+            u64::from(host.state != hosts::State::Healthy)
+        }),
+        ("host_failures", "How often in a row connections to a host have failed.", |host| {
+            host.failures.into()
+        }),
+        ("host_servers", "Connections to a host, those being opened included.", |host| {
+            u64::try_from(host.servers).unwrap_or(u64::MAX)
+        }),
+    ];
+    for (name, help, read) in families {
+        page.family(name, Kind::Gauge, help);
+        for host in &hosts {
+            let port = host.port.to_string();
+            page.sample(&[("host", &*host.name), ("port", &port)], read(host));
+        }
     }
 }
 

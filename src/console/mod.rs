@@ -16,6 +16,7 @@
 
 pub mod command;
 pub mod extended;
+mod handover;
 pub mod metrics;
 pub mod parse;
 pub mod rights;
@@ -28,8 +29,8 @@ use crate::engine::operate::End;
 use crate::keys::{ClientKey, Conn};
 use session::{Session, Waiting};
 use std::collections::{HashMap, VecDeque};
-use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, Instant, SystemTime};
+use std::net::SocketAddr;
+use std::time::{Instant, SystemTime};
 
 /// One point in time on both clocks.
 #[derive(Clone, Copy, Debug)]
@@ -49,17 +50,6 @@ pub struct ListenerFacts {
     pub address: String,
 }
 
-/// A name that was looked up.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DnsHost {
-    /// As configured.
-    pub name: String,
-    /// What was found.
-    pub addresses: Vec<IpAddr>,
-    /// How long that holds.
-    pub time_left: Duration,
-}
-
 /// What only the shell around the engine knows.
 pub trait Outside {
     /// Our own end of a connection; none for Unix sockets.
@@ -68,10 +58,6 @@ pub trait Outside {
     fn descriptor(&self, conn: Conn) -> Option<i32>;
     /// The sockets that we listen on.
     fn listeners(&self) -> Vec<ListenerFacts>;
-    /// The names that are kept.
-    fn dns_hosts(&self) -> Vec<DnsHost>;
-    /// How many look-ups are under way.
-    fn dns_queries(&self) -> usize;
 }
 
 /// Something that is beyond the engine: the daemon does it, and answers by [`Console::answer`].
@@ -88,6 +74,13 @@ pub enum Order {
     },
     /// End the process.
     Shutdown(End),
+    /// Send rows with descriptors, now and in order.
+    HandOver {
+        /// What comes before the rows.
+        head: Vec<u8>,
+        /// Each with its descriptor.
+        rows: Vec<(i32, Vec<u8>)>,
+    },
 }
 
 /// What came of an [`Order`].

@@ -48,6 +48,8 @@ pub enum Command {
     KillClient(Option<String>),
     /// SUSPEND
     Suspend,
+    /// `SHOW HANDOVER`: for the next process, not for people.
+    HandOver,
     /// SHUTDOWN
     Shutdown(End),
     /// WAIT_CLOSE
@@ -186,6 +188,9 @@ fn command(verb: &Word, argument: Option<Word>) -> Result<Command, Refusal> {
 }
 
 fn show(what: &str) -> Result<Command, Refusal> {
+    if what.eq_ignore_ascii_case("HANDOVER") {
+        return Ok(Command::HandOver);
+    }
     match (Topic::find(what), probe(what)) {
         (Some(topic), _) => Ok(Command::Show(topic)),
         (None, Some(probe)) => Ok(Command::Probe(probe)),

@@ -22,6 +22,7 @@ pub fn needed(command: &Command) -> Rights {
         | Command::Kill(_)
         | Command::KillClient(_)
         | Command::Suspend
+        | Command::HandOver
         | Command::Shutdown(_)
         | Command::WaitClose(_) => Rights::Admin,
     }
@@ -65,6 +66,7 @@ mod tests {
             ("KILL_CLIENT 1", false),
             ("KILL_CLIENT", false),
             ("SUSPEND", false),
+            ("SHOW HANDOVER", false),
             ("SHUTDOWN", false),
             ("SHUTDOWN WAIT_FOR_SERVERS", false),
             ("SHUTDOWN WAIT_FOR_CLIENTS", false),

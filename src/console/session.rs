@@ -173,7 +173,11 @@ impl Session {
                 table::notice(&mut self.output, "Console usage", Some(HELP));
                 table::complete(&mut self.output, "SHOW");
             }
+            Outcome::Show(Topic::Fds) if command::hands_over(desk) => {
+                return Some(Event::Order(self.hand_descriptors_over(formats, describe, desk)));
+            }
             Outcome::Show(topic) => self.show(topic, formats, describe, desk),
+            Outcome::HandOver => super::handover::write(&mut self.output, desk),
             Outcome::Probe(probe) => {
                 if describe {
                     table::describe(&mut self.output, &command::probe_columns(probe), formats);
@@ -198,6 +202,18 @@ impl Session {
             }
         }
         None
+    }
+
+    /// SHOW FDS for the next process: the daemon writes the rows, each with its descriptor.
+    fn hand_descriptors_over(
+        &mut self,
+        formats: &Formats,
+        describe: bool,
+        desk: &Desk<'_>,
+    ) -> Order {
+        self.held = Held::Firmly;
+        self.after_wait = std::mem::take(&mut self.tasks);
+        super::handover::descriptors(&view(desk), formats, describe)
     }
 
     fn show(&mut self, topic: Topic, formats: &Formats, describe: bool, desk: &Desk<'_>) {

@@ -244,7 +244,7 @@ fn unknown(word: &str, spelled: &str) -> UsageError {
 /// true of us.
 pub fn version_text() -> String {
     format!(
-        "{}\nevent loop: mio\nadns: system resolver\ntls: rustls with aws-lc\nringbouncer {}\n",
+        "{}\nevent loop: mio\nadns: own resolver with hickory-proto\ntls: rustls with aws-lc\nringbouncer {}\n",
         CompatVersion::default().banner(),
         env!("CARGO_PKG_VERSION"),
     )

@@ -14,3 +14,4 @@ pub mod pidfile;
 pub mod privileges;
 pub mod service;
 pub mod syslog;
+pub mod takeover;

@@ -7,6 +7,8 @@ use crate::engine::operate::End;
 use crate::keys::ClientKey;
 use crate::net::EventLoop;
 use crate::pool::mode::Awaited;
+use crate::session::farewell::Reason;
+use crate::sys;
 use std::ops::ControlFlow;
 use std::time::Instant;
 
@@ -35,6 +37,14 @@ pub fn obey(
             }
         }
         Order::Set { .. } => Answer::Failed { code: "08P01", text: "SET failed".to_owned() },
+        Order::HandOver { head, rows } => match event_loop.hand_over(client, &head, &rows) {
+            Ok(()) => Answer::Done("SHOW".to_owned()),
+            Err(error) => {
+                log::error!("handing sockets over failed: {}", sys::error_text(&error));
+                event_loop.engine.end_console(client, Reason::DEAD_ADMIN, Instant::now());
+                return ControlFlow::Continue(());
+            }
+        },
         Order::Shutdown(End::AtOnce) => return ControlFlow::Break(()),
         Order::Shutdown(End::Servers) => shut_down(event_loop, Awaited::Servers),
         Order::Shutdown(End::Clients) => shut_down(event_loop, Awaited::Clients),

@@ -13,6 +13,7 @@ use crate::config::values::AuthType;
 use crate::daemon::cli::{self, Options, Request};
 use crate::daemon::manager::Manager;
 use crate::daemon::pidfile::{self, Pidfile};
+use crate::daemon::takeover::{self, Old, Taken};
 use crate::daemon::{background, check, limits, logging, orders, privileges};
 use crate::engine::Engine;
 use crate::net::{EventLoop, Flow, Signal, bind, inherit};
@@ -68,15 +69,17 @@ fn start_and_run(options: &Options) -> Result<(), Fatal> {
         error.report();
         Fatal
     })?;
-    look_for_another(&config.settings, options)?;
+    let old = look_for_another(&config.settings, options)?;
+    let mut engine = Engine::new(config, access, Instant::now());
+    let taken = old.map(|old| old.take(&mut engine)).transpose().or_else(fatal)?;
     if options.daemon {
-        let has_pidfile = !config.settings.pidfile.is_empty();
+        let has_pidfile = !engine.settings().pidfile.is_empty();
         if background::go(has_pidfile).or_else(fatal)? == Side::Parent {
             return Ok(());
         }
     }
-    limits::report(&config, &access.userlist);
-    serve((config, access, tls), options)
+    limits::report(engine.config(), &engine.access().userlist);
+    serve((engine, tls), options, taken)
 }
 
 /// Steps from the rights that we were started with down to those that we shall have.
@@ -90,23 +93,24 @@ fn take_privileges(config: &Config, options: &Options) -> Result<(), Fatal> {
     privileges::refuse_root().or_else(fatal)
 }
 
-/// There must be no other process with our socket or our pid file.
-fn look_for_another(settings: &Settings, options: &Options) -> Result<(), Fatal> {
+/// There must be no other process with our socket or our pid file, unless we take over from it.
+fn look_for_another(settings: &Settings, options: &Options) -> Result<Option<Old>, Fatal> {
+    // Sockets that were handed to us are ours, whoever answers at ours of old.
+    let is_activated = !inherit::descriptors().is_empty();
     if options.reboot {
         log::warn!("Online restart is deprecated, use so_reuseport instead");
+        let old = if is_activated { None } else { takeover::find(settings).or_else(fatal)? };
+        if old.is_some() {
+            return Ok(old);
+        }
+        log::info!("old process not found, try to continue normally");
+    } else if !is_activated && bind::unix_socket_in_use(settings) {
+        return fatal("unix socket is in use, cannot continue");
     }
-    // Sockets that were handed to us are ours, whoever answers at ours of old.
-    let is_in_use = inherit::descriptors().is_empty() && bind::unix_socket_in_use(settings);
-    match (is_in_use, options.reboot) {
-        (true, true) => return fatal("taking over from a running process is not built yet"),
-        (true, false) => return fatal("unix socket is in use, cannot continue"),
-        (false, true) => log::info!("old process not found, try to continue normally"),
-        (false, false) => {}
+    if let Some(path) = pid_path(settings) {
+        pidfile::check(&path).or_else(fatal)?;
     }
-    match pid_path(settings) {
-        Some(path) => pidfile::check(&path).or_else(fatal),
-        None => Ok(()),
-    }
+    Ok(None)
 }
 
 fn pid_path(settings: &Settings) -> Option<PathBuf> {
@@ -114,15 +118,18 @@ fn pid_path(settings: &Settings) -> Option<PathBuf> {
 }
 
 fn serve(
-    (config, access, tls): (Config, Access, tls::Setup),
+    (engine, tls): (Engine, tls::Setup),
     options: &Options,
+    taken: Option<Taken>,
 ) -> Result<(), Fatal> {
-    let pid_path = pid_path(&config.settings);
-    let engine = Engine::new(config, access, Instant::now());
+    let pid_path = pid_path(engine.settings());
     sys::return_large_blocks(engine.house().rings.ring_bytes());
     let mut event_loop = EventLoop::new(engine).or_else(|error| fatal(sys::error_text(&error)))?;
     event_loop.set_tls(tls);
-    event_loop.listen().or_else(fatal)?;
+    match taken {
+        None => event_loop.listen().or_else(fatal)?,
+        Some(taken) => go_on(&mut event_loop, taken, pid_path.as_deref())?,
+    }
     let _pidfile = pid_path.map(|path| Pidfile::write(&path)).transpose().or_else(fatal)?;
     log::info!("process up: {}", cli::process_up_text());
     let manager = Manager::from_environment();
@@ -153,6 +160,28 @@ fn serve(
     if event_loop.engine.is_over() {
         log_end(event_loop.engine.house().mode);
     }
+    Ok(())
+}
+
+/// Goes on with what another process has begun.
+fn go_on(
+    event_loop: &mut EventLoop,
+    mut taken: Taken,
+    pidfile: Option<&Path>,
+) -> Result<(), Fatal> {
+    // As long as we may still fail, the other process goes on behind its socket.
+    event_loop.listeners().leave_files();
+    for listener in std::mem::take(&mut taken.listeners) {
+        event_loop.adopt_listener(listener).or_else(fatal)?;
+    }
+    for (conn, socket) in std::mem::take(&mut taken.connections) {
+        event_loop.adopt(conn, socket).or_else(|error| fatal(sys::error_text(&error)))?;
+    }
+    taken.send_off(pidfile).or_else(fatal)?;
+    event_loop.listeners().own_files();
+    // Its door for monitoring was still open until now.
+    event_loop.show_metrics().or_else(fatal)?;
+    event_loop.engine.resume(Instant::now());
     Ok(())
 }
 

@@ -61,6 +61,7 @@ impl Engine {
             return;
         };
         client.call_off = CallOff::Next;
+        client.served_at = now;
         if let Some(pool) = client.pool.and_then(|pool| pools.get_mut(pool)) {
             let Pool { stats, times, .. } = pool;
             stats.total.request_ends(times, client, false, now);

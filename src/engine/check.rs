@@ -190,6 +190,7 @@ impl Engine {
             ServerStanding::Used,
             ServerStanding::Active,
             ServerStanding::Tested,
+            ServerStanding::Rescued,
             ServerStanding::Held,
             ServerStanding::Carrier,
             ServerStanding::Leaving,

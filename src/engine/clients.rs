@@ -118,6 +118,7 @@ impl Engine {
                         self.staff(pool, now);
                         self.house.note_cause(key);
                     }
+                    self.wake_holders();
                     return false;
                 }
                 Acquired::Failing(reason) => {

@@ -65,6 +65,16 @@ impl Engine {
         }
     }
 
+    /// Whether a client of the console is the very account that we run as.
+    pub fn is_owner(&self, key: ClientKey) -> bool {
+        let own = sys::effective_user();
+        self.house.clients.get(key).is_some_and(|client| {
+            let is_own_account =
+                matches!(client.from, ClientAddress::Unix { uid: Some(uid), .. } if uid == own);
+            is_own_account && client.user.as_deref() == Some(CONSOLE)
+        })
+    }
+
     /// Somebody asks for the console.
     pub(super) fn on_console_startup(
         &mut self,

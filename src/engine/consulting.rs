@@ -24,7 +24,7 @@ impl Engine {
     pub(super) fn is_for_others(&self, key: ClientKey, user: &str, goal: &Goal) -> bool {
         match self.config.settings.auth_type {
             AuthType::Pam | AuthType::Ldap => true,
-            AuthType::Hba => {
+            AuthType::Hba if self.access.hba.asks_directories() => {
                 // Without any rule the login fails in its time.
                 let way = self.way_for(key, user, goal);
                 way.is_ok_and(|(method, _)| matches!(method, Method::Ldap(_)))

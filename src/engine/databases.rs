@@ -119,9 +119,11 @@ impl Engine {
 
     /// Whether a server of a database, or any, is at work or being reset.
     pub fn has_working_servers(&self, name: Option<&str>) -> bool {
-        use ServerStanding::{Active, Held, Tested};
+        use ServerStanding::{Active, Held, Rescued, Tested};
         self.any_pool(name, |pool| {
-            [Active, Held, Tested].into_iter().any(|standing| pool.servers.count(standing) > 0)
+            [Active, Held, Tested, Rescued]
+                .into_iter()
+                .any(|standing| pool.servers.count(standing) > 0)
         })
     }
 

@@ -87,7 +87,7 @@ impl Engine {
                 self.house.unlink(server);
                 None
             }
-            OtherEnd::Rescue(server, _) => Some(self.take_back(server, now)),
+            OtherEnd::Rescue(server, _) => Some(self.take_back(server, key, now)),
         };
         if reason.is_told() && !is_cut_off && !is_cancelling {
             self.say_farewell(key, &reason);
@@ -359,6 +359,10 @@ impl Engine {
         }
         for asker in self.askers_of(key) {
             self.close_client(asker, reason.clone(), now);
+        }
+        if let Some(pool) = self.house.pools.get_mut(key) {
+            // Or the end of one server would open a connection to cancel for another.
+            pool.own_cancels.clear();
         }
         for server in self.house.servers_of(key) {
             self.close_server(server, reason.clone(), now);

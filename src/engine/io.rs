@@ -65,10 +65,17 @@ pub enum Input {
     },
     /// The answer to [`Effect::Resolve`]; no addresses: the look-up failed.
     Resolved {
-        /// Which.
-        server: ServerKey,
+        /// The name.
+        host: String,
         /// In the resolver's order.
         addresses: Vec<IpAddr>,
+    },
+    /// The answer to [`Effect::AskSerial`].
+    Serial {
+        /// The zone.
+        zone: String,
+        /// `None`: it could not be found out.
+        serial: Option<u32>,
     },
     /// The handshake of [`Effect::StartTls`] is done.
     TlsReady {
@@ -117,12 +124,17 @@ pub enum Effect {
         /// Where to.
         to: ServerAddress,
     },
-    /// Look a host name up without holding up the loop; answered by [`Input::Resolved`].
+    /// Look a host name up without holding up the loop; answered by [`Input::Resolved`], in
+    /// bounded time.
     Resolve {
-        /// For whom.
-        server: ServerKey,
         /// The name as configured.
         host: String,
+    },
+    /// Ask for the serial of a zone without holding up the loop; answered by [`Input::Serial`], in
+    /// bounded time.
+    AskSerial {
+        /// The zone's name.
+        zone: String,
     },
     /// Shake hands; answered by [`Input::TlsReady`] or [`Input::TlsFailed`]. Until then what comes
     /// in and goes out is the shell's business, and after that it goes through TLS.

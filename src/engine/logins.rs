@@ -73,7 +73,7 @@ impl Engine {
     /// `None`: it is not logging in any more.
     fn first_packet(&self, key: ClientKey) -> Option<First> {
         let client = self.house.clients.get(key)?;
-        if client.state != State::LoggingIn || client.line.is_starting() {
+        if !matches!(client.state, State::LoggingIn) || client.line.is_starting() {
             return None;
         }
         let ring = client.inbox.ring()?;
@@ -354,8 +354,8 @@ impl Engine {
         self.tend(pool, now);
         if self.house.pools.get(pool).is_some_and(|pool| pool.welcome.is_some()) {
             self.welcome(key, pool, None)?;
-            self.watch(Conn::Client(key), now);
             self.house.note_login(key, now);
+            self.watch(Conn::Client(key), now);
             return Ok(());
         }
         self.house.set_client_state(key, State::AwaitingWelcome { since: now });
@@ -378,8 +378,8 @@ impl Engine {
             self.house.wait_ends(key, now);
             match self.welcome(key, pool, None) {
                 Ok(()) => {
-                    self.watch(Conn::Client(key), now);
                     self.house.note_login(key, now);
+                    self.watch(Conn::Client(key), now);
                     self.client_goes_on(key, now);
                 }
                 Err(reason) => self.close_client(key, reason, now),

@@ -4,7 +4,7 @@
 //!
 //! [`io`] is its border. [`clients`] and [`servers`] have one function for each thing that can
 //! happen to one, [`consoles`] what
-//! those on the admin console need, [`statements`] what their prepared statements need, `unlinked` is about servers that work for nobody; [`logins`] decides who is let in, `staffing` decides when to open servers, [`openings`] opens them, `rescue` brings them back from clients that have gone, [`endings`] is
+//! those on the admin console need, [`statements`] what their prepared statements need, `unlinked` is about servers that work for nobody; [`logins`] decides who is let in, `staffing` decides when to open servers, [`openings`] opens them, `naming` finds those that have names, `rescue` brings them back from clients that have gone, [`endings`] is
 //! the one place where a conversation ends. `replication` is about clients that replicate, `cancels` takes requests to cancel, [`tls`] starts TLS on
 //! either side. [`operate`] is what the operator does to the house, [`databases`] to a part of it,
 //! [`check`] its laws.
@@ -19,8 +19,10 @@ mod consulting;
 pub mod credentials;
 pub mod databases;
 pub mod endings;
+pub mod handover;
 pub mod io;
 pub mod logins;
+mod naming;
 mod newcomers;
 pub mod openings;
 pub mod operate;
@@ -169,7 +171,8 @@ impl Engine {
             Input::ConnectFailed { server, error } => {
                 self.server_connect_failed(server, error.as_deref(), now);
             }
-            Input::Resolved { server, addresses } => self.server_resolved(server, &addresses, now),
+            Input::Resolved { host, addresses } => self.name_resolved(&host, addresses, now),
+            Input::Serial { zone, serial } => self.zone_asked(&zone, serial, now),
             Input::TlsReady { conn, secured } => self.tls_ready(conn, secured, now),
             Input::TlsFailed { conn, error, is_ours } => {
                 self.tls_failed(conn, &error, is_ours, now);
@@ -197,7 +200,7 @@ impl Engine {
         // No time limit runs while nothing moves.
         let limits = match self.house.mode.is_suspended() {
             true => [None, self.suspend_deadline()],
-            false => [alarm, watch],
+            false => [alarm, [watch, self.house.zones.deadline()].into_iter().flatten().min()],
         };
         let [first, second] = limits;
         [self.next_turn, trim, period, first, leaving, second].into_iter().flatten().min()
@@ -402,6 +405,9 @@ impl Engine {
             if self.house.watches.next().is_some_and(|at| at <= now) {
                 self.sweep(now);
             }
+            if self.house.zones.deadline().is_some_and(|at| at <= now) {
+                self.check_zones(now);
+            }
         }
         self.house.collect_values();
         if self.next_trim <= now {
@@ -429,7 +435,7 @@ impl Engine {
             match due {
                 Due::Client(key, reason) => self.close_client(key, reason, now),
                 Due::Server(key, reason) => self.close_server(key, reason, now),
-                Due::Query(key) => self.query_takes_long(key, now),
+                Due::Query(key) => self.rescue_goes_on(key, now),
                 Due::Unused(key) => self.server_is_used(key, now),
             }
         }

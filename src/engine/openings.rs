@@ -21,7 +21,7 @@ use crate::wire::backend::ErrorFields;
 use crate::wire::emit;
 use crate::wire::frame::Peek;
 use crate::wire::sqlstate;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Instant;
 
 impl Engine {
@@ -62,9 +62,7 @@ impl Engine {
         servers.get_mut(key).expect("just seen").tls_name = tls_name;
         match whereabouts {
             Whereabouts::At(address) => self.connect(key, address),
-            Whereabouts::Named(host) => {
-                self.effects.push_back(Effect::Resolve { server: key, host })
-            }
+            Whereabouts::Named(host) => self.look_up(key, &host, now),
             Whereabouts::Nowhere => {
                 let pool = self.house.pools.get(pool).expect("a server's pool outlives it");
                 log::error!("unix socket dir not configured: {}", pool.database.name);
@@ -73,29 +71,11 @@ impl Engine {
         }
     }
 
-    fn connect(&mut self, key: ServerKey, to: ServerAddress) {
+    pub(super) fn connect(&mut self, key: ServerKey, to: ServerAddress) {
         if let Some(server) = self.house.servers.get_mut(key) {
             server.address = Some(to.clone());
             self.effects.push_back(Effect::Connect { server: key, to });
         }
-    }
-
-    /// A host's addresses are known. Too late, perhaps: a server that is about to be forgotten
-    /// must not get a socket.
-    pub(super) fn server_resolved(&mut self, key: ServerKey, found: &[IpAddr], now: Instant) {
-        let Some(server) = self.house.servers.get(key).filter(|server| server.is_connecting())
-        else {
-            return;
-        };
-        let pool = self.house.pools.get_mut(server.pool).expect("a server's pool outlives it");
-        if found.is_empty() {
-            self.close_server(key, Reason::DNS_FAILED, now);
-            return;
-        }
-        // One after the other, attempt by attempt.
-        let address = pool.tcp(found[pool.attempts.address % found.len()]);
-        pool.attempts.address = pool.attempts.address.wrapping_add(1);
-        self.connect(key, address);
     }
 
     /// There is no connection.

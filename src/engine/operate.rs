@@ -3,7 +3,7 @@
 use crate::auth::access::Access;
 use crate::config::{Config, Database};
 use crate::engine::Engine;
-use crate::keys::{Conn, PoolKey};
+use crate::keys::{Conn, PoolKey, ServerKey};
 use crate::pool::House;
 use crate::pool::Learned;
 use crate::pool::mode::{Awaited, Mode};
@@ -124,6 +124,7 @@ impl Engine {
         for key in self.house.pools.keys() {
             self.reload_pool(key, &old, now);
         }
+        self.forget_names(now);
         self.open_kept_pools(now);
         self.house.watch_all(&self.config, now);
         self.next_turn = Some(now);
@@ -184,38 +185,43 @@ impl Engine {
 
     /// Ends the servers of a pool without hurting anybody.
     pub(super) fn retire_servers(&mut self, key: PoolKey, now: Instant) {
-        for server_key in self.house.servers_of(key) {
-            let Some(server) = self.house.servers.get_mut(server_key) else {
-                continue;
-            };
-            server.close_needed = true;
-            match server.state {
-                State::Connecting(_)
-                | State::AskingForTls(_)
-                | State::StartingTls(_)
-                | State::LoggingIn(_) => {
-                    self.close_server(server_key, Reason::CONNECT_STRING_CHANGED, now);
-                }
-                State::Idle { .. } | State::Used { .. } => {
-                    self.close_server(server_key, Reason::DATABASE_CHANGED, now);
-                }
-                // Its client may never leave.
-                State::Active { .. } if server.replicates_for.is_some() => {
-                    self.close_server(server_key, Reason::DATABASE_CHANGED, now);
-                }
-                // In session pooling it need not wait for its client to leave.
-                State::Active { .. } => self.house.watch(Conn::Server(server_key), now),
-                // They end when they are done: see `after_work`.
-                State::Asking { .. }
-                | State::Unlinked { .. }
-                | State::Rescuing(_)
-                | State::Resetting
-                | State::Checking { .. }
-                | State::HeldForCancel
-                | State::CarryingCancel { .. }
-                | State::Leaving
-                | State::Closing => {}
+        for server in self.house.servers_of(key) {
+            self.retire_server(server, now);
+        }
+    }
+
+    /// Ends a server without hurting anybody.
+    pub(super) fn retire_server(&mut self, key: ServerKey, now: Instant) {
+        let Some(server) = self.house.servers.get_mut(key) else {
+            return;
+        };
+        server.close_needed = true;
+        match server.state {
+            State::Connecting(_)
+            | State::AskingForTls(_)
+            | State::StartingTls(_)
+            | State::LoggingIn(_) => {
+                self.close_server(key, Reason::CONNECT_STRING_CHANGED, now);
             }
+            State::Idle { .. } | State::Used { .. } => {
+                self.close_server(key, Reason::DATABASE_CHANGED, now);
+            }
+            // Its client may never leave.
+            State::Active { .. } if server.replicates_for.is_some() => {
+                self.close_server(key, Reason::DATABASE_CHANGED, now);
+            }
+            // In session pooling it need not wait for its client to leave.
+            State::Active { .. } => self.house.watch(Conn::Server(key), now),
+            // They end when they are done: see `after_work`.
+            State::Asking { .. }
+            | State::Unlinked { .. }
+            | State::Rescuing(_)
+            | State::Resetting
+            | State::Checking { .. }
+            | State::HeldForCancel
+            | State::CarryingCancel { .. }
+            | State::Leaving
+            | State::Closing => {}
         }
     }
 }

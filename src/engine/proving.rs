@@ -149,7 +149,7 @@ impl Engine {
         let House { clients, rings, .. } = &mut self.house;
         if let Some(client) = clients.get_mut(key) {
             client.inbox.tidy(None, rings);
-            if client.state == State::Idle {
+            if matches!(client.state, State::Idle) {
                 self.client_goes_on(key, now);
             }
         }

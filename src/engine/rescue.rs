@@ -8,7 +8,7 @@
 use crate::engine::Engine;
 use crate::engine::servers::{store_parameter, take_note};
 use crate::engine::step::{Step, last_step};
-use crate::keys::{Conn, ServerKey};
+use crate::keys::{ClientKey, Conn, ServerKey};
 use crate::pool::House;
 use crate::ring::Ring;
 use crate::session::farewell::Reason;
@@ -47,17 +47,18 @@ impl Engine {
     /// Whether the server of a client that goes for this reason is worth the trouble.
     pub(super) fn may_rescue(&self, key: ServerKey, reason: &Reason) -> bool {
         !self.config.settings.server_rescue_timeout.is_zero()
+            && *reason != Reason::DATABASE_REMOVED
             && self.house.can_take_back(key, reason)
     }
 
     /// Takes a server from its client.
-    pub(super) fn take_back(&mut self, key: ServerKey, now: Instant) -> Remains {
+    pub(super) fn take_back(&mut self, key: ServerKey, client: ClientKey, now: Instant) -> Remains {
         // What is still to be written may be the query itself: it must be there to be cancelled.
         let server = self.house.servers.get(key);
         let is_sent = server.is_some_and(|server| server.egress.is_empty());
         let cancel = Cancel::NotBefore(if is_sent { now } else { now + CANCEL_AGAIN });
         let limit = self.config.settings.server_rescue_timeout;
-        let rescue = Rescue { since: now, limit, step: rescue::Step::Draining, cancel };
+        let rescue = Rescue { client, since: now, limit, step: rescue::Step::Draining, cancel };
         self.house.take_back(key, rescue)
     }
 
@@ -100,7 +101,6 @@ impl Engine {
         }
         self.make_runnable(Conn::Server(key));
         self.rescue_goes_on(key, now);
-        self.watch(Conn::Server(key), now);
     }
 
     /// Judges all messages that can be judged now; the reason, if that ends the connection.
@@ -119,6 +119,18 @@ impl Engine {
 
     /// Goes on with a server, if it is being brought back.
     pub(super) fn rescue_goes_on(&mut self, key: ServerKey, now: Instant) {
+        self.give_what_it_needs(key, now);
+        let Some(rescue) = self.house.servers.get(key).and_then(Server::rescue) else {
+            return;
+        };
+        if rescue.cancel_at().is_some_and(|at| at <= now) {
+            // There is nothing to be cancelled, or it will end by itself.
+            self.house.note_own_cancel(key, Cancel::NotBefore(now + CANCEL_AGAIN));
+        }
+        self.watch(Conn::Server(key), now);
+    }
+
+    fn give_what_it_needs(&mut self, key: ServerKey, now: Instant) {
         let Some(server) = self.house.servers.get(key) else {
             return;
         };
@@ -164,8 +176,6 @@ impl Engine {
 
     /// Ends a COPY into the server badly. In the extended protocol it waits for a Sync then.
     fn end_copy(&mut self, key: ServerKey, now: Instant) {
-        // That is enough, unless the server has much to do before it reads it.
-        self.house.note_own_cancel(key, Cancel::NotBefore(now + CANCEL_AGAIN));
         self.say_ourselves(key, Request::CopyFail, now, |ring| {
             emit::copy_fail(ring, COPY_GIVEN_UP)
         });
@@ -217,21 +227,10 @@ impl Engine {
         self.staff(pool_key, now);
     }
 
-    /// What a server is to be drained of has taken a while.
-    pub(super) fn query_takes_long(&mut self, key: ServerKey, now: Instant) {
-        self.rescue_goes_on(key, now);
-        let rescue = self.house.servers.get(key).and_then(Server::rescue);
-        if rescue.is_some_and(|rescue| matches!(rescue.cancel, Cancel::NotBefore(at) if at <= now))
-        {
-            self.house.note_own_cancel(key, Cancel::NotBefore(now + CANCEL_AGAIN));
-        }
-        self.watch(Conn::Server(key), now);
-    }
-
-    /// The connection that carried our own request has ended.
+    /// The connection that carried a request of ours has ended. Where it was of no use, there will
+    /// be another.
     pub(super) fn own_cancel_ended(&mut self, target: ServerKey, now: Instant) {
         self.house.note_own_cancel(target, Cancel::NotBefore(now + CANCEL_AGAIN));
-        self.watch(Conn::Server(target), now);
     }
 
     /// A server that is being closed, if it was on its way back.
@@ -307,11 +306,14 @@ fn on_note(server: &mut Server, note: Note, now: Instant) -> Step {
     match (&mut rescue.step, note) {
         (_, Note::Notification) => {}
         (rescue::Step::Draining, Note::Ready(_)) => {
-            // If more is owed, another query has just begun.
-            if let Cancel::NotBefore(at) = &mut rescue.cancel {
+            take_note(server, None, note);
+            // If more is owed, another query of the client has just begun.
+            let has_begun = !server.pipeline.is_empty() && !server.pipeline.is_next_ours();
+            if let (true, State::Rescuing(rescue)) = (has_begun, &mut server.state)
+                && let Cancel::NotBefore(at) = &mut rescue.cancel
+            {
                 *at = now;
             }
-            take_note(server, None, note);
         }
         (rescue::Step::Draining, note) => {
             take_note(server, None, note);

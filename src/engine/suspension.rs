@@ -7,7 +7,9 @@
 //! ```
 //!
 //! Sockets are read up to the end of a message and not beyond: a peer that talks without a pause
-//! does not hold us up. A query that runs does not either: its server has nothing with us. Who is
+//! does not hold us up. But while somebody waits in a pool, those who hold its servers go on until
+//! they give them back: he may be waiting for the end of a transaction. (As soon as that has come
+//! they are read no more.) A query that runs does not either: its server has nothing with us. Who is
 //! not ready after `suspend_timeout` is closed. Listeners rest meanwhile, and no time limit runs.
 
 use crate::engine::{Engine, statements};
@@ -88,6 +90,24 @@ impl Engine {
         }
     }
 
+    /// Somebody begins to wait: those who hold servers, and may have been left alone so far, are
+    /// read again.
+    pub(super) fn wake_holders(&mut self) {
+        if !self.house.mode.is_suspended() {
+            return;
+        }
+        let clients = self.house.clients.iter();
+        let holders = clients.filter(|(_, client)| client.server().is_some());
+        let holders: Vec<ClientKey> = holders.map(|(key, _)| key).collect();
+        holders.into_iter().for_each(|key| self.make_runnable(Conn::Client(key)));
+    }
+
+    /// Whether somebody may be waiting for what this client gives back.
+    fn is_waited_for(&self, client: &Client) -> bool {
+        let pool = client.pool.and_then(|pool| self.house.pools.get(pool));
+        client.server().is_some() && pool.is_some_and(|pool| !pool.waiting.is_empty())
+    }
+
     fn unready_client(&self) -> Option<ClientKey> {
         let mut clients = self.house.clients.iter();
         clients.find(|(_, client)| !is_client_ready(client)).map(|(key, _)| key)
@@ -146,6 +166,11 @@ impl Engine {
         match conn {
             Conn::Client(key) => {
                 self.house.clients.get(key).map_or(0, |client| match client.state {
+                    client::State::Active { .. }
+                        if phase == Phase::Clients && self.is_waited_for(client) =>
+                    {
+                        u64::MAX
+                    }
                     client::State::Idle | client::State::Active { .. } if phase < Phase::Quiet => {
                         to_boundary(&client.inbox, limit)
                     }

@@ -1,5 +1,7 @@
 //! The turn: sleep, learn, pump, tick, perform.
 
+mod handover;
+
 use super::bind::ListenError;
 use super::connect;
 use super::heart::Heart;
@@ -70,7 +72,7 @@ impl<E: Heart> EventLoop<E> {
     /// yet, but the process must not fork any more: the poller would be shared.
     pub fn new(engine: E) -> io::Result<Self> {
         let poll = Poll::new()?;
-        let helper = Helper::new(poll.registry())?;
+        let helper = Helper::new(poll.registry(), &engine.settings().resolv_conf)?;
         let signals = Signals::new(poll.registry())?;
         Ok(Self {
             engine,
@@ -93,8 +95,13 @@ impl<E: Heart> EventLoop<E> {
     /// Opens the listeners that the settings name.
     pub fn listen(&mut self) -> Result<(), ListenError> {
         // Whoever can connect to us finds our health shown, too.
-        self.metrics.open(&self.engine.settings().metrics_listen, self.poll.registry())?;
+        self.show_metrics()?;
         self.listeners.open(self.engine.settings(), self.poll.registry())
+    }
+
+    /// Opens the door for monitoring alone, if there is to be one.
+    pub fn show_metrics(&mut self) -> Result<(), ListenError> {
+        self.metrics.open(&self.engine.settings().metrics_listen, self.poll.registry())
     }
 
     /// From now on TLS is spoken like this. Sessions that there are go on as they began.
@@ -261,10 +268,15 @@ impl<E: Heart> EventLoop<E> {
     fn perform(&mut self, effect: Effect) {
         match effect {
             Effect::Connect { server, to } => self.connect(server, &to),
-            Effect::Resolve { server, host } => {
-                if !self.helper.resolve(server, host) {
+            Effect::Resolve { host } => {
+                if !self.helper.resolve(&host) {
                     let addresses = Vec::new();
-                    self.engine.handle(Input::Resolved { server, addresses }, self.now);
+                    self.engine.handle(Input::Resolved { host, addresses }, self.now);
+                }
+            }
+            Effect::AskSerial { zone } => {
+                if !self.helper.ask_serial(&zone) {
+                    self.engine.handle(Input::Serial { zone, serial: None }, self.now);
                 }
             }
             Effect::Derive { conn, derivation } => {

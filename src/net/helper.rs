@@ -1,31 +1,32 @@
-//! Work that may block or take long, on side threads: one looks up host names, one makes keys of
-//! passwords, one asks PAM and some directories about passwords. A name server that does not answer
-//! holds up no login, and a storm of logins no name.
+//! Work that may block or take long, on side threads: one makes keys of passwords, one asks PAM and
+//! some directories about passwords, and each name of a host has one while it is looked up. A name
+//! server that does not answer holds up no login and no other name, and a storm of logins no name.
 //!
 //! Jobs go there over bounded queues, answers come back over another, and a waker ends the sleep
-//! of the loop. A thread starts with its first job: who names servers by address has none.
+//! of the loop. A thread starts with its first job. How many names are looked up at once is limited
+//! by the engine.
 
+use super::dns::Resolver;
 use super::heart::Heart;
 use super::oracles;
 use super::token::Token;
 use crate::auth::derivation::Derivation;
 use crate::auth::outside::{Oracle, Question};
 use crate::engine::io::Input;
-use crate::keys::{ClientKey, Conn, ServerKey};
+use crate::keys::{ClientKey, Conn};
 use mio::{Registry, Waker};
 use std::io;
-use std::net::{IpAddr, ToSocketAddrs};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, TrySendError, channel, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
-/// So many names may wait to be looked up.
-const MAX_NAMES: usize = 256;
 /// So many keys may wait to be made: some seconds of work.
 const MAX_KEYS: usize = 4096;
 /// So many clients may wait until PAM, or a directory, has looked at their passwords. Those that
 /// come last in such a queue are mostly out of time before it is their turn.
 const MAX_QUESTIONS: usize = 256;
+/// A look-up needs little room.
+const LOOK_UP_STACK_BYTES: usize = 256 * 1024;
 /// So many directories are asked at once: one that has nothing to say takes seconds.
 const DIRECTORY_THREADS: usize = 4;
 
@@ -36,17 +37,6 @@ trait Job: Send + 'static {
 
     /// Does it, however long that takes.
     fn run(self) -> Input;
-}
-
-struct Name {
-    server: ServerKey,
-    host: String,
-}
-
-impl Job for Name {
-    fn run(self) -> Input {
-        Input::Resolved { server: self.server, addresses: addresses_of(&self.host) }
-    }
 }
 
 struct Key {
@@ -102,7 +92,7 @@ struct Replies {
 /// Our end of the side threads.
 pub struct Helper {
     replies: Replies,
-    names: Lane<Name>,
+    resolver: Resolver,
     keys: Lane<Key>,
     pam: Lane<Consultation>,
     directories: Lane<Consultation>,
@@ -110,13 +100,13 @@ pub struct Helper {
 }
 
 impl Helper {
-    /// Nothing runs yet.
-    pub fn new(registry: &Registry) -> io::Result<Self> {
+    /// Nothing runs yet. `resolv_conf` is the setting.
+    pub fn new(registry: &Registry, resolv_conf: &str) -> io::Result<Self> {
         let waker = Arc::new(Waker::new(registry, Token::Waker.into())?);
         let (there, here) = channel();
         Ok(Self {
             replies: Replies { waker, there, here },
-            names: Lane::new("names", MAX_NAMES, 1),
+            resolver: Resolver::new(resolv_conf),
             keys: Lane::new("keys", MAX_KEYS, 1),
             // Not every module of PAM is made for more than one thread.
             pam: Lane::new("PAM logins", MAX_QUESTIONS, 1),
@@ -127,8 +117,39 @@ impl Helper {
 
     /// Asks for the addresses of a host; false if that is not possible now, which is logged.
     #[must_use]
-    pub fn resolve(&mut self, server: ServerKey, host: String) -> bool {
-        self.names.submit(Name { server, host }, &self.replies).is_ok()
+    pub fn resolve(&mut self, host: &str) -> bool {
+        let (resolver, host) = (self.resolver.clone(), host.to_owned());
+        self.look_up(move || {
+            let addresses = resolver.addresses(&host);
+            Input::Resolved { host, addresses }
+        })
+    }
+
+    /// Asks for the serial of a zone; false if that is not possible now, which is logged.
+    #[must_use]
+    pub fn ask_serial(&mut self, zone: &str) -> bool {
+        let (resolver, zone) = (self.resolver.clone(), zone.to_owned());
+        self.look_up(move || {
+            let serial = resolver.serial(&zone);
+            Input::Serial { zone, serial }
+        })
+    }
+
+    fn look_up(&self, find: impl FnOnce() -> Input + Send + 'static) -> bool {
+        let (answers, waker) = (self.replies.there.clone(), Arc::clone(&self.replies.waker));
+        let thread = std::thread::Builder::new();
+        let thread = thread.name("look-up".to_owned()).stack_size(LOOK_UP_STACK_BYTES);
+        let started = thread.spawn(move || {
+            // If the loop has gone, nobody wants to know.
+            if answers.send(find()).is_ok() {
+                let _ = waker.wake();
+            }
+        });
+        if let Err(error) = &started {
+            let why = crate::sys::error_text(error);
+            log::error!("could not start the helper thread for a name: {why}");
+        }
+        started.is_ok()
     }
 
     /// Asks for a key; gives the question back if that is not possible now, which is logged.
@@ -216,39 +237,16 @@ fn work<J: Job>(jobs: &Mutex<Receiver<J>>, answers: &Sender<Input>, waker: &Wake
     }
 }
 
-fn addresses_of(host: &str) -> Vec<IpAddr> {
-    match (host, 0).to_socket_addrs() {
-        Ok(found) => {
-            let mut addresses = Vec::new();
-            for address in found.map(|address| address.ip()) {
-                if !addresses.contains(&address) {
-                    addresses.push(address);
-                }
-            }
-            addresses
-        }
-        // The engine logs it with the words that users know.
-        Err(_) => Vec::new(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::keys::Key as _;
+    use crate::keys::{Key as _, ServerKey};
 
     #[test]
-    fn a_full_queue_refuses_and_leaves_the_other_one_alone() {
+    fn a_full_queue_refuses() {
         let poll = mio::Poll::new().unwrap();
-        let mut helper = Helper::new(poll.registry()).unwrap();
-        // A side thread that is busy with something else.
-        let (jobs, _jobs_there) = sync_channel(MAX_NAMES);
-        helper.names.jobs = Some(jobs);
+        let mut helper = Helper::new(poll.registry(), "").unwrap();
         let server = ServerKey::new(0, 1);
-        for _ in 0..MAX_NAMES {
-            assert!(helper.resolve(server, "localhost".to_string()));
-        }
-        assert!(!helper.resolve(server, "localhost".to_string()));
         let derivation = Derivation::new(b"secret", b"salt", 2);
         helper.derive(Conn::Server(server), derivation.clone()).unwrap();
         let answer = helper.replies.here.recv().unwrap();
@@ -259,6 +257,7 @@ mod tests {
         let ours = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
         let expected = (niceness(&ours) + 5).min(19);
         assert_eq!(niceness(&stat_of_thread("keys")), expected, "others go first");
+        // A side thread that is busy with something else.
         let (jobs, _jobs_there) = sync_channel(1);
         helper.keys.jobs = Some(jobs);
         assert_eq!(helper.derive(Conn::Server(server), derivation.clone()), Ok(()));
@@ -288,11 +287,5 @@ mod tests {
         let late = Consultation { client: ClientKey::new(0, 1), question };
         let Input::Consulted { answer, .. } = late.run() else { panic!("an answer") };
         assert_eq!(answer, Err("nobody waits for the answer any more".to_owned()));
-    }
-
-    #[test]
-    fn literals_and_nonsense() {
-        assert_eq!(addresses_of("127.0.0.1"), ["127.0.0.1".parse::<IpAddr>().unwrap()]);
-        assert_eq!(addresses_of("no such host"), [] as [IpAddr; 0]);
     }
 }

@@ -10,6 +10,7 @@ use socket2::Socket;
 use std::env;
 use std::io;
 use std::ops::Range;
+use std::os::fd::OwnedFd;
 
 /// The first descriptor behind the standard streams.
 const FIRST: i32 = 3;
@@ -51,7 +52,8 @@ pub fn listeners(settings: &Settings) -> Result<Vec<Inherited>, ListenError> {
     descriptors
         .map(|descriptor| {
             log::info!("socket passed from service manager (fd {descriptor})");
-            listener(descriptor, settings).map_err(|error| {
+            let adopted = sys::adopt(descriptor);
+            adopted.and_then(|descriptor| listener(descriptor, settings)).map_err(|error| {
                 log::error!("fd {descriptor}: {}", sys::error_text(&error));
                 ListenError::Inherited(descriptor)
             })
@@ -59,8 +61,9 @@ pub fn listeners(settings: &Settings) -> Result<Vec<Inherited>, ListenError> {
         .collect()
 }
 
-fn listener(descriptor: i32, settings: &Settings) -> io::Result<Inherited> {
-    let socket = Socket::from(sys::adopt(descriptor)?);
+/// Takes one that somebody else has opened.
+pub fn listener(descriptor: OwnedFd, settings: &Settings) -> io::Result<Inherited> {
+    let socket = Socket::from(descriptor);
     socket.set_cloexec(true)?;
     socket.set_nonblocking(true)?;
     let address = socket.local_addr()?;

@@ -15,7 +15,7 @@ use mio::{Interest, Registry};
 use std::fs;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -90,6 +90,28 @@ impl Listeners {
         if self.row.is_empty() { Err(ListenError::Nowhere) } else { Ok(()) }
     }
 
+    /// Takes over the listener of another process; its file is ours from now on.
+    pub fn adopt(
+        &mut self,
+        descriptor: OwnedFd,
+        settings: &Settings,
+        registry: &Registry,
+    ) -> Result<(), ListenError> {
+        let door = match inherit::listener(descriptor, settings).map_err(ListenError::Register)? {
+            Inherited::Tcp(listener) => Door::Tcp {
+                listener,
+                options: TcpOptions::from(settings),
+                is_deferred: settings.tcp_defer_accept.is_on(),
+            },
+            Inherited::Unix(listener) => {
+                let address = listener.local_addr().ok();
+                let file = address.and_then(|at| at.as_pathname().map(PathBuf::from));
+                Door::Unix { listener, file }
+            }
+        };
+        self.add(door, registry)
+    }
+
     fn add(&mut self, mut door: Door, registry: &Registry) -> Result<(), ListenError> {
         let slot = u32::try_from(self.row.len()).expect("a handful of listeners");
         let token = Token::Listener(slot).into();
@@ -121,6 +143,11 @@ impl Listeners {
     /// The socket file stays when we go: somebody else may be using it by then.
     pub fn leave_files(&mut self) {
         self.leaves_files = true;
+    }
+
+    /// From now on the socket file is ours, and goes with us.
+    pub fn own_files(&mut self) {
+        self.leaves_files = false;
     }
 
     /// All of them, for the console.

@@ -4,7 +4,7 @@
 //!   listen ──▶ sockets ◀── connect        token      whose event it is
 //!                │ ▲                      readiness  what is known of a socket
 //!         fill   ▼ │  drain               options    what users may set on one
-//!               pump ◀──▶ heart (engine)  helper     what may block, elsewhere
+//!               pump ◀──▶ heart (engine)  helper     what may block, elsewhere; dns: names
 //!            secured: the same through TLS
 //!                ▲                        signals    the operator's wishes
 //!           event_loop: one turn after the other; inherit: sockets handed to us
@@ -14,6 +14,7 @@
 pub mod bind;
 mod bulk;
 pub mod connect;
+pub mod dns;
 pub mod event_loop;
 pub mod heart;
 pub mod helper;

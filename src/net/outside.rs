@@ -2,7 +2,7 @@
 
 use super::listen::Listeners;
 use super::sockets::Sockets;
-use crate::console::{DnsHost, ListenerFacts, Outside};
+use crate::console::{ListenerFacts, Outside};
 use crate::keys::Conn;
 use std::net::SocketAddr;
 
@@ -25,14 +25,5 @@ impl Outside for Shell<'_> {
 
     fn listeners(&self) -> Vec<ListenerFacts> {
         self.listeners.facts()
-    }
-
-    // Names are looked up anew for each connection: nothing is kept.
-    fn dns_hosts(&self) -> Vec<DnsHost> {
-        Vec::new()
-    }
-
-    fn dns_queries(&self) -> usize {
-        0
     }
 }

@@ -124,9 +124,10 @@ impl House {
 
     /// A client has got its welcome.
     pub fn note_login(&mut self, key: ClientKey, now: Instant) {
-        let client = self.clients.get(key);
-        let pool = client.and_then(|client| self.pools.get_mut(client.pool?));
+        let client = self.clients.get_mut(key);
+        let pool = client.as_ref().and_then(|client| self.pools.get_mut(client.pool?));
         if let (Some(client), Some(pool)) = (client, pool) {
+            client.served_at = now;
             pool.times.login.record(microseconds(client.connected_at, now));
         }
     }

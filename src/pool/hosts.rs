@@ -68,7 +68,8 @@ fn is_of_host(reason: &Reason) -> bool {
 }
 
 impl House {
-    fn is_probed(&self, host: &Failing) -> bool {
+    /// Whether a connection is under way that shows whether it is back.
+    pub fn is_probed(&self, host: &Failing) -> bool {
         let probe = host.probe.and_then(|key| self.servers.get(key));
         probe.is_some_and(|server| {
             matches!(server.state, State::Connecting(_) | State::LoggingIn(_))

@@ -3,7 +3,7 @@
 //! The [`House`] holds all clients, servers and pools. [`queues`] is the one place that moves a
 //! connection from one state to another, [`link`] brings a client and a server together and takes
 //! them apart, [`sizing`] decides when to open another server, [`groups`] counts what limits of
-//! databases and users are about, [`hosts`] knows which of them fail, [`alarms`] when to look at a pool again, [`cancel`] pairs CancelRequests
+//! databases and users are about, [`hosts`] knows which of them fail, [`names`] where those are that have names, [`zones`] when that may have changed, [`alarms`] when to look at a pool again, [`cancel`] pairs CancelRequests
 //! with their targets, [`limits`] says how long what may take, [`watch`] whom to look at next, [`janitor`] whose time is up, [`stats`] counts. [`replication`] whose servers nobody else gets. [`mode`] is what the operator has
 //! ordered for all of it.
 
@@ -16,12 +16,14 @@ pub mod janitor;
 pub mod limits;
 pub mod link;
 pub mod mode;
+pub mod names;
 pub mod queues;
 pub mod replication;
 pub mod sizing;
 pub mod stats;
 pub mod times;
 pub mod watch;
+pub mod zones;
 
 use crate::auth::digest::KEY_BYTES;
 use crate::config::entries::Database;
@@ -40,6 +42,7 @@ use groups::{Groups, Kind};
 use hosts::Hosts;
 use limits::WorkLimits;
 use mode::Mode;
+use names::Names;
 use queues::{Queue, ServerQueues};
 use stats::{Periods, Stats};
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -47,6 +50,7 @@ use std::fmt;
 use std::time::{Duration, Instant};
 use times::Times;
 use watch::Watches;
+use zones::Zones;
 
 /// All connections, and the pools that they belong to.
 pub struct House {
@@ -94,6 +98,10 @@ pub struct House {
     pub groups: Groups,
     /// Hosts that fail.
     pub hosts: Hosts,
+    /// The names of hosts, and their addresses.
+    pub names: Names,
+    /// The zones of those names.
+    pub zones: Zones,
     /// When to look at which pool again.
     pub alarms: Alarms,
     /// When to look at which connection again.
@@ -206,8 +214,6 @@ pub struct Attempts {
     pub retry_at: Option<Instant>,
     /// Which host of a list comes next.
     pub host: usize,
-    /// Which address of a host comes next.
-    pub address: usize,
 }
 
 impl House {
@@ -236,6 +242,8 @@ impl House {
             console_stats: Stats::default(),
             groups: Groups::default(),
             hosts: Hosts::default(),
+            names: Names::default(),
+            zones: Zones::default(),
             alarms: Alarms::default(),
             watches: Watches::default(),
             by_name: HashMap::new(),

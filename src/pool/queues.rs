@@ -120,8 +120,10 @@ pub enum ServerStanding {
     Used,
     /// Works for a client.
     Active,
-    /// Runs the reset query, is tried out, or is being brought back from a client that has gone.
+    /// Runs the reset query, or is tried out: nearly free.
     Tested,
+    /// Is being brought back from a client that has gone, if that can be done.
+    Rescued,
     /// Held back for a cancel.
     Held,
     /// Carries a cancel, or is being connected for that.
@@ -130,7 +132,7 @@ pub enum ServerStanding {
     Leaving,
 }
 
-const STANDINGS: usize = 8;
+const STANDINGS: usize = 9;
 
 /// The servers of one pool, by where they stand. Those that work are only counted: nobody asks who
 /// has worked longest, and they come and go with every query.
@@ -156,8 +158,11 @@ impl ServerQueues {
 
     /// All but those that log in, carry a cancel or are about to be gone.
     pub fn connected(&self) -> usize {
-        use ServerStanding::{Active, Held, Idle, Tested, Used};
-        [Active, Held, Idle, Used, Tested].into_iter().map(|standing| self.count(standing)).sum()
+        use ServerStanding::{Active, Held, Idle, Rescued, Tested, Used};
+        [Active, Held, Idle, Used, Tested, Rescued]
+            .into_iter()
+            .map(|standing| self.count(standing))
+            .sum()
     }
 
     /// All.
@@ -204,9 +209,8 @@ pub fn server_standing(state: &server::State) -> Option<ServerStanding> {
         server::State::Active { .. }
         | server::State::Asking { .. }
         | server::State::Unlinked { .. } => Some(ServerStanding::Active),
-        server::State::Resetting | server::State::Checking { .. } | server::State::Rescuing(_) => {
-            Some(ServerStanding::Tested)
-        }
+        server::State::Resetting | server::State::Checking { .. } => Some(ServerStanding::Tested),
+        server::State::Rescuing(_) => Some(ServerStanding::Rescued),
         server::State::HeldForCancel => Some(ServerStanding::Held),
         server::State::Connecting(server::Purpose::Cancel { .. })
         | server::State::AskingForTls(server::Purpose::Cancel { .. })

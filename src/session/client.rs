@@ -159,7 +159,7 @@ pub struct Client {
     pub connected_at: Instant,
     /// When it last sent something.
     pub spoke_at: Instant,
-    /// When its last server last sent something.
+    /// Since when nothing has been under way for it: its login, or what its last server sent.
     pub served_at: Instant,
     /// How long it may wait for a server at most; zero: as long as it likes.
     pub patience: Duration,

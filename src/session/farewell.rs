@@ -141,6 +141,8 @@ reasons! {
     QUERY_TOO_LONG = Told("query too long");
     /// Terminate, on the console.
     CONSOLE_CLOSE_REQUEST = Silent("close req");
+    /// Somebody on the console takes nothing more.
+    DEAD_ADMIN = Silent("dead admin");
     /// Somebody on the console wants it so.
     ADMIN_DISCONNECT = Told("admin forced disconnect");
     /// `disable_pqexec` is on.

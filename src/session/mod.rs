@@ -11,6 +11,7 @@ pub mod client;
 pub mod client_login;
 pub mod egress;
 pub mod farewell;
+pub mod handover;
 pub mod inbox;
 pub mod line;
 pub mod params;

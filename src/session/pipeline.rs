@@ -9,6 +9,8 @@
 //! The end of a COPY is noted whenever something is owed, for a client may send it before the
 //! CopyInResponse is here. It is owed no reply: if no COPY takes it, it goes unnoticed.
 
+mod packing;
+
 use crate::session::prepared::Statement;
 use crate::wire::backend::Reply;
 use crate::wire::frontend::Request;

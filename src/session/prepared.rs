@@ -5,6 +5,8 @@
 //! that were prepared on it, least recently used first. What a client names and its server does
 //! not have is prepared there ahead of the client's message.
 
+mod packing;
+
 use crate::session::pipeline::Lost;
 use lru::LruCache;
 use std::borrow::Borrow;

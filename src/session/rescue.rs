@@ -10,6 +10,7 @@
 //! What the server says meanwhile is for nobody. A CancelRequest may be under way as long as it
 //! drains, and only then: it must hit nothing else.
 
+use crate::keys::ClientKey;
 use std::time::{Duration, Instant};
 
 /// A query that has not ended so long after it was cancelled is cancelled again: the request may
@@ -22,7 +23,9 @@ pub const MAX_PADDING_BYTES: u64 = 32 * 1024;
 /// See the module's page.
 #[derive(Debug)]
 pub struct Rescue {
-    /// When its client went.
+    /// Who has gone.
+    pub client: ClientKey,
+    /// When.
     pub since: Instant,
     /// How long all of it may take.
     pub limit: Duration,

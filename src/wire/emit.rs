@@ -260,7 +260,10 @@ mod tests {
         );
         let parameters = [("database", "d"), ("user", "u")];
         assert_eq!(
-            written(|ring| startup(ring, parameters.into_iter())),
+            written(|ring| startup(
+                ring,
+                parameters.map(|(name, value)| (name, value.as_bytes())).into_iter()
+            )),
             b"\0\0\0\x1b\0\x03\0\0database\0d\0user\0u\0\0"
         );
         assert_eq!(

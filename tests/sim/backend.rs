@@ -322,6 +322,11 @@ impl Backend {
         }
     }
 
+    /// Whether it ignores everything up to the next Sync.
+    pub(crate) fn is_skipping(&self) -> bool {
+        self.skipping
+    }
+
     pub fn is_busy(&self) -> bool {
         !self.plan.is_empty() || self.copy.is_some()
     }
@@ -333,8 +338,11 @@ impl Backend {
             return;
         }
         assert!(self.exchange != Exchange::Own, "a cancel hit a query of the pooler's own");
-        let client = self.owner.expect("a query has an owner");
-        book.hit(client);
+        // Without an owner it is the pooler that takes something back for one who has gone.
+        let client = self.owner.unwrap_or_default();
+        if self.owner.is_some() {
+            book.hit(client);
+        }
         let text = format!("sim: cancelled c{client} q{}", self.unit);
         self.fail(book, "57014", &text);
     }
@@ -471,6 +479,10 @@ impl Backend {
             return;
         }
         let client = claim.expect("a client's message, written while linked to it");
+        if self.is_poolers(client, bytes, book) {
+            self.on_poolers(bytes, book);
+            return;
+        }
         let unit = book.arrived(client, bytes, self.copy.is_some());
         let is_late_copy = self.copy.is_none() && matches!(bytes[0], b'd' | b'c' | b'f');
         if let Some(owner) = self.owner {
@@ -515,11 +527,16 @@ impl Backend {
     }
 
     fn on_own_query(&mut self, text: &str, claim: Option<usize>, book: &mut Book) {
+        if let (Some(client), "ROLLBACK") = (claim, text) {
+            self.on_rollback(client, book);
+            return;
+        }
         assert!(self.owner.is_none(), "the pooler's query in the middle of a client's: {text}");
         assert!(self.exchange == Exchange::None && self.tx == b'I' && self.copy.is_none());
         self.exchange = Exchange::Own;
         if text == "DISCARD ALL" {
-            assert_eq!(claim, None, "the reset runs when the client has gone");
+            let is_free = claim.is_none_or(|client| book.accounts[client].has_left);
+            assert!(is_free, "the reset runs when the client has gone");
             self.is_reset = true;
             self.statements.clear();
             self.reset_params();

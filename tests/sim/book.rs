@@ -77,6 +77,10 @@ impl Book {
             return account.passed_over.remove(index).unit;
         }
         loop {
+            // A row that its client has not completed ends in nothing.
+            if account.has_left && account.sent.front().is_some_and(|next| is_padded(next, bytes)) {
+                return account.sent.pop_front().expect("just seen").unit;
+            }
             let Some(next) = account.sent.pop_front() else {
                 panic!("client {client} never sent {}", wire::show(bytes));
             };
@@ -95,6 +99,15 @@ impl Book {
         }
     }
 
+    /// Whether this message may be the next of this client.
+    pub fn may_arrive(&self, client: usize, bytes: &[u8], is_copying: bool) -> bool {
+        let account = &self.accounts[client];
+        let may_miss = |entry: &&Entry| matches!(entry.bytes[0], b'd' | b'c' | b'f') && !is_copying;
+        let next = account.sent.iter().find(|entry| entry.bytes == bytes || !may_miss(entry));
+        let is_late = account.passed_over.iter().any(|entry| entry.bytes == bytes);
+        next.is_some_and(|next| next.bytes == bytes) || is_late && !is_copying
+    }
+
     pub fn answered(&mut self, client: usize, unit: u32, bytes: &[u8]) {
         self.accounts[client].expected.push_back(Entry { unit, bytes: bytes.to_vec() });
     }
@@ -109,7 +122,11 @@ impl Book {
     /// A cancel has hit a query of this client.
     pub fn hit(&mut self, client: usize) {
         let is_asked = self.cancels.iter().any(|cancel| cancel.client == client);
-        assert!(is_asked, "a cancel hit client {client}, for whom nobody asked it");
+        // The pooler itself asks for it when the client has gone.
+        assert!(
+            is_asked || self.accounts[client].has_left,
+            "a cancel hit client {client}, for whom nobody asked it"
+        );
         self.cancelled += 1;
     }
 
@@ -117,4 +134,13 @@ impl Book {
         self.serial += 1;
         self.serial
     }
+}
+
+/// Whether this is the beginning of that CopyData, and zeros.
+fn is_padded(entry: &Entry, bytes: &[u8]) -> bool {
+    let common = entry.bytes.iter().zip(bytes).take_while(|(one, other)| one == other).count();
+    bytes[0] == b'd'
+        && entry.bytes.len() == bytes.len()
+        && common > 4
+        && bytes[common..].iter().all(|byte| *byte == 0)
 }

@@ -88,8 +88,8 @@ fn who_is_in_time_is_never_interrupted() {
 
 #[test]
 fn a_server_that_does_not_answer_its_check_costs_nobody_a_query() {
-    let life = Life { connect: 2, check_delay: 1, check_query: "select 1", ..Life::eternal() };
-    let mut world = world(1, Limits::wide(), life);
+    let life = Life { check_delay: 1, check_query: "select 1", ..Life::eternal() };
+    let mut world = world(1, Limits { connect: 2_000, ..Limits::wide() }, life);
     let guest = world.guest();
     world.ask(guest, "rows 1 1");
     world.pass(1_500);

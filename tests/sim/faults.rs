@@ -62,7 +62,8 @@ impl Faults {
     /// told this.
     pub fn excuse(self, text: &str, waited: u64, limits: Limits) -> bool {
         let is_down = self.dials || self.rejects || self.resets || self.shutdowns;
-        let unreachable = is_down || self.hangs || self.leaps;
+        // In a world where everything comes in pieces a login may take two seconds.
+        let unreachable = is_down || self.hangs || self.leaps || limits.connect < 10_000;
         match text {
             "query_wait_timeout" => waited >= limits.query_wait,
             "client_login_timeout" | "client_login_timeout (server down)" => waited >= limits.login,
@@ -94,6 +95,8 @@ pub struct Limits {
     pub idle_transaction: u64,
     pub transaction: u64,
     pub client_idle: u64,
+    /// For opening a server, and for asking it whether it is there.
+    pub connect: u64,
 }
 
 impl Limits {
@@ -106,6 +109,7 @@ impl Limits {
             idle_transaction: 0,
             transaction: 0,
             client_idle: 0,
+            connect: 15_000,
         }
     }
 
@@ -118,6 +122,7 @@ impl Limits {
             idle_transaction: *rng.pick(&[0, 0, 1_000]),
             transaction: *rng.pick(&[0, 0, 0, 20_000]),
             client_idle: *rng.pick(&[0, 0, 0, 10_000]),
+            connect: *rng.pick(&[15_000, 2_000]),
             ..Self::wide()
         }
     }

@@ -15,6 +15,7 @@ mod laws;
 mod params;
 mod prng;
 mod requests;
+mod rescue;
 mod script;
 mod settle;
 mod shell;
@@ -40,6 +41,7 @@ fn number(name: &str) -> Option<u64> {
 struct Seen {
     executed: u64,
     cancelled: u64,
+    rescued: u64,
     /// Why connections ended.
     endings: BTreeMap<String, u64>,
 }
@@ -48,6 +50,7 @@ impl Seen {
     fn add(&mut self, world: &World) {
         self.executed += world.book.executed;
         self.cancelled += world.book.cancelled;
+        self.rescued += world.shell.engine.house().rescues.kept;
         for (_, cause, count) in world.shell.engine.house().endings.iter() {
             *self.endings.entry(cause.to_owned()).or_default() += count;
         }
@@ -100,8 +103,9 @@ fn no_reply_ever_reaches_another_client() {
     for seed in first..first + seeds {
         run(seed, false, &mut seen);
     }
-    let Seen { executed, cancelled, endings } = seen;
+    let Seen { executed, cancelled, rescued, endings } = seen;
     eprintln!("{seeds} seeds: {executed} queries, {cancelled} of them cancelled, {endings:#?}");
+    assert!(rescued > seeds || seeds < SEEDS, "{rescued} servers rescued");
     assert!(executed > 100 * seeds || seeds < 20, "the world is busy");
     for limit in LIMITS {
         assert!(endings.contains_key(limit) || seeds < SEEDS, "nobody has met {limit}");

@@ -21,12 +21,19 @@ const MAX_SERVED: usize = 100_000;
 
 /// A connection that is being opened, or a name that is being looked up.
 pub struct Dial {
-    pub server: ServerKey,
-    /// `None`: a look-up.
-    pub to: Option<ServerAddress>,
+    pub what: Dialled,
     pub fate: Fate,
     /// In so many turns.
     pub turns: usize,
+}
+
+/// What is being found out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Dialled {
+    /// A connection.
+    Server(ServerKey, ServerAddress),
+    /// A look-up.
+    Name(String),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -252,7 +259,9 @@ impl Shell {
             && let Some(backend) = self.backend_of.get(&key)
         {
             let server = self.engine.house().servers.get(key);
-            let client = server.and_then(|server| server.client());
+            // Whose client has gone, speaks in its name, until it is free.
+            let gone = server.and_then(|server| server.rescue()).map(|rescue| rescue.client);
+            let client = server.and_then(|server| server.client()).or(gone);
             let id = client.map(|client| self.ids[&client]);
             let until = self.sockets[socket].written;
             self.backends[*backend].claims.push_back((until, id));
@@ -265,9 +274,10 @@ impl Shell {
         match effect {
             Effect::Connect { server, to } => {
                 self.check_connect(server, &to);
-                self.dial(server, Some(to), rng);
+                self.dial(Dialled::Server(server, to), rng);
             }
-            Effect::Resolve { server, .. } => self.dial(server, None, rng),
+            Effect::Resolve { host } => self.dial(Dialled::Name(host), rng),
+            Effect::AskSerial { .. } => panic!("zones are not watched"),
             Effect::StartTls { .. } => unreachable!("no TLS in this world"),
             Effect::Derive { conn, derivation } => {
                 let turns = if self.is_calm { 0 } else { rng.below(10) };
@@ -291,7 +301,9 @@ impl Shell {
                     self.sockets[socket].is_closed = true;
                 }
                 if let Conn::Server(server) = conn {
-                    self.dials.retain(|dial| dial.server != server || dial.to.is_none());
+                    let is_its =
+                        |dial: &Dial| matches!(dial.what, Dialled::Server(key, _) if key == server);
+                    self.dials.retain(|dial| !is_its(dial));
                 }
                 self.engine.forget(conn);
             }
@@ -329,7 +341,7 @@ impl Shell {
         assert!(is_within || !is_new, "{total} servers, pool_size {limit}");
     }
 
-    fn dial(&mut self, server: ServerKey, to: Option<ServerAddress>, rng: &mut Prng) {
+    fn dial(&mut self, what: Dialled, rng: &mut Prng) {
         let DialFaults { refused_per_mille, hangs_per_mille } = self.dial_faults;
         let fate = if rng.per_mille(refused_per_mille) {
             Fate::Refused
@@ -339,7 +351,12 @@ impl Shell {
             Fate::Good
         };
         let turns = if self.is_calm { 0 } else { rng.below(10) };
-        self.dials.push(Dial { server, to, fate, turns });
+        // A look-up always comes to an end.
+        let (fate, turns) = match (fate, &what) {
+            (Fate::Hangs, Dialled::Name(_)) => (Fate::Refused, 100),
+            as_is => (as_is.0, turns),
+        };
+        self.dials.push(Dial { what, fate, turns });
     }
 
     fn finish_dials(&mut self, rng: &mut Prng) {
@@ -350,17 +367,19 @@ impl Shell {
             .into_iter()
             .partition(|dial| dial.turns == 0 && dial.fate != Fate::Hangs);
         self.dials = open;
-        for Dial { server, to, fate, .. } in done {
-            trace::note(|| format!("dial of {}: {fate:?}", Conn::Server(server)));
+        for Dial { what, fate, .. } in done {
+            trace::note(|| format!("dial of {what:?}: {fate:?}"));
             let good = fate == Fate::Good;
-            match to {
-                None => {
+            match what {
+                Dialled::Name(host) => {
                     let address = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 9));
                     let addresses = if good { vec![address] } else { Vec::new() };
-                    self.tell(Input::Resolved { server, addresses });
+                    self.tell(Input::Resolved { host, addresses });
                 }
-                Some(to) if good => self.connected(server, &to, rng),
-                Some(_) => self.tell(Input::ConnectFailed { server, error: None }),
+                Dialled::Server(server, to) if good => self.connected(server, &to, rng),
+                Dialled::Server(server, _) => {
+                    self.tell(Input::ConnectFailed { server, error: None });
+                }
             }
         }
     }

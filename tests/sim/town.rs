@@ -32,6 +32,8 @@ pub struct Town {
     pub least_servers: u32,
     /// The reset query runs after every transaction, too.
     pub always_resets: bool,
+    /// `server_rescue_timeout`, in seconds.
+    pub rescues_for: u32,
     pub life: Life,
 }
 
@@ -42,8 +44,6 @@ pub struct Life {
     pub lifetime: u32,
     /// 0 is for ever.
     pub unused: u32,
-    /// While they are being opened, or asked whether they are there.
-    pub connect: u32,
     /// Before they are tried out; 0 is each time.
     pub check_delay: u32,
     pub check_query: &'static str,
@@ -59,7 +59,6 @@ impl Life {
         Self {
             lifetime: 1_000_000,
             unused: 0,
-            connect: 15,
             check_delay: 30,
             check_query: "",
             ends_fast: false,
@@ -75,7 +74,6 @@ impl Life {
         Self {
             lifetime: *rng.pick(&[eternal.lifetime, eternal.lifetime, 0, 5, 20]),
             unused: *rng.pick(&[0, 0, 2, 10]),
-            connect: *rng.pick(&[15, 2]),
             check_delay: *rng.pick(&[30, 0, 1, 5]),
             check_query: *rng.pick(&["", "<empty>", "select 1", "fail"]),
             ends_fast: rng.per_mille(500),
@@ -101,6 +99,7 @@ impl Town {
             limits: Limits::wide(),
             round_robin: false,
             always_resets: false,
+            rescues_for: 0,
             most_servers: [0; 2],
             least_servers: 0,
             life: Life::eternal(),
@@ -129,6 +128,7 @@ impl Town {
             most_servers: [*rng.pick(&[0, 0, 1, 3]), *rng.pick(&[0, 0, 2, 3])],
             least_servers: *rng.pick(&[0, 0, 0, 2]),
             life: Life::draw(rng),
+            rescues_for: *rng.pick(&[0, 2, 30]),
         }
     }
 
@@ -147,15 +147,15 @@ impl Town {
 
     /// How long what may take, as settings.
     fn times(&self) -> String {
-        let Life { lifetime, unused, connect, check_delay, check_query, ends_fast, notify } =
-            self.life;
-        let Limits { query, idle_transaction, transaction, client_idle, .. } = self.limits;
+        let Life { lifetime, unused, check_delay, check_query, ends_fast, notify } = self.life;
+        let Limits { query, idle_transaction, transaction, client_idle, connect, .. } = self.limits;
         let seconds = |millis: u64| millis / 1000;
         format!(
             "server_lifetime = {lifetime}\nserver_idle_timeout = {unused}\n\
-             server_connect_timeout = {connect}\nserver_check_delay = {check_delay}\nserver_check_query = {check_query}\n\
+             server_connect_timeout = {}\nserver_check_delay = {check_delay}\nserver_check_query = {check_query}\n\
              server_fast_close = {}\nquery_wait_notify = {notify}\nquery_timeout = {}\n\
              idle_transaction_timeout = {}\ntransaction_timeout = {}\nclient_idle_timeout = {}\n",
+            seconds(connect),
             u8::from(ends_fast),
             seconds(query),
             seconds(idle_transaction),
@@ -183,13 +183,15 @@ impl Town {
              client_tls_sslmode = disable\nmax_prepared_statements = 0\n\
              max_client_conn = 10000\nquery_wait_timeout = {}\n\
              server_round_robin = {}\nserver_reset_query_always = {}\n\
-             max_db_connections = {}\nmax_user_connections = {}\nmin_pool_size = {}\n",
+             max_db_connections = {}\nmax_user_connections = {}\nmin_pool_size = {}\n\
+             server_rescue_timeout = {}\n",
             self.limits.query_wait / 1000,
             u8::from(self.round_robin),
             u8::from(self.always_resets),
             self.most_servers[0],
             self.most_servers[1],
             self.least_servers,
+            self.rescues_for,
         ));
         text.push_str(&self.times());
         let config = Config::parse_text("sim.ini", &text).expect("a good configuration");

@@ -299,7 +299,8 @@ impl World {
                 if let Some(server) =
                     server.filter(|server| !matches!(server.state, State::Leaving))
                 {
-                    let heir = server.client().map(|client| self.shell.ids[&client]);
+                    let gone = server.rescue().map(|rescue| rescue.client);
+                    let heir = server.client().or(gone).map(|client| self.shell.ids[&client]);
                     backend.retired = Some(heir);
                 }
             }
@@ -370,7 +371,8 @@ impl World {
         // Whose connection has ended has had his cancel, or will not get it; unless the server took
         // its time, and nobody waited for it any more.
         let sockets = &self.shell.sockets;
-        if !self.faults.hangs {
+        let is_patient = self.town.limits.connect >= 10_000;
+        if !self.faults.hangs && is_patient {
             self.book.cancels.retain(|cancel| !sockets[cancel.socket].is_closed);
         }
         let held = self.held;

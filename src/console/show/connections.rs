@@ -1,6 +1,7 @@
 //! SHOW CLIENTS, SERVERS, SOCKETS, ACTIVE_SOCKETS and FDS: a row for each connection.
 
 use super::{View, pointer};
+use crate::auth::secret::Kind;
 use crate::config::CONSOLE;
 use crate::console::table::{Cell, Column, Row, Type::Int, Type::Text};
 use crate::keys::{Conn, Key};
@@ -75,7 +76,7 @@ pub fn servers(view: &View<'_>) -> Vec<Conn> {
             ServerStanding::Active => 0,
             ServerStanding::Idle => 1,
             ServerStanding::Used => 2,
-            ServerStanding::Tested => 3,
+            ServerStanding::Tested | ServerStanding::Rescued => 3,
             ServerStanding::Login => 4,
             ServerStanding::Carrier => {
                 if server.is_connecting() {
@@ -105,7 +106,7 @@ pub fn sockets(view: &View<'_>) -> Vec<Conn> {
         ServerStanding::Active => Some(2),
         ServerStanding::Idle => Some(3),
         ServerStanding::Used => Some(4),
-        ServerStanding::Tested => Some(5),
+        ServerStanding::Tested | ServerStanding::Rescued => Some(5),
         ServerStanding::Login => Some(6),
         ServerStanding::Carrier | ServerStanding::Held | ServerStanding::Leaving => None,
     };
@@ -457,6 +458,27 @@ pub fn fd_row(view: &View<'_>, conn: Conn) -> Option<Row> {
     ];
     let names = ["client_encoding", "standard_conforming_strings", "DateStyle", "TimeZone"];
     row.extend(names.map(|name| parameter(index(name))));
-    row.extend([Cell::Null, Cell::Null, Cell::Null]);
+    row.push(Cell::Null);
+    row.extend(scram_keys(view, conn).unwrap_or([Cell::Null, Cell::Null]));
     Some(row)
+}
+
+/// The keys with which a pool's servers are logged in to without a password: for the next process
+/// alone. (PgBouncer shows them to every administrator.)
+fn scram_keys(view: &View<'_>, conn: Conn) -> Option<[Cell; 2]> {
+    let house = view.engine.house();
+    if !view.engine.is_owner(view.asker?) {
+        return None;
+    }
+    let pool = match conn {
+        Conn::Client(key) => house.clients.get(key)?.pool?,
+        Conn::Server(key) => house.servers.get(key)?.pool,
+    };
+    let pool = house.pools.get(pool)?;
+    let client_key = pool.learned.client_key?;
+    let secret = view.engine.access().userlist.secret(&pool.user)?;
+    let Kind::Scram(verifier) = Kind::of(secret.expose()) else {
+        return None;
+    };
+    Some([Cell::Bytes(client_key.to_vec()), Cell::Bytes(verifier.server_key.to_vec())])
 }

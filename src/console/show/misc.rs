@@ -58,9 +58,9 @@ pub fn lists(view: &View<'_>) -> Vec<Row> {
         ("login_clients", house.logging_in.len()),
         ("free_servers", 0),
         ("used_servers", house.servers.len()),
-        ("dns_names", view.outside.dns_hosts().len()),
-        ("dns_zones", 0),
-        ("dns_queries", view.outside.dns_queries()),
+        ("dns_names", house.names.len()),
+        ("dns_zones", super::hosts::zones(view).len()),
+        ("dns_queries", house.names.in_flight()),
         ("dns_pending", 0),
     ];
     rows.map(|(list, items)| vec![list.into(), Cell::count(items)]).to_vec()
@@ -119,24 +119,4 @@ fn is_logging_in(view: &View<'_>, conn: Conn) -> bool {
     };
     let client = view.engine.house().clients.get(key);
     client.is_some_and(|client| client.state == State::LoggingIn)
-}
-
-pub fn dns_hosts(view: &View<'_>) -> Vec<Row> {
-    let mut hosts = view.outside.dns_hosts();
-    hosts.sort_by(|a, b| a.name.cmp(&b.name));
-    let row = |host: crate::console::DnsHost| {
-        let addresses: Vec<String> = host
-            .addresses
-            .iter()
-            .map(|address| std::net::SocketAddr::new(*address, 0).to_string())
-            .collect();
-        let ttl = i64::try_from(host.time_left.as_secs()).unwrap_or(i64::MAX);
-        vec![Cell::text(host.name), Cell::Big(ttl), Cell::text(addresses.join(","))]
-    };
-    hosts.into_iter().map(row).collect()
-}
-
-/// Serials are not watched.
-pub fn dns_zones(_view: &View<'_>) -> Vec<Row> {
-    Vec::new()
 }

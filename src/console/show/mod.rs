@@ -7,6 +7,7 @@
 mod config;
 mod connections;
 mod databases;
+pub(in crate::console) mod hosts;
 mod misc;
 pub(in crate::console) mod own;
 pub(in crate::console) mod pools;
@@ -117,6 +118,8 @@ topics! {
     Histograms = "HISTOGRAMS";
     /// Ours: the buffers.
     Rings = "RINGS";
+    /// Ours: where servers are, and how it is there.
+    Hosts = "HOSTS";
 }
 
 impl Topic {
@@ -135,7 +138,7 @@ impl Topic {
 
     /// Its columns; none: it is no table.
     pub fn columns(self, version: CompatVersion) -> Vec<Column> {
-        use Type::{Big, Int, Numeric, Text};
+        use Type::{Int, Numeric, Text};
         match self {
             Topic::Help => Vec::new(),
             Topic::Config => config::COLUMNS.to_vec(),
@@ -151,8 +154,8 @@ impl Topic {
             Topic::Lists => vec![("list", Text), ("items", Int)],
             Topic::Mem => misc::MEM_COLUMNS.to_vec(),
             Topic::State => vec![("key", Text), ("value", Text)],
-            Topic::DnsHosts => vec![("hostname", Text), ("ttl", Big), ("addrs", Text)],
-            Topic::DnsZones => vec![("zonename", Text), ("serial", Big), ("count", Int)],
+            Topic::DnsHosts => hosts::DNS_HOSTS_COLUMNS.to_vec(),
+            Topic::DnsZones => hosts::DNS_ZONES_COLUMNS.to_vec(),
             Topic::Stats => stats::stats_columns(version),
             Topic::StatsTotals => stats::totals_columns(version),
             Topic::StatsAverages => stats::averages_columns(version),
@@ -162,6 +165,7 @@ impl Topic {
             Topic::Errors => own::ERRORS_COLUMNS.to_vec(),
             Topic::Histograms => own::histogram_columns(),
             Topic::Rings => own::RINGS_COLUMNS.to_vec(),
+            Topic::Hosts => hosts::COLUMNS.to_vec(),
         }
     }
 
@@ -185,8 +189,8 @@ impl Topic {
             Topic::Lists => misc::lists(view),
             Topic::Mem => misc::mem(view),
             Topic::State => misc::state(view),
-            Topic::DnsHosts => misc::dns_hosts(view),
-            Topic::DnsZones => misc::dns_zones(view),
+            Topic::DnsHosts => hosts::dns_hosts(view),
+            Topic::DnsZones => hosts::dns_zones(view),
             Topic::Stats => stats::by_database(view, stats::Which::Both),
             Topic::StatsTotals => stats::by_database(view, stats::Which::Totals),
             Topic::StatsAverages => stats::by_database(view, stats::Which::Averages),
@@ -196,6 +200,7 @@ impl Topic {
             Topic::Errors => own::errors(view),
             Topic::Histograms => own::histograms(view),
             Topic::Rings => own::rings(view),
+            Topic::Hosts => hosts::rows(view),
         })
     }
 
@@ -225,7 +230,7 @@ pub const HELP: &str = "
 \tSHOW FDS|SOCKETS|ACTIVE_SOCKETS|LISTS|MEM|STATE
 \tSHOW DNS_HOSTS|DNS_ZONES
 \tSHOW STATS|STATS_TOTALS|STATS_AVERAGES|TOTALS
-\tSHOW HOLDERS|WAITS|ERRORS|HISTOGRAMS|RINGS
+\tSHOW HOLDERS|WAITS|ERRORS|HISTOGRAMS|RINGS|HOSTS
 \tSET key = arg
 \tRELOAD
 \tPAUSE [<db>]
@@ -256,9 +261,9 @@ mod tests {
 
     #[test]
     fn columns_are_those_of_the_contract() {
-        use Topic::{Errors, Histograms, Holders, Rings, Waits};
+        use Topic::{Errors, Histograms, Holders, Hosts, Rings, Waits};
         for topic in Topic::ALL {
-            if [Holders, Waits, Errors, Histograms, Rings].contains(topic) {
+            if [Holders, Waits, Errors, Histograms, Rings, Hosts].contains(topic) {
                 assert_eq!(contract(*topic), [], "ours alone");
                 continue;
             }

@@ -135,7 +135,7 @@ fn rescued(view: &View<'_>, key: ServerKey, server: &Server) -> Option<(u64, Row
         Cell::text(&pool.user),
         "(nouser)".into(),
         "".into(),
-        "".into(),
+        Cell::text(pointer(Conn::Client(rescue.client))),
         Cell::text(pointer(Conn::Server(key))),
         rescue.step.word().into(),
         Cell::Numeric(held),

@@ -67,7 +67,10 @@ fn row(view: &View<'_>, pool: &Pool) -> Row {
         count(ServerStanding::Held),
         count(ServerStanding::Idle),
         count(ServerStanding::Used),
-        count(ServerStanding::Tested),
+        Cell::count(
+            pool.servers.count(ServerStanding::Tested)
+                + pool.servers.count(ServerStanding::Rescued),
+        ),
         Cell::count(pool.servers.count(ServerStanding::Login) + connecting_carriers(view, pool)),
         Cell::count(usize::try_from(wait.as_secs()).unwrap_or(usize::MAX)),
         Cell::count(wait.subsec_micros() as usize),

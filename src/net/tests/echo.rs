@@ -77,7 +77,7 @@ pub struct Echo {
     pub is_deaf: bool,
     pub accepted: Vec<(ClientKey, ClientAddress, [u8; 8])>,
     pub outcomes: Vec<(ServerKey, Outcome)>,
-    pub resolved: Vec<(ServerKey, Vec<IpAddr>)>,
+    pub resolved: Vec<(String, Vec<IpAddr>)>,
     /// Who was read, in order, with a `None` for each end of a turn.
     pub reads: Vec<Option<Conn>>,
     pub write_failures: usize,
@@ -111,10 +111,8 @@ impl Echo {
         server
     }
 
-    pub fn resolve(&mut self, host: &str) -> ServerKey {
-        let server = self.servers.insert(Peer::new());
-        self.effects.push_back(Effect::Resolve { server, host: host.to_string() });
-        server
+    pub fn resolve(&mut self, host: &str) {
+        self.effects.push_back(Effect::Resolve { host: host.to_string() });
     }
 
     pub fn close(&mut self, conn: Conn) {
@@ -194,7 +192,8 @@ impl Heart for Echo {
                 self.outcomes.push((server, Outcome::Failed(error)));
                 self.close(Conn::Server(server));
             }
-            Input::Resolved { server, addresses } => self.resolved.push((server, addresses)),
+            Input::Resolved { host, addresses } => self.resolved.push((host, addresses)),
+            Input::Serial { .. } => panic!("an echo knows no zones"),
             Input::Consulted { .. } => panic!("nobody else is asked"),
             Input::Tick => {
                 self.last_tick = now;

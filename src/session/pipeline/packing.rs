@@ -1,0 +1,99 @@
+//! A pipeline on its way to another process.
+
+use super::{Action, Doubt, Owed, Pipeline};
+use crate::session::handover::{Packer, Unpacker};
+use crate::session::prepared::Statement;
+use crate::wire::frontend::Request;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+const REQUESTS: [Request; 10] = [
+    Request::Query,
+    Request::FunctionCall,
+    Request::Parse,
+    Request::Bind,
+    Request::Describe,
+    Request::Close,
+    Request::Execute,
+    Request::Sync,
+    Request::CopyDone,
+    Request::CopyFail,
+];
+const ACTIONS: [Action; 3] = [Action::Forward, Action::Swallow, Action::MakeUp];
+const DOUBTS: [Doubt; 3] = [Doubt::None, Doubt::Slight, Doubt::Grave];
+
+impl Pipeline {
+    /// Writes all that there is to know of it.
+    pub fn pack(&self, packer: &mut Packer) {
+        packer.flag(self.copying_in);
+        packer.flag(self.skipping);
+        packer.number(self.doubt as u64);
+        packer.flag(self.answered);
+        packer.flag(self.data_sent);
+        packer.number(self.owed.len() as u64);
+        for owed in &self.owed {
+            packer.number(owed.request as u64);
+            packer.number(owed.action as u64);
+            packer.number(u64::from(owed.serial));
+            // No statement has the number zero.
+            packer.number(owed.statement.as_ref().map_or(0, |statement| statement.id()));
+            packer.flag(owed.is_behind_data);
+        }
+    }
+
+    /// Reads it. `None`: that is none.
+    pub fn unpack(
+        unpacker: &mut Unpacker<'_>,
+        statement: &dyn Fn(u64) -> Option<Arc<Statement>>,
+    ) -> Option<Self> {
+        let (copying_in, skipping) = (unpacker.flag()?, unpacker.flag()?);
+        let doubt = *DOUBTS.get(usize::try_from(unpacker.number()?).ok()?)?;
+        let (answered, data_sent) = (unpacker.flag()?, unpacker.flag()?);
+        let mut owed = VecDeque::new();
+        for _ in 0..unpacker.count()? {
+            let request = *REQUESTS.get(usize::try_from(unpacker.number()?).ok()?)?;
+            let action = *ACTIONS.get(usize::try_from(unpacker.number()?).ok()?)?;
+            let serial = u32::try_from(unpacker.number()?).ok()?;
+            let statement = match unpacker.number()? {
+                0 => None,
+                id => Some(statement(id)?),
+            };
+            let is_behind_data = unpacker.flag()?;
+            owed.push_back(Owed { request, action, serial, statement, is_behind_data });
+        }
+        Some(Self { owed, copying_in, skipping, doubt, answered, data_sent })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tables_name_everything_in_order() {
+        for (index, request) in REQUESTS.iter().enumerate() {
+            assert_eq!(*request as usize, index);
+        }
+        for (index, action) in ACTIONS.iter().enumerate() {
+            assert_eq!(*action as usize, index);
+        }
+        for (index, doubt) in DOUBTS.iter().enumerate() {
+            assert_eq!(*doubt as usize, index);
+        }
+    }
+
+    #[test]
+    fn what_is_owed_arrives_and_nonsense_does_not() {
+        let mut pipeline = Pipeline::default();
+        pipeline.expect(Request::Query, Action::Swallow);
+        pipeline.expect(Request::Parse, Action::Forward);
+        pipeline.expect(Request::Sync, Action::Forward);
+        let mut packer = Packer::default();
+        pipeline.pack(&mut packer);
+        let arrived = Pipeline::unpack(&mut Unpacker(&packer.0), &|_| None).unwrap();
+        assert_eq!(arrived.owed, pipeline.owed);
+        for cut in 0..packer.0.len() {
+            assert!(Pipeline::unpack(&mut Unpacker(&packer.0[..cut]), &|_| None).is_none());
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! Prepared statements on their way to another process.
+
+use super::{ClientStatements, Named, ServerStatements, Statement, Statements};
+use crate::session::handover::{Packer, Unpacker};
+use std::sync::Arc;
+
+impl Statements {
+    /// All of them: number and body.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Statement>> {
+        self.known.iter().map(|known| &known.0)
+    }
+
+    /// Takes a statement under the number that it has on servers. `None`: another has that number.
+    pub fn restore(&mut self, id: u64, body: &[u8]) -> Option<Arc<Statement>> {
+        if id == 0 || self.known.contains(body) {
+            return None;
+        }
+        let statement = Arc::new(Statement { id, body: body.into() });
+        self.known.insert(super::ByBody(statement.clone()));
+        self.last_id = self.last_id.max(id);
+        Some(statement)
+    }
+
+    /// The number that was given out last.
+    pub fn last_id(&self) -> u64 {
+        self.last_id
+    }
+
+    /// From now on only greater numbers are given out: servers may have those before.
+    pub fn continue_from(&mut self, id: u64) {
+        self.last_id = self.last_id.max(id);
+    }
+}
+
+impl ClientStatements {
+    /// Writes all names.
+    pub fn pack(&self, packer: &mut Packer) {
+        packer.number(u64::from(self.last_serial));
+        packer.number(self.names.len() as u64);
+        for (name, named) in &self.names {
+            packer.text(name);
+            packer.number(named.statement.id());
+            packer.number(u64::from(named.serial));
+            packer.flag(named.failed);
+        }
+    }
+
+    /// Reads them.
+    pub fn unpack(
+        unpacker: &mut Unpacker<'_>,
+        statement: &dyn Fn(u64) -> Option<Arc<Statement>>,
+    ) -> Option<Self> {
+        let last_serial = u32::try_from(unpacker.number()?).ok()?;
+        let mut statements = Self { last_serial, ..Self::default() };
+        for _ in 0..unpacker.count()? {
+            let name = unpacker.text()?;
+            let statement = statement(unpacker.number()?)?;
+            let serial = u32::try_from(unpacker.number()?).ok()?;
+            let failed = unpacker.flag()?;
+            statements.names.insert(name.into(), Named { statement, serial, failed });
+        }
+        Some(statements)
+    }
+}
+
+impl ServerStatements {
+    /// Writes all of them, the one that was used longest ago first.
+    pub fn pack(&self, packer: &mut Packer) {
+        packer.number(self.0.len() as u64);
+        for (id, _) in self.0.iter().rev() {
+            packer.number(*id);
+        }
+    }
+
+    /// Reads them.
+    pub fn unpack(
+        unpacker: &mut Unpacker<'_>,
+        statement: &dyn Fn(u64) -> Option<Arc<Statement>>,
+    ) -> Option<Self> {
+        let mut statements = Self::default();
+        for _ in 0..unpacker.count()? {
+            statements.add(statement(unpacker.number()?)?);
+        }
+        Some(statements)
+    }
+}
