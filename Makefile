@@ -25,7 +25,7 @@ run:
 
 # The test runner's own summary is the last thing printed.
 test:
-	@bash etc/need.sh postgresql slapd libpam0g-dev libpam-wrapper
+	@bash etc/need.sh postgresql slapd libpam0g-dev libpam-wrapper prometheus
 	@$(CARGO) fmt --check
 	@$(CARGO) check
 	@$(CARGO) clippy --all-targets --all-features -- -D warnings

@@ -2,6 +2,7 @@
 # Installs the named Debian packages whose programs are missing.
 #
 # usage: need.sh [postgresql] [pgbouncer] [haproxy] [slapd] [libpam0g-dev] [libpam-wrapper]
+#                [prometheus]
 
 set -euo pipefail
 
@@ -11,6 +12,8 @@ present() {
         compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null && return
         command -v pg_config >/dev/null && [ -x "$(pg_config --bindir)/initdb" ]
         ;;
+    # Its promtool judges our metrics.
+    prometheus) command -v promtool >/dev/null ;;
     libpam0g-dev) [ -e /usr/include/security/pam_appl.h ] ;;
     libpam-wrapper) compgen -G '/usr/lib/*/libpam_wrapper.so' >/dev/null ;;
     *) PATH=$PATH:/usr/sbin:/usr/local/sbin command -v "$1" >/dev/null ;;

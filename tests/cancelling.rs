@@ -272,3 +272,27 @@ fn a_cancelled_client_keeps_its_connection() {
     busy.query("COMMIT");
     assert_eq!(client.value("SELECT 'later'"), "later");
 }
+
+/// Who hangs up while waiting leaves the queue at once, not when its turn comes.
+#[test]
+fn who_hangs_up_while_waiting_is_gone_at_once() {
+    let pooler = pooler();
+    let mut busy = pooler.raw("alice");
+    let mut clients: Vec<Raw> = (0..3).map(|_| pooler.raw("alice")).collect();
+    let mut console = pooler
+        .raw_with(common::Startup::v3().param("user", "alice").param("database", "pgbouncer"));
+    busy.query("BEGIN");
+    clients[0].send(&query("SELECT 1"));
+    clients[1].send(&[query("SELECT 2"), raw::terminate()].concat());
+    clients[2].send(&query(&format!("SELECT '{}'", "x".repeat(30_000))));
+    wait_for("the clients to wait", || waiting(&mut console, "3"));
+    drop(clients);
+    wait_for("the clients to be gone", || waiting(&mut console, "0"));
+    // Together with its query, too.
+    pooler.raw("alice").send(&query("SELECT 'in vain'"));
+    wait_for("everybody to be gone", || {
+        waiting(&mut console, "0") && pooler.log().matches("client unexpected eof").count() == 4
+    });
+    assert_eq!(busy.value("SELECT 3"), "3");
+    busy.query("COMMIT");
+}

@@ -164,7 +164,7 @@ fn dashboard_and_alerts_use_names_that_there_are() {
 #[test]
 fn promtool_accepts_the_page_and_the_rules() {
     if Command::new("promtool").arg("--version").output().is_err() {
-        eprintln!("promtool is not installed");
+        eprintln!("SKIPPED, for there is no promtool (`make test` installs it): our page unjudged");
         return;
     }
     let (pooler, lease) = start();

@@ -193,7 +193,12 @@ fn who_waits_for_a_server_still_gets_one() {
 
 #[test]
 fn it_ends_when_nobody_is_left_to_end_it() {
-    let pooler = Pooler::start(|_| ());
+    let pooler = Pooler::start(|ini| {
+        ini.set("stats_users", "carol");
+    });
+    // Who may only look could not end it.
+    let looks = Startup::v3().param("user", "carol").param("database", "pgbouncer");
+    let _onlooker = pooler.raw_with(looks);
     let mut console = admin(&pooler);
     assert_eq!(tag(&mut console, "SUSPEND"), "SUSPEND");
     drop(console);

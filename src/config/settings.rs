@@ -321,6 +321,8 @@ settings! {
     server_login_retry_min: Duration = "0", reload, ours;
     /// How long bringing a server back from a client that broke off may take; 0 closes it.
     server_rescue_timeout: Duration = "0", reload, ours;
+    /// Queries in a row from a client while others wait for its server; 0 is no limit.
+    max_pipeline_depth: i32 = "16", reload, ours;
     /// Where metrics are shown over HTTP: addr:port or the path of a Unix socket.
     metrics_listen: String = "", boot, ours;
 }

@@ -15,7 +15,7 @@ use crate::session::client::{Client, Rules, State, Verdict};
 use crate::session::farewell::Reason;
 use crate::session::pipeline::Action;
 use crate::session::relay;
-use crate::session::server::{Activity, Server};
+use crate::session::server::{Activity, Server, Turn};
 use crate::wire::emit::Full;
 use crate::wire::frame;
 use crate::wire::frontend::{self, Request};
@@ -92,6 +92,7 @@ impl Engine {
         let rules = Rules {
             max_packet_bytes: settings.max_packet_size,
             disable_pqexec: settings.disable_pqexec.is_on(),
+            turn: pool.turn(settings),
             tracks_statements: limit > 0
                 && pool.mode != PoolMode::Session
                 && client.replicator.is_none(),
@@ -179,6 +180,12 @@ impl Engine {
 
     /// A client will send nothing more.
     pub(super) fn client_read_closed(&mut self, key: ClientKey, now: Instant) {
+        if self.console_rights(key).is_some() {
+            // What it has said before it left is still carried out, as a script's last word.
+            self.effects.push_back(Effect::Attend { client: key });
+            self.console_leavers.push((key, false));
+            return;
+        }
         self.close_client(key, Reason::CLIENT_UNEXPECTED_EOF, now);
     }
 
@@ -251,6 +258,16 @@ fn must_wait_for_catch_up(client: &Client, server: &Server) -> bool {
     server.is_catching_up() && !client.parameters_proven
 }
 
+/// Whether others come first: see `Turn`. What belongs to a COPY goes on in any case.
+#[inline]
+fn must_let_others(client: &Client, server: &Server, rules: Rules) -> bool {
+    rules.turn != Turn::Unlimited
+        && server.has_asked_enough(rules.turn)
+        && !client.is_copying_in()
+        && !client.inbox.is_mid_message()
+        && !matches!(client.inbox.peek_tag(), Some(b'd' | b'c' | b'f'))
+}
+
 fn linked_step(client: &mut Client, server: &mut Server, rules: Rules, tools: &mut Tools) -> Step {
     if client.inbox.unjudged() == 0 && !statements::has_collected(client) {
         return Step::Wait;
@@ -259,6 +276,7 @@ fn linked_step(client: &mut Client, server: &mut Server, rules: Rules, tools: &m
         || server.egress.is_full()
         || server.pipeline.is_full()
         || client.egress.is_full()
+        || must_let_others(client, server, rules)
         || !statements::go_on_collecting(client)
         || !relay::rest(&mut client.inbox, Some(&mut server.egress))
     {
@@ -323,13 +341,18 @@ fn pass_on(
         {
             *copying_in = false;
         }
+        if matches!(request, Request::Query | Request::FunctionCall | Request::Sync) {
+            server.asked = server.asked.saturating_add(1);
+        }
         relay::message(&mut client.inbox, &mut server.egress, bytes);
         return bytes;
     }
     let ring = client.inbox.ring().expect("a message lies in a ring");
     let here = ring.stretch(client.inbox.judged());
-    // A Flush comes this way, too.
-    if here.first() == Some(&b'd') {
+    // Flushes come this way, too, and may stand ahead of the data.
+    let flush = [b'H', 0, 0, 0, 4];
+    let first = here.chunks(flush.len()).find(|message| *message != flush);
+    if first.is_some_and(|message| message.first() == Some(&b'd')) {
         server.pipeline.on_copy_data();
     }
     let run = frame::relay_run(here, &frontend::RELAY, rules.max_packet_bytes);

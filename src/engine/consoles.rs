@@ -266,6 +266,19 @@ impl Engine {
         self.close_client(key, reason, now);
     }
 
+    /// Who has gone is closed one turn after that: what it said before has been carried out then.
+    pub(super) fn let_console_leavers_go(&mut self, now: Instant) {
+        let leavers = std::mem::take(&mut self.console_leavers);
+        for (key, was_attended) in leavers {
+            if was_attended {
+                self.close_client(key, Reason::CLIENT_UNEXPECTED_EOF, now);
+            } else {
+                self.console_leavers.push((key, true));
+                self.next_turn = Some(now);
+            }
+        }
+    }
+
     /// Has the console look after a client once more in this turn.
     pub fn attend_again(&mut self, key: ClientKey) {
         self.effects.push_back(Effect::Attend { client: key });

@@ -51,7 +51,7 @@ use crate::pool::House;
 use crate::pool::janitor::Due;
 use crate::pool::mode::Mode;
 use crate::pool::stats::{Averages, Periods};
-use crate::session::client::Client;
+use crate::session::client::{Client, State};
 use crate::session::params::Tracked;
 use crate::session::server::Activity;
 use io::{ClientAddress, Effect, Input};
@@ -89,6 +89,9 @@ pub struct Engine {
     serving: Option<ServerKey>,
     /// Servers that have been told goodbye, and when we close them in any case.
     leaving: VecDeque<(Instant, ServerKey)>,
+    /// Clients of the console that have gone, and whether this turn is not that in which they did:
+    /// the console attends to what they have said at its end.
+    console_leavers: Vec<(ClientKey, bool)>,
     /// A turn is needed by then, for something has been queued outside of one.
     next_turn: Option<Instant>,
     next_trim: Instant,
@@ -115,6 +118,7 @@ impl Engine {
             newcomers: Newcomers::default(),
             serving: None,
             leaving: VecDeque::new(),
+            console_leavers: Vec::new(),
             next_turn: None,
             next_trim: now + TRIM_PERIOD,
         };
@@ -278,6 +282,17 @@ impl Engine {
         }
     }
 
+    /// Whether it is a client that waits for a server: not read, but if it hangs up it waits no
+    /// longer.
+    pub fn minds_hang_up(&self, conn: Conn) -> bool {
+        match conn {
+            Conn::Client(key) => self.house.clients.get(key).is_some_and(|client| {
+                matches!(client.state, State::Waiting { .. } | State::AwaitingWelcome { .. })
+            }),
+            Conn::Server(_) => false,
+        }
+    }
+
     /// Whether there is something to write to its socket.
     pub fn wants_write(&self, conn: Conn) -> bool {
         match conn {
@@ -396,6 +411,7 @@ impl Engine {
         }
         self.see_off(now);
         self.next_turn = None;
+        self.let_console_leavers_go(now);
         if self.house.mode.is_suspended() {
             self.suspend_step(now);
         } else {

@@ -412,7 +412,7 @@ pub(super) fn take_note(server: &mut Server, client: Option<&mut Client>, note: 
             }
         }
         Note::Ready(status) => {
-            server.activity = Activity::after(status);
+            server.note_status(status);
             return server.pipeline.on_ready_for_query();
         }
     }

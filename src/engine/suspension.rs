@@ -16,7 +16,7 @@ use crate::engine::{Engine, statements};
 use crate::keys::{ClientKey, Conn, ServerKey};
 use crate::pool::mode::{Mode, Phase};
 use crate::session::call_off::CallOff;
-use crate::session::client::{self, Client};
+use crate::session::client::{self, Client, Rights};
 use crate::session::farewell::Reason;
 use crate::session::inbox::{Inbox, Rest};
 use crate::session::server::{self, Server};
@@ -84,10 +84,16 @@ impl Engine {
             // Whoever waits for this is answered now.
             self.next_turn = Some(now);
         }
-        if phase == Phase::Quiet && self.house.console_clients == 0 {
+        if phase == Phase::Quiet && !self.has_admin() {
             log::info!("admin disappeared when suspended, doing RESUME");
             self.resume(now);
         }
+    }
+
+    /// Whether somebody is there who can end a suspension: nobody new is let in.
+    fn has_admin(&self) -> bool {
+        let mut clients = self.house.clients.iter();
+        clients.any(|(_, c)| matches!(c.state, client::State::Console { rights: Rights::Admin }))
     }
 
     /// Somebody begins to wait: those who hold servers, and may have been left alone so far, are

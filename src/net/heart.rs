@@ -33,6 +33,10 @@ pub trait Heart {
     fn has_runnable(&self) -> bool;
     /// Whether there is room for what a read would bring.
     fn wants_read(&self, conn: Conn) -> bool;
+    /// Whether it is not read now, and its peer's hanging up is to be told all the same.
+    fn minds_hang_up(&self, _conn: Conn) -> bool {
+        false
+    }
     /// Whether anything waits to be written.
     fn wants_write(&self, conn: Conn) -> bool;
     /// Where to read to; the second slice is empty unless the free space wraps. When this is
@@ -101,6 +105,9 @@ impl Heart for Engine {
     }
     fn wants_read(&self, conn: Conn) -> bool {
         Engine::wants_read(self, conn)
+    }
+    fn minds_hang_up(&self, conn: Conn) -> bool {
+        Engine::minds_hang_up(self, conn)
     }
     fn wants_write(&self, conn: Conn) -> bool {
         Engine::wants_write(self, conn)

@@ -87,7 +87,7 @@ impl Pump {
         {
             connect::finish(server, socket, engine, now);
         }
-        let mut has_more = false;
+        let mut has_more = hung_up(conn, socket, engine, now);
         if socket.latches.may_read() && engine.wants_read(conn) {
             if socket.take_share(self.turn, share) {
                 // Only who got on is served again: a ring that stays full must not keep us here.
@@ -215,6 +215,21 @@ impl Pump {
         self.bulk.note_corked(conn, now);
         result
     }
+}
+
+/// Tells of a peer that is not read, because it waits, and has hung up. Whether that was so.
+pub(super) fn hung_up<E: Heart>(
+    conn: Conn,
+    socket: &mut Socket,
+    engine: &mut E,
+    now: Instant,
+) -> bool {
+    let has_left = socket.latches.is_end_in_sight() && engine.minds_hang_up(conn);
+    if has_left {
+        socket.latches.read_closed();
+        engine.handle(Input::ReadClosed { conn }, now);
+    }
+    has_left
 }
 
 /// A write failed.

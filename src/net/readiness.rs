@@ -69,6 +69,11 @@ impl Latches {
         self.0 & (WRITABLE | WRITE_CLOSED | CONNECTING) == WRITABLE
     }
 
+    /// Whether an event said that the peer has sent its last, and that end has not been read.
+    pub fn is_end_in_sight(self) -> bool {
+        self.0 & (END_IN_SIGHT | READ_CLOSED | CONNECTING) == END_IN_SIGHT
+    }
+
     /// A read brought less than there was room for.
     pub fn short_read(&mut self) {
         if self.0 & END_IN_SIGHT == 0 {

@@ -5,7 +5,7 @@
 //! them takes its time, and nobody else's.
 
 use super::heart::Heart;
-use super::pump::{self, MAX_SLICES, Pump};
+use super::pump::{self, MAX_SLICES, Pump, hung_up};
 use super::sockets::{Found, Socket, Sockets};
 use crate::engine::io::Input;
 use crate::keys::Conn;
@@ -92,7 +92,7 @@ impl Pump {
             let is_open = !socket.latches.is_read_closed();
             socket.latches.may_read() || session.has_unread() && is_open
         };
-        let mut has_more = false;
+        let mut has_more = hung_up(conn, socket, engine, now);
         if may_read(socket, session) && engine.wants_read(conn) {
             if socket.take_share(self.turn, share) {
                 let got_on = self.fill_secured(conn, (socket, session), engine, now);

@@ -2,12 +2,13 @@
 
 use crate::config::Config;
 use crate::config::settings::Settings;
+use crate::config::values::PoolMode;
 use crate::keys::{ClientKey, GroupKey, PoolKey, ServerKey};
 use crate::pool::queues::ServerStanding;
 use crate::pool::{House, Pool};
 use crate::session::client;
 use crate::session::farewell::{MAX_CACHED_BYTES, cut};
-use crate::session::server::{Server, ServerAddress, State};
+use crate::session::server::{Server, ServerAddress, State, Turn};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -271,6 +272,22 @@ impl Pool {
     pub fn is_oversized(&self) -> bool {
         let most = self.size.map(|size| size.saturating_add(self.reserve));
         most.is_some_and(|most| self.servers.connected() > most)
+    }
+
+    /// For how long one of its clients may go on asking one thing after the other.
+    pub fn turn(&self, settings: &Settings) -> Turn {
+        let depth = u32::try_from(settings.max_pipeline_depth).unwrap_or(0);
+        if depth == 0 || self.members <= 1 || self.mode == PoolMode::Session {
+            return Turn::Unlimited;
+        }
+        if self.has_waiting() {
+            return Turn::Shared(depth);
+        }
+        let is_full = self.size.is_some_and(|size| self.servers.total() >= size);
+        match is_full && self.servers.of(ServerStanding::Idle).is_empty() {
+            true => Turn::Window(depth),
+            false => Turn::Unlimited,
+        }
     }
 
     /// Whether a connection may be opened that carries a cancel.

@@ -9,6 +9,7 @@ use crate::session::inbox::Inbox;
 use crate::session::line::Line;
 use crate::session::params::Parameters;
 use crate::session::prepared::ClientStatements;
+use crate::session::server::Turn;
 use crate::wire::frame::{HEADER_BYTES, Header, Peek};
 use crate::wire::frontend::{self, Message, Request};
 use std::time::{Duration, Instant};
@@ -303,6 +304,8 @@ pub struct Rules {
     pub max_packet_bytes: u32,
     /// `disable_pqexec`
     pub disable_pqexec: bool,
+    /// For how long it may go on asking.
+    pub turn: Turn,
     /// Whether prepared statements follow the client: not in session pooling.
     pub tracks_statements: bool,
 }

@@ -89,6 +89,8 @@ pub struct Pipeline {
     answered: bool,
     /// CopyData was sent since the last request.
     data_sent: bool,
+    /// How many of those that are owed end with a ReadyForQuery.
+    rounds: usize,
 }
 
 impl Pipeline {
@@ -105,6 +107,23 @@ impl Pipeline {
     /// How many replies are owed.
     pub fn len(&self) -> usize {
         self.owed.len()
+    }
+
+    /// How many ReadyForQuery are owed.
+    pub fn rounds(&self) -> usize {
+        self.rounds
+    }
+
+    /// Whether the last request was one that ends with a ReadyForQuery, and the client is not in
+    /// the middle of several that belong together.
+    pub fn ends_a_round(&self) -> bool {
+        let is_ended = self.owed.back().is_some_and(|owed| is_copy_end(owed.request));
+        if self.copying_in && !is_ended {
+            return false;
+        }
+        let mut requests = self.owed.iter().rev().map(|owed| owed.request);
+        let last = requests.find(|request| !is_copy_end(*request));
+        last.is_none_or(ends_round)
     }
 
     /// Whether a reply might still come although nothing is owed. Such a server serves nobody else.
@@ -160,6 +179,7 @@ impl Pipeline {
             _ if self.skipping => return,
             _ => {}
         }
+        self.rounds += usize::from(ends_round(owed.request));
         self.owed.push_back(owed);
     }
 
@@ -276,6 +296,7 @@ impl Pipeline {
         let past = past + usize::from(ends);
         let skipped = self.owed.drain(first.min(past)..past);
         let mut lost: Vec<Lost> = skipped.filter_map(|owed| owed.lost(false)).collect();
+        self.count_rounds();
         if !is_simple {
             lost.extend(self.skip_to_sync(false));
         }
@@ -290,6 +311,7 @@ impl Pipeline {
             // Nothing has been said about that query: this is for the Sync in doubt.
             Some(Request::Query) if self.doubt == Doubt::Grave && !was_answered => Action::Forward,
             Some(Request::Query | Request::FunctionCall | Request::Sync) => {
+                self.rounds -= 1;
                 self.owed.pop_front().map_or(Action::Forward, |owed| owed.action)
             }
             _ => Action::Forward,
@@ -311,6 +333,7 @@ impl Pipeline {
             Some(last) => {
                 let is_extended = self.oldest() == Some(Request::Execute);
                 self.owed.drain(first..=last);
+                self.count_rounds();
                 is_extended
             }
             None => false,
@@ -330,7 +353,14 @@ impl Pipeline {
         let sync = self.owed.iter().position(|owed| owed.request == Request::Sync);
         self.skipping = sync.is_none();
         let skipped = self.owed.drain(..sync.unwrap_or(self.owed.len())).enumerate();
-        skipped.filter_map(|(index, owed)| owed.lost(failed && index == 0)).collect()
+        let lost = skipped.filter_map(|(index, owed)| owed.lost(failed && index == 0)).collect();
+        self.count_rounds();
+        lost
+    }
+
+    /// Several have gone at once.
+    fn count_rounds(&mut self) {
+        self.rounds = self.owed.iter().filter(|owed| ends_round(owed.request)).count();
     }
 }
 
@@ -345,6 +375,10 @@ impl Owed {
             }
         })
     }
+}
+
+fn ends_round(request: Request) -> bool {
+    matches!(request, Request::Query | Request::FunctionCall | Request::Sync)
 }
 
 fn is_copy_end(request: Request) -> bool {

@@ -105,6 +105,18 @@ pub enum Purpose {
     },
 }
 
+/// For how long a client that asks one thing after the other may go on. A client is never stopped
+/// in the middle of a transaction, nor between messages that belong together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// As long as it likes.
+    Unlimited,
+    /// Others would have to wait if they came: it has at most so many queries under way.
+    Window(u32),
+    /// Others wait: after so many it gives the server back.
+    Shared(u32),
+}
+
 /// How far the server's last exchange is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Activity {
@@ -146,6 +158,10 @@ pub struct Server {
     pub replicates_for: Option<ClientKey>,
     /// See [`Activity`].
     pub activity: Activity,
+    /// How many queries its client has asked since it got the server.
+    pub asked: u32,
+    /// Whether the last ReadyForQuery was one within a transaction.
+    pub in_transaction: bool,
     /// The key to cancel its queries with.
     pub cancel_key: Vec<u8>,
     /// How many CancelRequests for it have not been sent yet.
@@ -193,6 +209,8 @@ impl Server {
             pool,
             replicates_for: None,
             activity: Activity::Busy,
+            asked: 0,
+            in_transaction: false,
             cancel_key: Vec::new(),
             cancels_waiting: 0,
             cancels_in_flight: 0,
@@ -291,6 +309,28 @@ impl Server {
         self.egress.push_own(rings, |ring| emit::query(ring, sql))
     }
 
+    /// Takes note of what a ReadyForQuery tells.
+    pub fn note_status(&mut self, status: TxStatus) {
+        self.activity = Activity::after(status);
+        self.in_transaction = self.activity == Activity::InTransaction;
+    }
+
+    /// Whether its client has to be content for now with what it has asked: see [`Turn`].
+    pub fn has_asked_enough(&self, turn: Turn) -> bool {
+        let depth = match turn {
+            Turn::Unlimited => return false,
+            Turn::Window(depth) | Turn::Shared(depth) => depth,
+        };
+        if !self.pipeline.ends_a_round() || self.pipeline.may_owe_a_sync() {
+            return false;
+        }
+        let is_over = matches!(turn, Turn::Shared(_))
+            && self.asked >= depth
+            && !self.in_transaction
+            && (self.activity == Activity::Ready || !self.pipeline.is_empty());
+        is_over || self.pipeline.rounds() >= depth as usize
+    }
+
     /// Whether it is sending us its replies to our own query before the client's.
     pub fn is_catching_up(&self) -> bool {
         self.pipeline.is_swallowing()
@@ -334,6 +374,7 @@ impl Server {
                     Some(status) if rules.allows(status) => {
                         self.pipeline.on_ready_for_query();
                         self.activity = Activity::after(status);
+                        self.in_transaction = self.activity == Activity::InTransaction;
                     }
                     _ => break,
                 },

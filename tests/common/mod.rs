@@ -12,6 +12,7 @@
 
 pub mod desk;
 pub mod fake;
+pub mod names;
 pub mod outside;
 pub mod own_postgresql;
 pub mod pooler;

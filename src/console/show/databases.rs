@@ -43,6 +43,15 @@ pub fn rows(view: &View<'_>) -> Vec<Row> {
         // Those made from `*` are known by their pools alone.
         entries.entry(&pool.database.name).or_insert(&pool.database);
     }
+    // And by what the operator has said of them, even if nobody has come yet.
+    let named = house.paused_databases.iter().chain(&house.disabled_databases);
+    let named: Vec<Database> = named
+        .filter(|name| !entries.contains_key(name.as_str()))
+        .filter_map(|name| view.engine.config().auto(name)?.ok())
+        .collect();
+    for entry in &named {
+        entries.entry(&entry.name).or_insert(entry);
+    }
     let mut rows: Vec<(&str, Row)> = entries
         .into_iter()
         .map(|(name, entry)| {

@@ -61,7 +61,9 @@ impl Pipeline {
             let is_behind_data = unpacker.flag()?;
             owed.push_back(Owed { request, action, serial, statement, is_behind_data });
         }
-        Some(Self { owed, copying_in, skipping, doubt, answered, data_sent })
+        let mut read = Self { owed, copying_in, skipping, doubt, answered, data_sent, rounds: 0 };
+        read.count_rounds();
+        Some(read)
     }
 }
 

@@ -1,0 +1,52 @@
+//! A COPY that fails while more is on its way (reliability 13): what the server still owes is owed to
+//! nobody else.
+
+mod common;
+
+use common::desk::Desk;
+use common::fake::one_row;
+use common::raw::{self, message, query};
+
+const READY: &[u8] = b"Z\0\0\0\x05I";
+
+/// Whether PostgreSQL ignores a Sync between the data depends on where it was when the COPY failed.
+/// Until its client leaves, such a server works for nobody else, and then it ends.
+#[test]
+fn a_sync_between_the_data_of_a_failed_copy_keeps_its_server() {
+    for ahead in [vec![], raw::flush(), [raw::flush(), raw::flush()].concat()] {
+        let mut desk = Desk::new(
+            "[databases]\napp = host=127.0.0.1\n\
+             [pgbouncer]\npool_mode = transaction\ndefault_pool_size = 1\n",
+        );
+        let client = desk.client("alice", "app");
+        let server = desk.server();
+        let other = desk.client("alice", "app");
+        for client in [client, other] {
+            desk.take(client);
+        }
+        let copy = [raw::parse("", "COPY t FROM STDIN"), raw::bind("", &[]), raw::execute(0)];
+        let data = [ahead.clone(), raw::copy_data(b"x\n").repeat(3), raw::sync()].concat();
+        let behind = [raw::execute(0), raw::sync(), query("SELECT 'late'")].concat();
+        desk.feed(client, &[copy.concat(), data, behind].concat());
+        desk.feed(other, &query("SELECT 'other'"));
+        assert!(!desk.take(server).is_empty());
+        let error = message(b'E', b"SERROR\0\0");
+        let begun = [message(b'1', b""), message(b'2', b""), message(b'G', &[0, 0, 0])].concat();
+        // Both Syncs are answered, the Execute fails, and then comes what the last query got.
+        let answers = [begun, error.clone(), READY.into(), error, READY.into()].concat();
+        desk.feed(server, &answers);
+        desk.perform();
+        assert_eq!(desk.take(server), b"", "not for the other one");
+        desk.feed(server, &one_row("late"));
+        assert_eq!(desk.take(client), [answers, one_row("late")].concat());
+        assert_eq!(desk.take(server), b"", "it stays");
+        desk.feed(client, &query("SELECT 'more'"));
+        assert_eq!(desk.take(server), query("SELECT 'more'"));
+        desk.feed(server, &one_row("more"));
+        desk.take(client);
+        desk.feed(client, &raw::terminate());
+        assert!(desk.is_closed(server));
+        let fresh = desk.server();
+        assert_eq!(desk.take(fresh), query("SELECT 'other'"));
+    }
+}
