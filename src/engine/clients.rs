@@ -92,7 +92,11 @@ impl Engine {
         let rules = Rules {
             max_packet_bytes: settings.max_packet_size,
             disable_pqexec: settings.disable_pqexec.is_on(),
-            turn: pool.turn(settings),
+            // Who replicates could not give its server back.
+            turn: match client.replicator {
+                None => pool.turn(settings),
+                Some(_) => Turn::Unlimited,
+            },
             tracks_statements: limit > 0
                 && pool.mode != PoolMode::Session
                 && client.replicator.is_none(),
