@@ -92,8 +92,14 @@ impl Engine {
         let rules = Rules {
             max_packet_bytes: settings.max_packet_size,
             disable_pqexec: settings.disable_pqexec.is_on(),
-            turn: pool.turn(settings),
-            tracks_statements: limit > 0 && pool.mode != PoolMode::Session,
+            // Who replicates could not give its server back.
+            turn: match client.replicator {
+                None => pool.turn(settings),
+                Some(_) => Turn::Unlimited,
+            },
+            tracks_statements: limit > 0
+                && pool.mode != PoolMode::Session
+                && client.replicator.is_none(),
         };
         let mut tools = Tools { rings, statements, limit, counters: &mut pool.stats.total, now };
         let server = client.server().and_then(|server| servers.get_mut(server));

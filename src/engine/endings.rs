@@ -20,6 +20,17 @@ use std::time::{Duration, Instant};
 /// whose client has left. Who waits for its place does not wait for that.
 const LEAVE_PATIENCE: Duration = Duration::from_secs(1);
 
+/// Why servers end that are still being opened: these are our own doing, and say nothing about the
+/// server.
+pub(super) const OURS: [Reason; 6] = [
+    Reason::CONNECT_STRING_CHANGED,
+    Reason::DATABASE_REMOVED,
+    Reason::PAUSE_MODE,
+    Reason::UNSAFE_ON_SUSPEND,
+    Reason::SUSPEND_TIMEOUT,
+    Reason::REPLICATION_CLIENT_DISCONNECTED,
+];
+
 /// What becomes of a client's other end when it leaves.
 enum OtherEnd {
     /// There is none.
@@ -118,6 +129,7 @@ impl Engine {
         let carried = self.carried_cancel(key);
         let asker = self.house.servers.get(key).and_then(Server::asker);
         let client = self.house.servers.get(key).and_then(Server::client);
+        let replicator = self.replicator_hurt_by(key, &reason);
         if let Some(client) = client {
             let is_cut_off = self.is_in_mid_reply(client);
             self.house.unlink(key);
@@ -135,6 +147,9 @@ impl Engine {
         }
         if let Some(asker) = asker {
             self.close_client(asker, Reason::CONFIG_ERROR, now);
+        }
+        if let Some(client) = replicator {
+            self.close_client(client, reason.clone(), now);
         }
         if let Some(carried) = carried {
             self.cancel_carrier_ended(carried, &reason, now);
@@ -211,7 +226,10 @@ impl Engine {
             client::State::AwaitingAccount { server: Some(server), .. } => {
                 OtherEnd::Close(server, Reason::CLIENT_LEFT_NOT_READY)
             }
-            _ => OtherEnd::None,
+            _ => match self.house.opened_for(key) {
+                Some(server) => OtherEnd::Close(server, Reason::REPLICATION_CLIENT_DISCONNECTED),
+                None => OtherEnd::None,
+            },
         }
     }
 
@@ -265,15 +283,7 @@ impl Engine {
                 | server::State::StartingTls(Purpose::Serve)
                 | server::State::LoggingIn(_)
         );
-        // These are our own doing, and say nothing about the server.
-        let ours = [
-            Reason::CONNECT_STRING_CHANGED,
-            Reason::DATABASE_REMOVED,
-            Reason::PAUSE_MODE,
-            Reason::UNSAFE_ON_SUSPEND,
-            Reason::SUSPEND_TIMEOUT,
-        ];
-        if was_to_serve && !ours.contains(reason) {
+        if was_to_serve && !OURS.contains(reason) {
             self.house.note_failure(key, reason, &self.config.settings, now);
         }
     }

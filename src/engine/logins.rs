@@ -8,7 +8,7 @@ use crate::config::values::AuthType;
 use crate::engine::Engine;
 use crate::engine::io::Effect;
 use crate::keys::{ClientKey, Conn, PoolKey};
-use crate::pool::{House, client_address};
+use crate::pool::{House, Welcome, client_address};
 use crate::ring::{Ring, Rings};
 use crate::session::client::{Client, ClientAddress, Counted, State};
 use crate::session::client_login::{
@@ -118,6 +118,8 @@ impl Engine {
             // The client holds them from now on: what nobody holds may be collected.
             let unset = self.house.tracked.unset();
             client.parameters = std::mem::replace(&mut startup.parameters, unset);
+            // As PgBouncer: on the console it means nothing.
+            client.replicator = startup.replicator().filter(|_| startup.database != CONSOLE);
         }
         let settings = &self.config.settings;
         let limit = usize::try_from(settings.max_client_conn).unwrap_or(0);
@@ -351,7 +353,7 @@ impl Engine {
         self.house.set_patience(key, &self.config);
         self.tend(pool, now);
         if self.house.pools.get(pool).is_some_and(|pool| pool.welcome.is_some()) {
-            self.welcome(key, pool)?;
+            self.welcome(key, pool, None)?;
             self.house.note_login(key, now);
             self.watch(Conn::Client(key), now);
             return Ok(());
@@ -374,7 +376,7 @@ impl Engine {
                 continue;
             }
             self.house.wait_ends(key, now);
-            match self.welcome(key, pool) {
+            match self.welcome(key, pool, None) {
                 Ok(()) => {
                     self.house.note_login(key, now);
                     self.watch(Conn::Client(key), now);
@@ -385,9 +387,15 @@ impl Engine {
         }
     }
 
-    fn welcome(&mut self, key: ClientKey, pool_key: PoolKey) -> Result<(), Reason> {
+    /// With the words of its pool, or its `own`.
+    pub(super) fn welcome(
+        &mut self,
+        key: ClientKey,
+        pool_key: PoolKey,
+        own: Option<&Welcome>,
+    ) -> Result<(), Reason> {
         let House { clients, pools, rings, values, tracked, .. } = &mut self.house;
-        let welcome = pools.get(pool_key).and_then(|pool| pool.welcome.as_ref());
+        let welcome = own.or(pools.get(pool_key).and_then(|pool| pool.welcome.as_ref()));
         let (Some(client), Some(welcome)) = (clients.get_mut(key), welcome) else {
             return Err(Reason::CONFIG_ERROR);
         };

@@ -5,7 +5,7 @@
 //! [`io`] is its border. [`clients`] and [`servers`] have one function for each thing that can
 //! happen to one, [`consoles`] what
 //! those on the admin console need, [`statements`] what their prepared statements need, `unlinked` is about servers that work for nobody; [`logins`] decides who is let in, `staffing` decides when to open servers, [`openings`] opens them, `naming` finds those that have names, `rescue` brings them back from clients that have gone, [`endings`] is
-//! the one place where a conversation ends. `cancels` takes requests to cancel, [`tls`] starts TLS on
+//! the one place where a conversation ends. `replication` is about clients that replicate, `cancels` takes requests to cancel, [`tls`] starts TLS on
 //! either side. [`operate`] is what the operator does to the house, [`databases`] to a part of it,
 //! [`check`] its laws.
 
@@ -27,6 +27,7 @@ mod newcomers;
 pub mod openings;
 pub mod operate;
 mod proving;
+mod replication;
 mod rescue;
 pub mod servers;
 mod staffing;

@@ -4,6 +4,7 @@ use crate::auth::answer::Credentials;
 use crate::engine::Engine;
 use crate::engine::credentials::credentials;
 use crate::engine::io::{Effect, ServerAddress};
+use crate::engine::replication::replication_words;
 use crate::keys::{ClientKey, Conn, PoolKey, ServerKey};
 use crate::pool::queues::End;
 use crate::pool::sizing::Whereabouts;
@@ -126,19 +127,23 @@ impl Engine {
     pub(super) fn send_startup(&mut self, key: ServerKey, now: Instant) {
         let login = State::LoggingIn(Box::default());
         self.house.set_server_state(key, login, End::Back);
-        let House { servers, pools, rings, .. } = &mut self.house;
+        let House { clients, servers, pools, rings, tracked, values, .. } = &mut self.house;
         let server = servers.get_mut(key).expect("just moved");
         let pool = pools.get(server.pool).expect("a server's pool outlives it");
         let entry = &pool.database;
+        let client = server.replicates_for.and_then(|client| clients.get(client));
+        let words = client.map(|client| replication_words(client, tracked, values));
         let parameters = [
             ("database", Some(entry.dbname.as_str())),
             ("client_encoding", entry.client_encoding.as_deref()),
             ("datestyle", entry.datestyle.as_deref()),
             ("timezone", entry.timezone.as_deref()),
             ("application_name", entry.application_name.as_deref()),
-            ("user", Some(pool.user.as_str())),
         ];
-        let present = parameters.into_iter().filter_map(|(name, value)| Some((name, value?)));
+        let present =
+            parameters.into_iter().filter_map(|(name, value)| Some((name, value?.as_bytes())));
+        let user = ("user", pool.user.as_bytes());
+        let present = present.chain(words.into_iter().flatten()).chain([user]);
         match server.egress.push_own(rings, |ring| emit::startup(ring, present)) {
             Ok(()) => self.make_runnable(Conn::Server(key)),
             Err(emit::Full) => self.close_server(key, Reason::STARTUP_FAILED, now),
@@ -256,8 +261,16 @@ impl Engine {
         server.activity = Activity::Ready;
         server.inbox.tidy(None, rings);
         let pool_key = server.pool;
+        let replicates_for = server.replicates_for;
         let pool = pools.get_mut(pool_key).expect("a server's pool outlives it");
         pool.times.connect.record(microseconds(server.connected_at, now));
+        if let Some(client) = replicates_for {
+            let defaults = server.parameters.clone();
+            self.replication_begins(key, client, Welcome { untracked, defaults }, now);
+            self.staff(pool_key, now);
+            self.tend(pool_key, now);
+            return;
+        }
         if pool.welcome.is_none() {
             let defaults = server.parameters.clone();
             pool.welcome = Some(Welcome { untracked, defaults });
@@ -271,7 +284,12 @@ impl Engine {
     }
 
     pub(super) fn server_login_failed(&mut self, key: ServerKey, failure: Failure, now: Instant) {
-        let pool = self.house.servers.get(key).map(|server| server.pool);
+        let server = self.house.servers.get(key);
+        if server.is_some_and(|server| server.replicates_for.is_some()) {
+            self.replication_refused(key, failure, now);
+            return;
+        }
+        let pool = server.map(|server| server.pool);
         let (reason, told) = match failure {
             Failure::Refused(error) => refusal(error),
             Failure::NotAnswered(refusal) => {

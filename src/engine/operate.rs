@@ -206,6 +206,10 @@ impl Engine {
             State::Idle { .. } | State::Used { .. } => {
                 self.close_server(key, Reason::DATABASE_CHANGED, now);
             }
+            // Its client may never leave.
+            State::Active { .. } if server.replicates_for.is_some() => {
+                self.close_server(key, Reason::DATABASE_CHANGED, now);
+            }
             // In session pooling it need not wait for its client to leave.
             State::Active { .. } => self.house.watch(Conn::Server(key), now),
             // They end when they are done: see `after_work`.

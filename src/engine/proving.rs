@@ -11,7 +11,7 @@ use crate::engine::Engine;
 use crate::keys::ClientKey;
 use crate::pool::House;
 use crate::session::client::{ClientAddress, State};
-use crate::session::client_login::{Goal, Proving, Replication, Step};
+use crate::session::client_login::{Goal, Proving, Step};
 use crate::session::farewell::Reason;
 use crate::session::line::Secured;
 use crate::sys;
@@ -222,17 +222,14 @@ impl Engine {
         user: &str,
         now: Instant,
     ) -> Result<(), Reason> {
-        let (name, pool, replication) = match goal {
+        let (name, pool) = match goal {
             Goal::Console { rights } => return self.enter_console(key, rights),
-            Goal::Database { name, pool, replication } => (name, pool, replication),
+            Goal::Database { name, pool, .. } => (name, pool),
         };
         let Some(pool) = pool else {
             log::info!("{} login failed: db={name} user={user}", self.name_of(key));
             return Err(Reason::no_such_database(&name));
         };
-        if replication != Replication::No {
-            return Err(Reason::Told("replication connections are not built yet"));
-        }
         self.let_in(key, pool, now)
     }
 

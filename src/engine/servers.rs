@@ -90,7 +90,8 @@ impl Engine {
             State::Active { client } => {
                 let client = clients.get_mut(client).expect("links are written at both ends");
                 let pool = pools.get_mut(server.pool).expect("a server's pool outlives it");
-                let forbids_transactions = pool.mode == PoolMode::Statement;
+                let forbids_transactions =
+                    pool.mode == PoolMode::Statement && server.replicates_for.is_none();
                 let rules = Rules { max_packet_bytes, forbids_transactions };
                 let Pool { stats, times, .. } = pool;
                 let counters = &mut stats.total;
@@ -238,6 +239,10 @@ impl Engine {
             self.yield_place(key, now);
             return;
         }
+        if self.house.replicators_waiting > 0 && self.house.makes_way(key) {
+            self.yield_place(key, now);
+            return;
+        }
         self.house.set_server_state(key, State::Idle { since: now }, end);
         let outer = self.serving.replace(key);
         if outer == self.serving {
@@ -262,10 +267,11 @@ impl Engine {
         let House { clients, servers, pools, .. } = &self.house;
         let server = servers.get(key).filter(|s| matches!(s.state, State::Idle { .. }))?;
         let pool = pools.get(server.pool)?;
-        let waiting = pool.waiting.first().and_then(|key| match clients.get(key)?.state {
-            client::State::Waiting { since, .. } => Some((since, Next::Waiting(key))),
-            _ => None,
-        });
+        let waiting =
+            pool.first_waiting(clients, false).and_then(|key| match clients.get(key)?.state {
+                client::State::Waiting { since, .. } => Some((since, Next::Waiting(key))),
+                _ => None,
+            });
         if pool.askers.is_empty() {
             return waiting.map(|(_, next)| next);
         }

@@ -29,8 +29,8 @@ impl Engine {
     pub(super) fn staff(&mut self, key: PoolKey, now: Instant) -> bool {
         self.send_carriers(key, now);
         self.try_out_for_waiting(key, now);
-        let is_needed = self.house.pools.get(key).is_some_and(|pool| !pool.is_cared_for());
-        is_needed && self.try_open(key, Demand::Waiting, now)
+        let demands = self.house.demands(key);
+        demands.into_iter().flatten().any(|demand| self.try_open(key, demand, now))
     }
 
     fn send_carriers(&mut self, key: PoolKey, now: Instant) {
@@ -62,11 +62,16 @@ impl Engine {
                     }
                     self.house.unblock(key);
                     let server = self.open(key, Purpose::Serve, now);
+                    if let (Demand::Replication(client), Some(server)) =
+                        (demand, self.house.servers.get_mut(server))
+                    {
+                        server.replicates_for = Some(client);
+                    }
                     self.dial(server, now);
                     return true;
                 }
                 Opening::Evict(victim) => self.close_server(victim, Reason::EVICTED, now),
-                Opening::Blocked(group) if demand == Demand::Waiting => {
+                Opening::Blocked(group) if demand.is_of_clients() => {
                     self.house.block(key, group);
                     return false;
                 }

@@ -63,6 +63,11 @@ impl House {
             self.set_client_state(client, waiting);
             return Acquired::Queued;
         }
+        if self.clients.get(client).is_some_and(|client| client.replicator.is_some()) {
+            // It gets a server of its own, or none.
+            self.set_client_state(client, waiting);
+            return Acquired::Queued;
+        }
         let Some(server) = pool.servers.of(ServerStanding::Idle).first() else {
             if let Some(cached) = pool.fails_fast() {
                 return Acquired::Failing(Reason::login_failing(cached));
@@ -100,13 +105,20 @@ impl House {
         assert!(client.egress.first_run().is_none(), "a new link begins without runs");
         assert!(!client.egress.has_kept(), "who has not taken its last reply gets no server");
         assert!(server.is_done(), "only a server that owes nothing is handed out");
+        let is_own = server.replicates_for.is_some();
+        assert!(!is_own || server.replicates_for == Some(client_key), "it is another one's own");
         server.has_served = true;
         (server.asked, server.in_transaction) = (0, false);
         let began = client.transaction_since.unwrap_or(client.spoke_at);
         let (wanted, present) = (&client.parameters, &server.parameters);
-        let caught_up =
-            params::catch_up(wanted, present, (tracked, values), (&mut server.egress, rings))
-                .map_err(|_| Reason::INVALID_SERVER_PARAMETER)?;
+        let caught_up = match is_own {
+            // It was opened with the client's parameters, and may understand no SQL.
+            true => 0,
+            false => {
+                params::catch_up(wanted, present, (tracked, values), (&mut server.egress, rings))
+                    .map_err(|_| Reason::INVALID_SERVER_PARAMETER)?
+            }
+        };
         for _ in 0..caught_up {
             server.pipeline.expect(Request::Query, Action::Swallow);
             server.activity = Activity::Busy;
@@ -114,7 +126,7 @@ impl House {
         let active = client::State::Active { server: server_key, copying_in: false };
         let pool = servers.get(server_key).and_then(|server| pools.get_mut(server.pool));
         let pool = pool.expect("a server's pool outlives it");
-        pool.stats.total.assignments += 1;
+        pool.stats.total.assignments += u64::from(!is_own);
         if let Some(at) = pool.limits.shortest().and_then(|limit| began.checked_add(limit)) {
             self.watch(Conn::Server(server_key), at);
         }
@@ -182,7 +194,9 @@ impl House {
     /// back: nothing may be cut off that only the client could complete, and no reply be lost that
     /// somebody is there to read.
     pub fn can_take_back(&self, key: ServerKey, reason: &Reason) -> bool {
-        let server = self.servers.get(key).filter(|server| !server.close_needed);
+        let may_serve_on =
+            |server: &&Server| !server.close_needed && server.replicates_for.is_none();
+        let server = self.servers.get(key).filter(may_serve_on);
         let client = server.and_then(Server::client).and_then(|client| self.clients.get(client));
         let (Some(server), Some(client)) = (server, client) else {
             return false;
@@ -208,6 +222,7 @@ impl House {
         server.is_done()
             && !server.pipeline.may_owe_a_sync()
             && mode != Some(PoolMode::Session)
+            && server.replicates_for.is_none()
             && client
                 .is_some_and(|client| !client.is_copying_in() && !client.inbox.is_mid_message())
     }
@@ -232,6 +247,8 @@ impl House {
             Released::Close(Reason::SERVER_LIFETIME_OVER)
         } else if server.close_needed || server.pipeline.is_uncertain() {
             Released::Close(Reason::CLOSE_NEEDED)
+        } else if server.replicates_for.is_some() {
+            Released::Close(Reason::REPLICATION_CLIENT_CLOSED)
         } else if self.mode.is_paused() || pool.is_some_and(|pool| pool.is_paused) {
             Released::Close(Reason::PAUSE_MODE)
         } else if server.cancels_in_flight > 0 {

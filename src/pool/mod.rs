@@ -4,7 +4,7 @@
 //! connection from one state to another, [`link`] brings a client and a server together and takes
 //! them apart, [`sizing`] decides when to open another server, [`groups`] counts what limits of
 //! databases and users are about, [`hosts`] knows which of them fail, [`names`] where those are that have names, [`zones`] when that may have changed, [`alarms`] when to look at a pool again, [`cancel`] pairs CancelRequests
-//! with their targets, [`limits`] says how long what may take, [`watch`] whom to look at next, [`janitor`] whose time is up, [`stats`] counts. [`mode`] is what the operator has
+//! with their targets, [`limits`] says how long what may take, [`watch`] whom to look at next, [`janitor`] whose time is up, [`stats`] counts. [`replication`] whose servers nobody else gets. [`mode`] is what the operator has
 //! ordered for all of it.
 
 pub mod alarms;
@@ -18,6 +18,7 @@ pub mod link;
 pub mod mode;
 pub mod names;
 pub mod queues;
+pub mod replication;
 pub mod sizing;
 pub mod stats;
 pub mod times;
@@ -75,6 +76,8 @@ pub struct House {
     pub keyring: Keyring,
     /// Clients that are closed at the end of the turn.
     pub closing_clients: usize,
+    /// Clients that wait to replicate, in all pools.
+    pub replicators_waiting: usize,
     /// Databases that the operator has paused by name.
     pub paused_databases: BTreeSet<String>,
     /// Databases that nobody new is let into.
@@ -149,6 +152,8 @@ pub struct Pool {
     pub servers: ServerQueues,
     /// Clients that wait for a server, or for the welcome; longest first.
     pub waiting: Queue<ClientKey>,
+    /// How many of those replicate: each waits for a server of its own.
+    pub replicators_waiting: usize,
     /// Clients of any database that wait for a server of this pool to tell who they are; longest
     /// first.
     pub askers: VecDeque<ClientKey>,
@@ -226,6 +231,7 @@ impl House {
             statements: Statements::default(),
             keyring: Keyring::default(),
             closing_clients: 0,
+            replicators_waiting: 0,
             paused_databases: BTreeSet::new(),
             disabled_databases: BTreeSet::new(),
             console_clients: 0,
@@ -278,6 +284,7 @@ impl House {
             alarm: None,
             servers: ServerQueues::default(),
             waiting: Queue::default(),
+            replicators_waiting: 0,
             askers: VecDeque::new(),
             cancels: Queue::default(),
             own_cancels: VecDeque::new(),

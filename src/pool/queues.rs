@@ -309,7 +309,12 @@ impl House {
             (ClientStanding::LoggingIn, _) => self.logging_in.remove(&mut self.clients, key),
             (ClientStanding::Console, _) => self.console_clients -= 1,
             (ClientStanding::Active, Some(pool)) => pool.active_clients -= 1,
-            (ClientStanding::Waiting, Some(pool)) => pool.waiting.remove(&mut self.clients, key),
+            (ClientStanding::Waiting, Some(pool)) => {
+                pool.waiting.remove(&mut self.clients, key);
+                let is_one = self.clients.get(key).is_some_and(|c| c.replicator.is_some());
+                pool.replicators_waiting -= usize::from(is_one);
+                self.replicators_waiting -= usize::from(is_one);
+            }
             (ClientStanding::CancelDialled, Some(pool)) => {
                 pool.dialled_cancels.remove(&mut self.clients, key);
             }
@@ -321,7 +326,12 @@ impl House {
         let pool = self.clients.get(key).and_then(|client| client.pool);
         match (to, pool.and_then(|pool| self.pools.get_mut(pool))) {
             (ClientStanding::Active, Some(pool)) => pool.active_clients += 1,
-            (ClientStanding::Waiting, Some(pool)) => pool.waiting.push_back(&mut self.clients, key),
+            (ClientStanding::Waiting, Some(pool)) => {
+                pool.waiting.push_back(&mut self.clients, key);
+                let is_one = self.clients.get(key).is_some_and(|c| c.replicator.is_some());
+                pool.replicators_waiting += usize::from(is_one);
+                self.replicators_waiting += usize::from(is_one);
+            }
             (ClientStanding::CancelDialled, Some(pool)) => {
                 pool.dialled_cancels.push_back(&mut self.clients, key);
             }

@@ -37,10 +37,19 @@ pub enum Whereabouts {
 pub enum Demand {
     /// Somebody waits.
     Waiting,
+    /// This client waits, who wants to replicate and needs a server of its own.
+    Replication(ClientKey),
     /// Somebody was turned away because the last login failed: that is the time to try again.
     Refused,
     /// `min_pool_size`. That takes no place from others.
     Upkeep,
+}
+
+impl Demand {
+    /// Whether it is of clients that wait.
+    pub fn is_of_clients(self) -> bool {
+        matches!(self, Demand::Waiting | Demand::Replication(_))
+    }
 }
 
 /// What the house says to that.
@@ -80,7 +89,16 @@ impl House {
         // Without a welcome nobody can log in, so that one connection is worth more than the limit.
         let is_full = pool.size.is_some_and(|size| pool.servers.total() >= size);
         let mut reserve_for = None;
-        if is_full && pool.welcome.is_some() {
+        let is_own = matches!(demand, Demand::Replication(_));
+        if is_full && is_own {
+            // Who is about to leave makes room enough.
+            match self.idle_of(pool) {
+                _ if pool.servers.count(ServerStanding::Leaving) > 0 => return Opening::No,
+                Some(victim) => return Opening::Evict(victim),
+                None => {}
+            }
+        }
+        if is_full && (pool.welcome.is_some() || is_own) {
             match self.reserve_from(pool, demand, &config.settings) {
                 Some((client, at)) if at <= now => reserve_for = Some(client),
                 Some((_, at)) => return Opening::Later(at),
@@ -115,7 +133,7 @@ impl House {
     ) -> Option<(ClientKey, Instant)> {
         let timeout = settings.reserve_pool_timeout;
         let most = pool.size?.saturating_add(pool.reserve);
-        if demand != Demand::Waiting || timeout.is_zero() || pool.servers.total() >= most {
+        if !demand.is_of_clients() || timeout.is_zero() || pool.servers.total() >= most {
             return None;
         }
         let (first, since) = self.first_waiting(pool)?;
@@ -162,7 +180,7 @@ impl House {
         })
     }
 
-    fn longest_idle(&self, servers: &[ServerKey]) -> Option<ServerKey> {
+    pub(super) fn longest_idle(&self, servers: &[ServerKey]) -> Option<ServerKey> {
         let idle = servers.iter().filter_map(|key| match self.servers.get(*key)?.state {
             State::Idle { since } | State::Used { since } => Some((since, *key)),
             _ => None,
@@ -220,7 +238,7 @@ impl Pool {
     /// Whether nobody waits for a server, or all who do will get one that is being reset or tried
     /// out. (Who waits for the welcome is not helped by those.)
     pub fn is_cared_for(&self) -> bool {
-        let waiting = self.waiting.len() + self.askers.len();
+        let waiting = self.waiting.len() - self.replicators_waiting + self.askers.len();
         let coming = self.servers.count(ServerStanding::Tested);
         waiting == 0 || (waiting <= coming && self.welcome.is_some())
     }

@@ -2,7 +2,7 @@
 
 use crate::keys::{ClientKey, PoolKey, ServerKey};
 use crate::session::call_off::CallOff;
-use crate::session::client_login::{Pending, Proving};
+use crate::session::client_login::{Pending, Proving, Replicator};
 use crate::session::egress::Egress;
 use crate::session::farewell::Reason;
 use crate::session::inbox::Inbox;
@@ -138,6 +138,8 @@ pub struct Client {
     pub call_off: CallOff,
     /// Its login, while that waits for something.
     pub login: Option<Box<Pending>>,
+    /// What it wants, if that is to replicate: then a server of its own.
+    pub replicator: Option<Box<Replicator>>,
     /// Its pool, once its database and user are known.
     pub pool: Option<PoolKey>,
     /// What it counts for.
@@ -187,6 +189,7 @@ impl Client {
             statements: None,
             call_off: CallOff::Nothing,
             login: None,
+            replicator: None,
             pool: None,
             counted: Counted::Nowhere,
             on_console: false,

@@ -30,6 +30,15 @@ pub enum Replication {
     Physical,
 }
 
+/// What a client that replicates has asked for: see `engine::replication`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replicator {
+    /// Never [`Replication::No`].
+    pub kind: Replication,
+    /// `options`, as the client wrote them: its server gets the same words.
+    pub options: Option<Box<[u8]>>,
+}
+
 /// What a client asks for.
 #[derive(Debug)]
 pub struct Startup {
@@ -43,6 +52,16 @@ pub struct Startup {
     pub protocol_options: Vec<Vec<u8>>,
     /// Whether it wants to replicate.
     pub replication: Replication,
+    /// `options`, as they are, of who wants to.
+    pub options: Option<Box<[u8]>>,
+}
+
+impl Startup {
+    /// What a client wants that replicates.
+    pub fn replicator(&self) -> Option<Box<Replicator>> {
+        let (kind, options) = (self.replication, self.options.clone());
+        (kind != Replication::No).then(|| Box::new(Replicator { kind, options }))
+    }
 }
 
 /// A login that has to wait before it can go on.
@@ -166,7 +185,7 @@ pub fn read(body: &[u8], rules: &Rules, values: &mut Values) -> Result<Startup, 
     let replication = list.pairs.iter().rev().find(|(name, _)| *name == b"replication");
     let replication = replication.map_or(Replication::No, |(_, value)| replication_of(value));
     let (mut user, mut database) = (&b""[..], &b""[..]);
-    let mut protocol_options = Vec::new();
+    let (mut protocol_options, mut options) = (Vec::new(), None);
     let mut parameters = rules.tracked.unset();
     for (name, value) in &list.pairs {
         match *name {
@@ -176,7 +195,7 @@ pub fn read(body: &[u8], rules: &Rules, values: &mut Values) -> Result<Startup, 
             b"options" if replication == Replication::No => {
                 read_options(value, rules, values, &mut parameters)?;
             }
-            b"options" => {}
+            b"options" => options = Some(Box::from(*value)),
             name if name.starts_with(PROTOCOL_OPTION) => protocol_options.push(name.to_vec()),
             name => match rules.tracked.index_of(name) {
                 Some(index) => parameters.set(index, values.intern(value)),
@@ -201,6 +220,7 @@ pub fn read(body: &[u8], rules: &Rules, values: &mut Values) -> Result<Startup, 
         parameters,
         protocol_options,
         replication,
+        options,
     })
 }
 

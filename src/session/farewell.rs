@@ -253,6 +253,12 @@ reasons! {
     SERVER_LIFETIME_OVER = Told("server lifetime over");
     /// The query that checks it could not be sent, or was not answered.
     TEST_QUERY_FAILED = Told("test query failed");
+    /// It refused to let a client in that wants to replicate.
+    LOGIN_FAILED = Told("login failed");
+    /// Its client, for whom it replicated, has gone.
+    REPLICATION_CLIENT_CLOSED = Told("replication client was closed");
+    /// So it has, while we were logging in.
+    REPLICATION_CLIENT_DISCONNECTED = Told("replication client disconnected");
     /// It is idle, and its place is needed for a server of another pool.
     EVICTED = Told("evicted");
     /// The pool has become smaller.

@@ -154,6 +154,8 @@ pub struct Server {
     pub parameters: Parameters,
     /// Whose it is.
     pub pool: PoolKey,
+    /// The client for whom it replicates. It serves nobody else, before or after.
+    pub replicates_for: Option<ClientKey>,
     /// See [`Activity`].
     pub activity: Activity,
     /// How many queries its client has asked since it got the server.
@@ -205,6 +207,7 @@ impl Server {
             statements: ServerStatements::default(),
             parameters,
             pool,
+            replicates_for: None,
             activity: Activity::Busy,
             asked: 0,
             in_transaction: false,

@@ -214,13 +214,13 @@ pub fn terminate(ring: &mut Ring) -> Result<(), Full> {
 /// StartupMessage of protocol 3.0.
 pub fn startup<'a>(
     ring: &mut Ring,
-    parameters: impl Iterator<Item = (&'a str, &'a str)>,
+    parameters: impl Iterator<Item = (&'a str, &'a [u8])>,
 ) -> Result<(), Full> {
     message(ring, None, |body| {
         body.int(startup::PROTOCOL_3 as i32);
         for (name, value) in parameters {
             body.text(name.as_bytes());
-            body.text(value.as_bytes());
+            body.text(value);
         }
         body.bytes(b"\0");
     })
@@ -260,7 +260,10 @@ mod tests {
         );
         let parameters = [("database", "d"), ("user", "u")];
         assert_eq!(
-            written(|ring| startup(ring, parameters.into_iter())),
+            written(|ring| startup(
+                ring,
+                parameters.map(|(name, value)| (name, value.as_bytes())).into_iter()
+            )),
             b"\0\0\0\x1b\0\x03\0\0database\0d\0user\0u\0\0"
         );
         assert_eq!(

@@ -7,6 +7,7 @@ use crate::console::table::{Cell, Column, Row, Type::Int, Type::Text};
 use crate::keys::{Conn, Key};
 use crate::pool::queues::{ClientStanding, ServerStanding, client_standing, server_standing};
 use crate::session::client::{self, Client, ClientAddress};
+use crate::session::client_login::Replication;
 use crate::session::egress::Egress;
 use crate::session::inbox::{Inbox, Rest};
 use crate::session::line::{Line, Secured};
@@ -155,6 +156,7 @@ struct Facts<'a> {
     letter: &'static str,
     user: &'a str,
     database: &'a str,
+    replication: &'static str,
     state: &'static str,
     /// Remote, then ours.
     ends: [(String, i32); 2],
@@ -181,7 +183,7 @@ pub fn row(view: &View<'_>, conn: Conn, with_buffers: bool) -> Option<Row> {
         facts.letter.into(),
         Cell::text(facts.user),
         Cell::text(facts.database),
-        "none".into(),
+        facts.replication.into(),
         facts.state.into(),
         Cell::text(remote.0),
         Cell::Int(remote.1),
@@ -255,13 +257,14 @@ fn client_facts<'a>(
         letter: "C",
         user: client.user.as_deref().unwrap_or("(nouser)"),
         database: pool.map_or(nowhere, |pool| &pool.database.name),
+        replication: replication(Some(client)),
         state,
         ends: [remote, local_end(view, conn)],
         connected_at: client.connected_at,
         spoke_at: client.spoke_at,
         wait,
         close_needed: false,
-        link: client.server().map(Conn::Server),
+        link: client.server().or_else(|| house.opened_for(key)).map(Conn::Server),
         remote_pid,
         application_name: application_name(view, &client.parameters),
         statements: client.statements.as_ref().map_or(0, |statements| statements.len()),
@@ -270,6 +273,14 @@ fn client_facts<'a>(
         inbox: &client.inbox,
         egress: &client.egress,
     })
+}
+
+fn replication(client: Option<&Client>) -> &'static str {
+    match client.and_then(|client| client.replicator.as_ref()).map(|replicator| replicator.kind) {
+        None | Some(Replication::No) => "none",
+        Some(Replication::Logical) => "logical",
+        Some(Replication::Physical) => "physical",
+    }
 }
 
 fn server_facts<'a>(
@@ -318,6 +329,7 @@ fn server_facts<'a>(
             (("unix".to_owned(), i32::from(pool.database.port)), local_end(view, conn))
         }
     };
+    let own = server.replicates_for.and_then(|key| view.engine.house().clients.get(key));
     let first_four = server.cancel_key.first_chunk::<4>();
     let Conn::Server(key) = conn else {
         return None;
@@ -326,13 +338,14 @@ fn server_facts<'a>(
         letter: "S",
         user: &pool.user,
         database: &pool.database.name,
+        replication: replication(own),
         state,
         ends: [remote, local],
         connected_at: server.connected_at,
         spoke_at: server.spoke_at,
         wait: Duration::ZERO,
         close_needed: server.close_needed,
-        link: server.client().map(Conn::Client),
+        link: server.client().or(server.replicates_for).map(Conn::Client),
         remote_pid: first_four.map_or(0, |bytes| i32::from_be_bytes(*bytes)),
         application_name: application_name(view, &server.parameters),
         statements: server.statements.len(),
