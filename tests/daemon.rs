@@ -209,9 +209,6 @@ fn a_second_process_is_refused() {
     stage.start(&mut command);
     let pid = stage.text("pid");
     stage.refuses(&[], "FATAL unix socket is in use, cannot continue");
-    stage.refuses(&["-R"], "FATAL taking over from a running process is not built yet");
-    let warning = "WARNING Online restart is deprecated, use so_reuseport instead";
-    assert_eq!(messages(&stage.stderr())[0], warning);
     stage.configure("unix_socket_dir =");
     let path = stage.path("pid");
     let exists = format!("FATAL pidfile '{}' exists, another instance running?", path.display());
