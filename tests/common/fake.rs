@@ -60,7 +60,7 @@ impl Drop for FakeServer {
 
 /// One connection from the pooler. Trouble with it is no fault: the pooler may leave at any time.
 pub struct Visit {
-    stream: TcpStream,
+    pub stream: TcpStream,
 }
 
 impl Visit {

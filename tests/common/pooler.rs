@@ -189,6 +189,15 @@ impl Pooler {
         spawn(&self.dir, &self.ini, words)
     }
 
+    /// Starts another process with other settings, which are in force for nobody else. It logs to
+    /// the same file.
+    pub fn start_with(&self, change: impl FnOnce(&mut Ini)) -> Child {
+        let mut ini = self.ini.clone();
+        change(&mut ini);
+        write_files(&self.dir, &ini);
+        spawn(&self.dir, &ini, &[])
+    }
+
     /// Has a new process take over from this one, which ends; how.
     pub fn take_over(&mut self) -> ExitStatus {
         let ups = |pooler: &Pooler| pooler.log().matches("process up: ").count();
