@@ -456,3 +456,18 @@ fn a_server_that_talks_nonsense_harms_nobody() {
     let grown = pooler.resident_bytes().saturating_sub(before);
     assert!(grown < 24 << 20, "{grown} bytes more after {VISITS} visits");
 }
+
+/// Its error is told to the log, and is no reason not to serve.
+#[test]
+fn a_connect_query_that_fails_is_told_to_the_log_alone() {
+    let pooler = Pooler::start(|ini| {
+        let port = Postgres::shared().port;
+        let entry =
+            format!("host=127.0.0.1 port={port} dbname=app connect_query='SELECT nonsense'");
+        ini.database("app", &entry);
+    });
+    assert_eq!(pooler.raw("alice").value("SELECT 42"), "42");
+    let line =
+        "ERROR S: error while executing exec_on_query: ERROR: column \"nonsense\" does not exist";
+    assert!(pooler.log().contains(line), "{}", pooler.log());
+}

@@ -241,7 +241,9 @@ impl Engine {
             }
             ServerLoginEvent::CancelKey(cancel_key) => server.cancel_key = cancel_key,
             ServerLoginEvent::ConnectQueryFailed(error) => {
-                log::error!("S: error while executing exec_on_query: {error}");
+                let ErrorFields { severity, message, .. } = error;
+                let [severity, message] = [severity, message].map(Option::unwrap_or_default);
+                log::error!("S: error while executing exec_on_query: {severity}: {message}");
             }
             ServerLoginEvent::SendConnectQuery => {
                 let entry = pools.get(server.pool).map(|pool| &pool.database);
