@@ -28,6 +28,8 @@ impl House {
                 ini.set(name, value);
             }
         });
+        // It accepts over TCP a moment before its socket file and its pid file are there.
+        wait_for("the pooler to be up", || pooler.log().contains("process up"));
         House { pooler, dir }
     }
 
@@ -191,7 +193,6 @@ fn keys_for_cancelling_stay_good() {
 #[test]
 fn without_an_old_process_it_is_an_ordinary_start() {
     let mut house = House::start("transaction", &[]);
-    wait_for("the old process", || house.pooler.log().contains("process up"));
     house.pooler.signal(libc::SIGKILL);
     house.pooler.wait_for_exit();
     let mut child = house.pooler.start_beside(&["-R"]);
