@@ -4,6 +4,7 @@
 //!
 //! `MODEL_SEED=17` replays one run, `MODEL_RUNS=1000` makes a long one.
 
+#[path = "../common/mod.rs"]
 mod common;
 
 use common::raw::{self, Message, tags};
