@@ -101,7 +101,7 @@ fn the_check_list() {
     let mut waiting = pooler.raw("alice");
     wait_for("it to have a server", || {
         let rows = console(&pooler, "postgres").query("SHOW CLIENTS");
-        rows.iter().any(|row| row.tag == b'D' && row.columns()[15] != "")
+        rows.iter().any(|row| row.tag == b'D' && !row.columns()[15].is_empty())
     });
     waiting.send(&query("SELECT 1"));
     assert!(waiting.is_quiet_for(std::time::Duration::from_millis(100)));
