@@ -25,12 +25,11 @@ pub fn message(
     }
     let length_at = start + u64::from(tag.is_some());
     write(&mut body);
-    let fits = body.fits;
-    let length = i32::try_from(ring.filled() - length_at).map_err(|_| Full)?;
-    if !fits {
+    if !body.fits {
         ring.unfill(start);
         return Err(Full);
     }
+    let length = i32::try_from(ring.filled() - length_at).map_err(|_| Full)?;
     ring.patch(length_at, &length.to_be_bytes());
     Ok(())
 }
