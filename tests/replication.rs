@@ -11,12 +11,9 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 fn postgres() -> OwnPostgres {
-    let settings = "max_wal_senders = 10\nwal_level = logical\nmax_replication_slots = 10\n";
-    let mut postgres = OwnPostgres::start();
-    postgres.configure(settings);
-    postgres.stop();
-    postgres.start_again();
-    postgres
+    OwnPostgres::start_with(
+        "max_wal_senders = 20\nwal_level = logical\nmax_replication_slots = 10\n",
+    )
 }
 
 fn pooler(postgres: &OwnPostgres, change: impl FnOnce(&mut Ini)) -> Pooler {
@@ -92,7 +89,7 @@ fn postgresqls_own_programs_replicate_through_us() {
 
     // Two connections at once: one that carries files, and one that carries WAL meanwhile.
     let base = base.to_str().expect("text");
-    run("pg_basebackup", &["-d", &app, "-D", base, "-X", "stream", "-c", "fast"]);
+    run("pg_basebackup", &["-d", &app, "-D", base, "-X", "stream", "-c", "fast", "-N"]);
     run("pg_verifybackup", &[base]);
 
     let end: String = direct.query_one("SELECT pg_current_wal_lsn()::text", &[]).unwrap().get(0);

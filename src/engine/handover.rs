@@ -12,7 +12,7 @@ use crate::keys::{ClientKey, Conn, ServerKey};
 use crate::pool::queues::End;
 use crate::pool::{House, Learned, Welcome};
 use crate::session::client::{self, Client};
-use crate::session::client_login::Replication;
+use crate::session::client_login::{Replication, Replicator};
 use crate::session::handover::{Packer, Unpacker, VERSION};
 use crate::session::params::{Parameters, Tracked, Values};
 use crate::session::pipeline::Pipeline;
@@ -132,6 +132,7 @@ impl Engine {
         if let Some(statements) = &client.statements {
             statements.pack(&mut packer);
         }
+        pack_replicator(&mut packer, client.replicator.as_deref());
         packer.0
     }
 
@@ -146,6 +147,7 @@ impl Engine {
         pack_age(&mut packer, server.connected_at, now);
         server.statements.pack(&mut packer);
         server.pipeline.pack(&mut packer);
+        packer.flag(server.in_transaction);
         packer.0
     }
 
@@ -222,11 +224,12 @@ impl Engine {
             None => false,
         };
         client.user = Some(passed.user.as_str().into());
+        let replication = client.replicator.as_ref().map_or(Replication::No, |own| own.kind);
         let key = self.house.admit_client(client);
         let login = database.user.as_deref().unwrap_or(&passed.user);
         let pool = self.house.pool(&database, login, &self.config);
         self.house.join_pool(key, pool);
-        self.log_login_attempt(key, &passed.database, &passed.user, Replication::No);
+        self.log_login_attempt(key, &passed.database, &passed.user, replication);
         self.house.set_client_state(key, client::State::Idle);
         self.house.set_patience(key, &self.config);
         self.watch(Conn::Client(key), now);
@@ -270,6 +273,11 @@ impl Engine {
         if !is_free {
             return false;
         }
+        let replicates = one.replicator.is_some();
+        // Who replicates keeps the server that was opened for it, and nobody else ever gets that.
+        if let Some(server) = self.house.servers.get_mut(server) {
+            server.replicates_for = replicates.then_some(client);
+        }
         self.house.set_client_state(client, client::State::Active { server, copying_in });
         self.house.set_server_state(server, server::State::Active { client }, End::Back);
         self.watch(Conn::Server(server), now);
@@ -289,6 +297,27 @@ impl Engine {
             Conn::Server(key) => self.close_server(key, Reason::SERVER_CRASHED, now),
         }
     }
+}
+
+const REPLICATIONS: [Replication; 3] =
+    [Replication::No, Replication::Logical, Replication::Physical];
+
+fn pack_replicator(packer: &mut Packer, replicator: Option<&Replicator>) {
+    packer.number(replicator.map_or(Replication::No, |own| own.kind) as u64);
+    let options = replicator.and_then(|own| own.options.as_deref());
+    packer.flag(options.is_some());
+    packer.text(options.unwrap_or_default());
+}
+
+/// An older process says nothing about it.
+fn unpack_replicator(unpacker: &mut Unpacker<'_>) -> Option<Option<Box<Replicator>>> {
+    if unpacker.0.is_empty() {
+        return Some(None);
+    }
+    let kind = *REPLICATIONS.get(usize::try_from(unpacker.number()?).ok()?)?;
+    let (has_options, options) = (unpacker.flag()?, unpacker.text()?);
+    let options = has_options.then(|| options.into());
+    Some((kind != Replication::No).then(|| Box::new(Replicator { kind, options })))
 }
 
 fn pack_age(packer: &mut Packer, since: Instant, now: Instant) {
@@ -364,6 +393,7 @@ fn unpack_client(
         let statements = ClientStatements::unpack(&mut unpacker, &|id| known.get(&id).cloned())?;
         client.statements = Some(Box::new(statements));
     }
+    client.replicator = unpack_replicator(&mut unpacker)?;
     Some(copying_in)
 }
 
@@ -389,5 +419,9 @@ fn unpack_server(
     server.connected_at = unpack_age(&mut unpacker, now)?;
     server.statements = ServerStatements::unpack(&mut unpacker, &statement)?;
     server.pipeline = Pipeline::unpack(&mut unpacker, &statement)?;
+    server.in_transaction = match unpacker.0.is_empty() {
+        false => unpacker.flag()?,
+        true => server.activity == Activity::InTransaction,
+    };
     Some(())
 }

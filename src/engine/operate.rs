@@ -221,7 +221,7 @@ impl Engine {
             | State::Checking { .. }
             | State::HeldForCancel
             | State::CarryingCancel { .. }
-            | State::Leaving
+            | State::Leaving(_)
             | State::Closing => {}
         }
     }

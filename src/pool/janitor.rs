@@ -273,7 +273,7 @@ impl House {
             State::Asking { .. }
             | State::Unlinked { .. }
             | State::HeldForCancel
-            | State::Leaving
+            | State::Leaving(_)
             | State::Closing => None,
         };
         end.map(|(at, reason)| (at, Fate::End(reason)))

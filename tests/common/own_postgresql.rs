@@ -1,7 +1,7 @@
 //! A PostgreSQL of a test's own, to be stopped, frozen, crashed and started again.
 
-use super::postgresql::bin_dir;
-use super::{Lease, PATIENCE, account, sys, temp_dir, wait_for, wait_for_some};
+use super::postgresql::{bin_dir, lock_dir};
+use super::{Lease, PATIENCE, Postgres, account, sys, temp_dir, wait_for, wait_for_some};
 use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -17,23 +17,24 @@ pub struct OwnPostgres {
 
 impl OwnPostgres {
     pub fn start() -> OwnPostgres {
+        OwnPostgres::start_with("")
+    }
+
+    /// With these lines in its configuration file, which win over ours.
+    pub fn start_with(lines: &str) -> OwnPostgres {
         let root = temp_dir(&std::env::temp_dir(), "ringbouncer-own-postgresql");
         let lease = Lease::take();
         let mut own = OwnPostgres { port: lease.port, root, postmaster: None, _lease: lease };
-        let mut command = own.command("initdb");
-        command.args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]);
-        assert!(
-            command.status().expect("run initdb").success(),
-            "initdb, in {}",
-            own.root.display()
-        );
+        let mut copy = as_account(Command::new("cp"));
+        copy.arg("-a").arg(template()).arg(own.root.join("data"));
+        assert!(copy.status().expect("run cp").success(), "cp, in {}", own.root.display());
         let settings = format!(
             "listen_addresses = '127.0.0.1'\nport = {}\nunix_socket_directories = ''\n\
              max_wal_senders = 0\nwal_level = minimal\nshared_buffers = 16MB\nfsync = off\n\
              autovacuum = off\ntimezone = 'UTC'\nsuperuser_reserved_connections = 0\n",
             own.port
         );
-        own.configure(&settings);
+        own.configure(&(settings + lines));
         own.start_again();
         let mut client = own.client("postgres");
         client.batch_execute("CREATE ROLE alice LOGIN SUPERUSER").expect("a role");
@@ -42,12 +43,8 @@ impl OwnPostgres {
     }
 
     fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(bin_dir().join(program));
+        let mut command = as_account(Command::new(bin_dir().join(program)));
         command.arg("-D").arg(self.root.join("data")).current_dir(&self.root);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        if let Some(account) = account() {
-            command.uid(account.uid).gid(account.gid);
-        }
         command
     }
 
@@ -125,6 +122,34 @@ impl OwnPostgres {
             sys::kill(child.parse().expect("a process id"), signal);
         }
     }
+}
+
+fn as_account(mut command: Command) -> Command {
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).current_dir("/");
+    if let Some(account) = account() {
+        command.uid(account.uid).gid(account.gid);
+    }
+    command
+}
+
+/// A data directory that has never been used: made once in a run of tests, for it takes a second,
+/// and removed with the shared PostgreSQL.
+fn template() -> PathBuf {
+    let template = Postgres::shared().socket_dir.join("template");
+    let lock = fs::File::create(lock_dir().join("template")).expect("create a lock file");
+    sys::lock(&lock, true);
+    if !template.exists() {
+        let partial = template.with_extension("partial");
+        let _ = fs::remove_dir_all(&partial);
+        let mut initdb = as_account(Command::new(bin_dir().join("initdb")));
+        initdb.arg("-D").arg(&partial);
+        initdb.args(["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-sync"]);
+        // Small files of WAL are quickly written, copied and thrown away.
+        initdb.arg("--wal-segsize=1");
+        assert!(initdb.status().expect("run initdb").success(), "initdb in {}", partial.display());
+        fs::rename(&partial, &template).expect("rename the template");
+    }
+    template
 }
 
 impl Drop for OwnPostgres {
