@@ -345,7 +345,7 @@ fn set_option(socket: BorrowedFd<'_>, (level, name): (i32, i32), value: i32) -> 
             size_of::<i32>() as libc::socklen_t,
         )
     };
-    if result.into() < 0i64 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// The number of a group of this name; `None` if there is no such group.
@@ -442,7 +442,7 @@ pub fn limit_open_files(files: u64) -> io::Result<()> {
     let limit = libc::rlimit { rlim_cur: files, rlim_max: files };
     // SAFETY: the pointer is to a local that lives through the call.
     let result = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
-    if result.into() < 0i64 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 #[cfg(test)]
