@@ -17,6 +17,7 @@ use crate::keys::{ClientKey, Conn, ServerKey};
 use crate::pool::stats::Averages;
 use crate::session::line::Secured;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
 
 pub use crate::session::client::ClientAddress;
 pub use crate::session::server::ServerAddress;
@@ -172,6 +173,12 @@ pub enum Effect {
     },
     /// Tell the service manager how busy we are. What was done in the last `stats_period`.
     Report(Averages),
+    /// Say on the socket of this server that nothing more will come, and keep it open: what the other
+    /// side does about it is still of interest.
+    HangUp {
+        /// Whose.
+        server: ServerKey,
+    },
     /// Try once to write what [`super::Engine::outgoing`] still holds, close the socket (if there
     /// is one yet), then call [`super::Engine::forget`]. The only way a connection ends.
     Close {
@@ -194,4 +201,13 @@ pub enum Handshake {
         /// What is asked of it.
         tls: ServerTls,
     },
+}
+
+/// The sooner of two moments, of which either may never come. Each turn asks for many of them.
+pub fn sooner(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, None) => one,
+        (None, other) => other,
+    }
 }

@@ -5,7 +5,7 @@
 //! [`io`] is its border. [`clients`] and [`servers`] have one function for each thing that can
 //! happen to one, [`consoles`] what
 //! those on the admin console need, [`statements`] what their prepared statements need, `unlinked` is about servers that work for nobody; [`logins`] decides who is let in, `staffing` decides when to open servers, [`openings`] opens them, `naming` finds those that have names, `rescue` brings them back from clients that have gone, [`endings`] is
-//! the one place where a conversation ends. `replication` is about clients that replicate, `cancels` takes requests to cancel, [`tls`] starts TLS on
+//! the one place where a conversation ends, `departures` waits for servers that have to leave. `replication` is about clients that replicate, `cancels` takes requests to cancel, [`tls`] starts TLS on
 //! either side. [`operate`] is what the operator does to the house, [`databases`] to a part of it,
 //! [`check`] its laws.
 
@@ -18,6 +18,7 @@ pub mod consoles;
 mod consulting;
 pub mod credentials;
 pub mod databases;
+mod departures;
 pub mod endings;
 pub mod handover;
 pub mod io;
@@ -54,7 +55,7 @@ use crate::pool::stats::{Averages, Periods};
 use crate::session::client::{Client, State};
 use crate::session::params::Tracked;
 use crate::session::server::Activity;
-use io::{ClientAddress, Effect, Input};
+use io::{ClientAddress, Effect, Input, sooner};
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::time::{Duration, Instant};
@@ -203,11 +204,10 @@ impl Engine {
         let watch = self.house.watches.next();
         // No time limit runs while nothing moves.
         let limits = match self.house.mode.is_suspended() {
-            true => [None, self.suspend_deadline()],
-            false => [alarm, [watch, self.house.zones.deadline()].into_iter().flatten().min()],
+            true => self.suspend_deadline(),
+            false => sooner(sooner(alarm, watch), self.house.zones.deadline()),
         };
-        let [first, second] = limits;
-        [self.next_turn, trim, period, first, leaving, second].into_iter().flatten().min()
+        sooner(sooner(self.next_turn, trim), sooner(sooner(period, leaving), limits))
     }
 
     /// A connection that may have work to do: its socket may be read, or written.

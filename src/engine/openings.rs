@@ -41,8 +41,11 @@ impl Engine {
         let server = self.house.servers.get(key).expect("just opened");
         let pool = server.pool;
         let whereabouts = match server.state {
-            // A cancel must reach the very server that runs the query.
-            State::Connecting(Purpose::Cancel { target, .. }) => {
+            // A cancel must reach the very server that runs the query, a probe the one that is asked
+            // about.
+            State::Connecting(
+                Purpose::Cancel { target, .. } | Purpose::Probe { overdue: target },
+            ) => {
                 let target = self.house.servers.get(target);
                 let address = target.and_then(|target| target.address.clone());
                 address.map_or(Whereabouts::Nowhere, Whereabouts::At)
@@ -55,6 +58,7 @@ impl Engine {
             (_, Some(State::Connecting(Purpose::Cancel { target, .. }))) => {
                 servers.get(*target).and_then(|target| target.tls_name.clone())
             }
+            (_, Some(State::Connecting(Purpose::Probe { .. }))) => None,
             (Whereabouts::Named(host), _) => Some(host.as_str().into()),
             (Whereabouts::At(ServerAddress::Tcp(to)), _) => Some(to.ip().to_string().into()),
             (Whereabouts::At(ServerAddress::Unix(_)) | Whereabouts::Nowhere, _) => None,
@@ -110,6 +114,7 @@ impl Engine {
             State::Connecting(purpose @ Purpose::Cancel { .. }) => {
                 self.introduce(key, purpose, now)
             }
+            State::Connecting(purpose @ Purpose::Probe { .. }) => self.probe(key, purpose, now),
             State::Connecting(purpose @ Purpose::Serve) => {
                 if self.config.settings.log_connections.is_on() {
                     let name = self.house.server_name(key);
@@ -258,7 +263,7 @@ impl Engine {
 
     fn server_logged_in(&mut self, key: ServerKey, untracked: Vec<u8>, now: Instant) {
         self.house.note_success(key);
-        let House { servers, pools, rings, .. } = &mut self.house;
+        let House { servers, pools, rings, tracked, values, .. } = &mut self.house;
         let server = servers.get_mut(key).expect("its caller has seen it");
         server.activity = Activity::Ready;
         server.inbox.tidy(None, rings);
@@ -267,15 +272,15 @@ impl Engine {
         let pool = pools.get_mut(pool_key).expect("a server's pool outlives it");
         pool.times.connect.record(microseconds(server.connected_at, now));
         if let Some(client) = replicates_for {
-            let defaults = server.parameters.clone();
-            self.replication_begins(key, client, Welcome { untracked, defaults }, now);
+            let welcome = Welcome::new(untracked, server.parameters.clone(), (tracked, values));
+            self.replication_begins(key, client, welcome, now);
             self.staff(pool_key, now);
             self.tend(pool_key, now);
             return;
         }
         if pool.welcome.is_none() {
             let defaults = server.parameters.clone();
-            pool.welcome = Some(Welcome { untracked, defaults });
+            pool.welcome = Some(Welcome::new(untracked, defaults, (tracked, values)));
         }
         self.welcome_waiting(pool_key, now);
         self.house.set_server_state(key, State::Idle { since: now }, End::Back);

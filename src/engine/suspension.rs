@@ -130,7 +130,7 @@ impl Engine {
             server::State::Idle { .. }
             | server::State::Active { .. }
             | server::State::CarryingCancel { .. }
-            | server::State::Leaving
+            | server::State::Leaving(_)
             | server::State::Closing => false,
             server::State::Connecting(_)
             | server::State::AskingForTls(_)
@@ -187,7 +187,7 @@ impl Engine {
             }
             Conn::Server(key) => {
                 self.house.servers.get(key).map_or(0, |server| match (&server.state, phase) {
-                    (server::State::Leaving, _) | (_, Phase::Clients) => u64::MAX,
+                    (server::State::Leaving(_), _) | (_, Phase::Clients) => u64::MAX,
                     (server::State::CarryingCancel { .. }, Phase::Servers) => u64::MAX,
                     (_, Phase::Servers) => to_boundary(&server.inbox, limit),
                     (_, Phase::Quiet) => 0,
@@ -238,7 +238,7 @@ fn is_server_ready(server: &Server) -> bool {
                 && !server.inbox.is_mid_message()
                 && server.egress.is_empty()
         }
-        server::State::Leaving | server::State::Closing => true,
+        server::State::Leaving(_) | server::State::Closing => true,
         _ => false,
     }
 }

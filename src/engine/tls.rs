@@ -162,6 +162,7 @@ impl Engine {
             Purpose::Cancel { target, .. } => {
                 servers.get(target).is_some_and(|target| target.line.secured().is_some())
             }
+            Purpose::Probe { .. } => false,
             Purpose::Serve => {
                 let database = pools.get(server.pool).map(|pool| &pool.database);
                 let tls = database.map(|database| self.server_tls.of(database));
@@ -189,6 +190,7 @@ impl Engine {
     fn speak(&mut self, key: ServerKey, purpose: Purpose, now: Instant) {
         match purpose {
             Purpose::Cancel { target, requester } => self.send_cancel(key, target, requester, now),
+            Purpose::Probe { .. } => self.probe(key, purpose, now),
             Purpose::Serve => self.send_startup(key, now),
         }
     }
@@ -216,6 +218,10 @@ impl Engine {
             return;
         };
         let purpose = *purpose;
+        if let Purpose::Probe { .. } = purpose {
+            self.close_server(key, Reason::PROBE_ANSWERED, now);
+            return;
+        }
         let has_more = server.inbox.unjudged() > 1;
         let database = pools.get(server.pool).map(|pool| &pool.database);
         let mode = database.map_or(SslMode::Require, |entry| self.server_tls.of(entry).sslmode);

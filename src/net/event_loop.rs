@@ -19,7 +19,7 @@ use super::token::Token;
 use crate::console::metrics::Dialect;
 use crate::console::{Answer, Console, Moment, Order};
 use crate::engine::Engine;
-use crate::engine::io::{Effect, Handshake, Input, ServerAddress};
+use crate::engine::io::{Effect, Handshake, Input, ServerAddress, sooner};
 use crate::keys::{ClientKey, Conn, ServerKey};
 use crate::pool::stats::Averages;
 use crate::sys::error_text;
@@ -211,13 +211,8 @@ impl<E: Heart> EventLoop<E> {
         if must_not_sleep {
             return Some(Duration::ZERO);
         }
-        let deadlines = [
-            self.engine.next_deadline(),
-            self.listeners.deadline(),
-            self.pump.deadline(),
-            self.metrics.deadline(),
-        ];
-        let next = deadlines.into_iter().flatten().min()?;
+        let ours = sooner(self.listeners.deadline(), self.pump.deadline());
+        let next = sooner(self.engine.next_deadline(), sooner(ours, self.metrics.deadline()))?;
         Some(next.saturating_duration_since(self.now))
     }
 
@@ -301,6 +296,11 @@ impl<E: Heart> EventLoop<E> {
                 self.engine.cancel_attendance(&mut self.console, client, self.now);
             }
             Effect::Report(averages) => self.report = Some(averages),
+            Effect::HangUp { server } => {
+                if let Some(socket) = self.sockets.get_mut(Conn::Server(server)) {
+                    socket.stream.shutdown_write();
+                }
+            }
             Effect::Close { conn } => {
                 if let Conn::Client(client) = conn {
                     self.console.forget(client);
