@@ -6,6 +6,7 @@ use crate::engine::cancels::called_off_step;
 use crate::engine::io::Effect;
 use crate::engine::statements::{self, Tools, Trouble};
 use crate::engine::step::{Step, last_step};
+use crate::engine::unnamed;
 use crate::keys::{ClientKey, Conn, ServerKey};
 use crate::pool::House;
 use crate::pool::link::Acquired;
@@ -16,6 +17,7 @@ use crate::session::farewell::Reason;
 use crate::session::pipeline::Action;
 use crate::session::relay;
 use crate::session::server::{Activity, Server, Turn};
+use crate::wire::backend::TxStatus;
 use crate::wire::emit::Full;
 use crate::wire::frame;
 use crate::wire::frontend::{self, Request};
@@ -238,6 +240,12 @@ fn unlinked_step(client: &mut Client, rules: Rules, tools: &mut Tools) -> Step {
                 Err(Full) => Step::Close(Reason::UNEXPECTED_EOF),
             }
         }
+        Verdict::Deallocate { bytes } => {
+            match statements::deallocate(client, (bytes, TxStatus::Idle), tools) {
+                Ok(()) => Step::Next,
+                Err(Full) => Step::Close(Reason::UNEXPECTED_EOF),
+            }
+        }
         Verdict::Named { .. } => {
             tools.counters.request_begins(client, tools.now);
             Step::NeedServer
@@ -310,7 +318,13 @@ fn linked_step(client: &mut Client, server: &mut Server, rules: Rules, tools: &m
             }
             next_unless(statements::named(client, server, (bytes, request), tools), server)
         }
+        Verdict::Deallocate { bytes } => deallocating_step(client, server, bytes, rules, tools),
         Verdict::Relay { bytes, request } => {
+            if rules.tracks_statements
+                && let Err(trouble) = unnamed::meet(client, server, (bytes, request), tools)
+            {
+                return next_unless(Err(trouble), server);
+            }
             let forgets = request == Some(Request::Query)
                 && rules.tracks_statements
                 && !server.statements.is_empty()
@@ -322,6 +336,40 @@ fn linked_step(client: &mut Client, server: &mut Server, rules: Rules, tools: &m
             }
             Step::Next
         }
+    }
+}
+
+/// `DEALLOCATE name` is answered by us, for the server knows the statement under another name, and
+/// keeps it for others. That needs to be known in which transaction it is: so all that was asked
+/// before has to be answered. Whoever sends it between messages that belong together, without a
+/// Sync, might wait for ever so; that goes to the server as it is, and so does what an error or a
+/// COPY makes the server ignore or refuse.
+fn deallocating_step(
+    client: &mut Client,
+    server: &mut Server,
+    bytes: u64,
+    rules: Rules,
+    tools: &mut Tools,
+) -> Step {
+    let pipeline = &server.pipeline;
+    let is_between = !pipeline.is_empty() && pipeline.wants_sync();
+    if is_between || pipeline.is_skipping() || client.is_copying_in() {
+        tools.counters.request_begins(client, tools.now);
+        tools.counters.received_bytes +=
+            pass_on(client, server, bytes, Some(Request::Query), rules);
+        return Step::Next;
+    }
+    if !pipeline.is_empty() {
+        return Step::Wait;
+    }
+    let status = match (server.in_transaction, server.transaction_failed) {
+        (_, true) => TxStatus::Failed,
+        (true, false) => TxStatus::InTransaction,
+        (false, false) => TxStatus::Idle,
+    };
+    match statements::deallocate(client, (bytes, status), tools) {
+        Ok(()) => Step::Next,
+        Err(Full) => Step::Wait,
     }
 }
 

@@ -16,7 +16,9 @@ use crate::session::client_login::{Replication, Replicator};
 use crate::session::handover::{Packer, Unpacker, VERSION};
 use crate::session::params::{Parameters, Tracked, Values};
 use crate::session::pipeline::Pipeline;
-use crate::session::prepared::{ClientStatements, ServerStatements, Statement};
+use crate::session::prepared::{
+    ClientStatements, ServerStatements, Statement, Statements, Unnamed,
+};
 use crate::session::server::{self, Activity, Purpose, Server};
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -133,6 +135,7 @@ impl Engine {
             statements.pack(&mut packer);
         }
         pack_replicator(&mut packer, client.replicator.as_deref());
+        client.unnamed.pack(&mut packer);
         packer.0
     }
 
@@ -148,6 +151,7 @@ impl Engine {
         server.statements.pack(&mut packer);
         server.pipeline.pack(&mut packer);
         packer.flag(server.in_transaction);
+        packer.flag(server.transaction_failed);
         packer.0
     }
 
@@ -216,11 +220,14 @@ impl Engine {
         now: Instant,
     ) -> Option<(ClientKey, bool)> {
         let database = self.entry(&passed.database)?;
-        let House { tracked, values, .. } = &mut self.house;
+        let House { tracked, values, statements, .. } = &mut self.house;
         let parameters = named_parameters(&passed.parameters, (tracked, values));
         let mut client = Client::new(from, passed.cancel.to_be_bytes(), parameters, now);
         let copying_in = match &passed.more {
-            Some(told) => unpack_client(&mut client, told, (tracked, values), known, now)?,
+            Some(told) => {
+                let known = (known, statements);
+                unpack_client(&mut client, told, (tracked, values), known, now)?
+            }
             None => false,
         };
         client.user = Some(passed.user.as_str().into());
@@ -379,7 +386,7 @@ fn unpack_client(
     client: &mut Client,
     told: &[u8],
     names: (&Tracked, &mut Values),
-    known: &HashMap<u64, Arc<Statement>>,
+    (known, all): (&HashMap<u64, Arc<Statement>>, &mut Statements),
     now: Instant,
 ) -> Option<bool> {
     let mut unpacker = Unpacker(told);
@@ -389,11 +396,13 @@ fn unpack_client(
     client.connected_at = unpack_age(&mut unpacker, now)?;
     client.query_since = unpacker.flag()?.then_some(now);
     client.transaction_since = unpacker.flag()?.then_some(now);
+    let statement = |id| known.get(&id).cloned();
     if unpacker.flag()? {
-        let statements = ClientStatements::unpack(&mut unpacker, &|id| known.get(&id).cloned())?;
+        let statements = ClientStatements::unpack(&mut unpacker, &statement, all)?;
         client.statements = Some(Box::new(statements));
     }
     client.replicator = unpack_replicator(&mut unpacker)?;
+    client.unnamed = Unnamed::unpack(&mut unpacker, &statement)?;
     Some(copying_in)
 }
 
@@ -423,5 +432,6 @@ fn unpack_server(
         false => unpacker.flag()?,
         true => server.activity == Activity::InTransaction,
     };
+    server.transaction_failed = !unpacker.0.is_empty() && unpacker.flag()?;
     Some(())
 }

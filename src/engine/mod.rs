@@ -37,6 +37,7 @@ mod step;
 pub mod suspension;
 pub mod tls;
 mod unlinked;
+mod unnamed;
 
 use crate::auth::access::Access;
 use crate::auth::challenge::SaltSource;

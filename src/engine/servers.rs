@@ -394,13 +394,18 @@ pub(super) fn take_note(server: &mut Server, client: Option<&mut Client>, note: 
             return server.pipeline.settle(Reply::Command);
         }
         Note::Error => {
-            let mut statements = client.and_then(|client| client.statements.as_mut());
+            let mut client = client;
             for lost in server.pipeline.on_error() {
                 server.statements.undo(&lost);
-                if let (Lost::Parse { failed_serial: Some(serial), .. }, Some(statements)) =
-                    (&lost, &mut statements)
-                {
-                    statements.take_back(*serial);
+                let Some(client) = client.as_mut() else {
+                    continue;
+                };
+                match (lost, &mut client.statements) {
+                    (Lost::Parse { failed_serial: Some(serial), .. }, Some(statements)) => {
+                        statements.take_back(serial);
+                    }
+                    (Lost::Unnamed { is_ours }, _) => client.unnamed.is_lost(is_ours),
+                    _ => {}
                 }
             }
         }

@@ -11,14 +11,21 @@ use crate::session::pipeline::Action;
 use crate::session::prepared::{Statement, Statements};
 use crate::session::relay;
 use crate::session::server::{Activity, Server};
+use crate::wire::backend::TxStatus;
 use crate::wire::emit::{self, Full};
 use crate::wire::frame::HEADER_BYTES;
 use crate::wire::frontend::{self, Request};
+use crate::wire::sqlstate::IN_FAILED_TRANSACTION;
 use std::sync::Arc;
 use std::time::Instant;
 
 /// No Close of ours is longer.
 const CLOSE_BYTES: usize = 64;
+/// Nor any answer to a `DEALLOCATE`.
+const DEALLOCATED_BYTES: usize = 128;
+/// What PostgreSQL says to everything in a transaction that has failed.
+const ABORTED: &[u8] =
+    b"current transaction is aborted, commands ignored until end of transaction block";
 
 /// What the work on statements needs besides the two ends.
 pub(super) struct Tools<'a> {
@@ -134,6 +141,35 @@ pub(super) fn close(client: &mut Client, bytes: u64) {
     client.inbox.skip(bytes);
 }
 
+/// `DEALLOCATE name`, of a name that we follow, in a transaction of this status: what PostgreSQL
+/// would answer if it knew the name.
+pub(super) fn deallocate(
+    client: &mut Client,
+    (bytes, status): (u64, TxStatus),
+    tools: &mut Tools,
+) -> Result<(), Full> {
+    if !client.egress.has_own_room(DEALLOCATED_BYTES) {
+        return Err(Full);
+    }
+    client.unnamed.kept = None;
+    client.egress.push_own(tools.rings, |ring| {
+        match status {
+            TxStatus::Failed => emit::error(ring, IN_FAILED_TRANSACTION, ABORTED)?,
+            _ => emit::message(ring, Some(b'C'), |body| body.text(b"DEALLOCATE"))?,
+        }
+        emit::ready_for_query(ring, status)
+    })?;
+    if status != TxStatus::Failed
+        && let Some(name) = client.deallocated_name(bytes)
+        && let Some(statements) = &mut client.statements
+    {
+        statements.close(&name);
+    }
+    client.inbox.skip(bytes);
+    tools.counters.received_bytes += bytes;
+    Ok(())
+}
+
 /// Sends the made-up replies whose turn has come. `false`: for some of them there is no room.
 pub(super) fn emit_made_up(client: &mut Client, server: &mut Server, rings: &mut Rings) -> bool {
     while !client.egress.is_full() {
@@ -173,13 +209,14 @@ fn parse(
         log::error!("prepared statement '{}' was already prepared", String::from_utf8_lossy(name));
         return closes(Reason::STATEMENT_NAME_IN_USE);
     }
-    let statement = tools.statements.intern(rest);
+    let naming = tools.statements.name(name, rest);
+    let statement = naming.statement().clone();
     let is_there = server.statements.has(&statement);
     if !is_there {
         send_parse(server, &statement, tools)?;
     }
     tools.counters.client_parses += 1;
-    let serial = statements.give(name, statement.clone()).expect("seen to be free");
+    let serial = statements.give(naming).expect("seen to be free");
     if is_there {
         server.pipeline.expect_statement(Request::Parse, Action::MakeUp, serial, statement);
         emit_made_up(client, server, tools.rings);

@@ -108,7 +108,9 @@ impl House {
         let is_own = server.replicates_for.is_some();
         assert!(!is_own || server.replicates_for == Some(client_key), "it is another one's own");
         server.has_served = true;
+        client.unnamed.is_here = false;
         (server.asked, server.in_transaction) = (0, false);
+        server.transaction_failed = false;
         let began = client.transaction_since.unwrap_or(client.spoke_at);
         let (wanted, present) = (&client.parameters, &server.parameters);
         let caught_up = match is_own {

@@ -8,7 +8,7 @@ use crate::session::farewell::Reason;
 use crate::session::inbox::Inbox;
 use crate::session::line::Line;
 use crate::session::params::Parameters;
-use crate::session::prepared::ClientStatements;
+use crate::session::prepared::{ClientStatements, Unnamed};
 use crate::session::server::Turn;
 use crate::wire::frame::{HEADER_BYTES, Header, Peek};
 use crate::wire::frontend::{self, Message, Request};
@@ -134,6 +134,8 @@ pub struct Client {
     pub parameters_proven: bool,
     /// The prepared statements that it has named.
     pub statements: Option<Box<ClientStatements>>,
+    /// The one that it has given no name.
+    pub unnamed: Unnamed,
     /// What it has cancelled while no server worked for it.
     pub call_off: CallOff,
     /// Its login, while that waits for something.
@@ -187,6 +189,7 @@ impl Client {
             parameters,
             parameters_proven: false,
             statements: None,
+            unnamed: Unnamed::default(),
             call_off: CallOff::Nothing,
             login: None,
             replicator: None,
@@ -283,6 +286,11 @@ pub enum Verdict {
         /// Parse, Bind, Describe or Close.
         request: Request,
     },
+    /// It is nothing but `DEALLOCATE name`, and the name is one that we follow.
+    Deallocate {
+        /// The whole message.
+        bytes: u64,
+    },
     /// A Parse that must be seen whole and fits no ring.
     Collect {
         /// The whole message.
@@ -329,13 +337,10 @@ impl Client {
                 log::error!("client used \"Query\" packet type");
                 return Verdict::Close(Reason::PQEXEC_DISALLOWED);
             }
-            // What it may do to statements has to be seen from its beginning.
-            Message::Request(Request::Query)
-                if rules.tracks_statements
-                    && self.inbox.unjudged() < header.bytes
-                    && self.may_forget_statements(header.bytes).is_none() =>
-            {
-                return Verdict::NeedMore;
+            Message::Request(Request::Query) if rules.tracks_statements => {
+                if let Some(verdict) = self.judge_forgetting(header.bytes) {
+                    return verdict;
+                }
             }
             Message::Request(request) if rules.tracks_statements => {
                 if let Some(verdict) = self.judge_named(request, header.bytes) {
@@ -368,6 +373,33 @@ impl Client {
         frontend::may_forget_statements(&begin, here == bytes)
     }
 
+    /// Judges a simple query. `None`: it forgets no name that we know of, or all of them.
+    fn judge_forgetting(&self, bytes: u64) -> Option<Verdict> {
+        let is_whole = self.inbox.unjudged() >= bytes;
+        match self.may_forget_statements(bytes) {
+            // What it may do to statements has to be seen from its beginning.
+            None => (!is_whole).then_some(Verdict::NeedMore),
+            Some(false) => None,
+            Some(true) => {
+                let statements = self.statements.as_ref().filter(|known| !known.is_empty())?;
+                if bytes > (HEADER_BYTES + frontend::DEALLOCATE_BYTES) as u64 {
+                    return None;
+                }
+                if !is_whole {
+                    return Some(Verdict::NeedMore);
+                }
+                let name = self.deallocated_name(bytes)?;
+                statements.find(&name)?;
+                Some(Verdict::Deallocate { bytes })
+            }
+        }
+    }
+
+    /// The name in a simple query that is nothing but `DEALLOCATE name`.
+    pub fn deallocated_name(&self, bytes: u64) -> Option<Vec<u8>> {
+        frontend::deallocated_name(&self.inbox.window(HEADER_BYTES as u64, bytes))
+    }
+
     /// Judges a message that may name a prepared statement. `None`: it does not.
     fn judge_named(&self, request: Request, bytes: u64) -> Option<Verdict> {
         let here = bytes.min(self.inbox.unjudged());
@@ -377,6 +409,10 @@ impl Client {
             Request::Parse => {
                 return match body.first() {
                     None => Some(Verdict::NeedMore),
+                    // Nobody knows yet whether its text will be needed again.
+                    Some(0) if here < bytes && self.inbox.can_hold(bytes) => {
+                        Some(Verdict::NeedMore)
+                    }
                     Some(0) => None,
                     Some(_) if !self.inbox.can_hold(bytes) => Some(Verdict::Collect { bytes }),
                     Some(_) if here < bytes => Some(Verdict::NeedMore),

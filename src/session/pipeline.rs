@@ -74,6 +74,11 @@ pub enum Lost {
         /// Which.
         statement: Arc<Statement>,
     },
+    /// Whatever the server has as its unnamed statement, it is not what was asked for.
+    Unnamed {
+        /// That was a Parse of our own, of what the client had asked for before.
+        is_ours: bool,
+    },
 }
 
 /// See the module's page.
@@ -408,6 +413,9 @@ impl Pipeline {
 
 impl Owed {
     fn lost(self, failed: bool) -> Option<Lost> {
+        if self.request == Request::Parse && self.statement.is_none() {
+            return Some(Lost::Unnamed { is_ours: self.action == Action::Swallow });
+        }
         // What we make up was not asked of the server.
         let statement = self.statement.filter(|_| self.action != Action::MakeUp)?;
         Some(match self.request {

@@ -10,7 +10,7 @@ mod packing;
 use crate::session::pipeline::Lost;
 use lru::LruCache;
 use std::borrow::Borrow;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::hash::{Hash, Hasher};
 use std::io::Write;
 use std::sync::Arc;
@@ -94,6 +94,7 @@ impl Eq for ByBody {}
 #[derive(Debug, Default)]
 pub struct Statements {
     known: HashSet<ByBody>,
+    namings: HashSet<ByKey>,
     last_id: u64,
 }
 
@@ -109,8 +110,31 @@ impl Statements {
         statement
     }
 
+    /// A name for the statement with this body: the same one for all clients that call it so.
+    pub fn name(&mut self, name: &[u8], body: &[u8]) -> Arc<Naming> {
+        let statement = self.intern(body);
+        self.name_it(name, statement)
+    }
+
+    /// A name for this statement.
+    pub fn name_it(&mut self, name: &[u8], statement: Arc<Statement>) -> Arc<Naming> {
+        let mut key = Vec::with_capacity(ID_BYTES + name.len());
+        key.extend_from_slice(&statement.id.to_be_bytes());
+        key.extend_from_slice(name);
+        if let Some(ByKey(naming)) = self.namings.get(&key[..]) {
+            return naming.clone();
+        }
+        let naming = Arc::new(Naming { key: key.into(), statement });
+        self.namings.insert(ByKey(naming.clone()));
+        naming
+    }
+
     /// Forgets the statements that no client and no server refers to.
     pub fn collect(&mut self) {
+        self.namings.retain(|ByKey(naming)| Arc::strong_count(naming) > 1);
+        if self.namings.capacity() > 4 * self.namings.len() + 64 {
+            self.namings.shrink_to_fit();
+        }
         self.known.retain(|ByBody(statement)| Arc::strong_count(statement) > 1);
         if self.known.capacity() > 4 * self.known.len() + 64 {
             self.known.shrink_to_fit();
@@ -128,38 +152,128 @@ impl Statements {
     }
 }
 
+const ID_BYTES: usize = size_of::<u64>();
+
+/// A name and what it means. Clients of one program give the same names to the same statements:
+/// they share them, and each has but a pointer. So a thousand clients with two hundred statements
+/// each stay within a few megabytes.
+#[derive(Debug)]
+pub struct Naming {
+    /// The statement's number and the name.
+    key: Box<[u8]>,
+    statement: Arc<Statement>,
+}
+
+impl Naming {
+    /// The name.
+    pub fn name(&self) -> &[u8] {
+        &self.key[ID_BYTES..]
+    }
+
+    /// What it means.
+    pub fn statement(&self) -> &Arc<Statement> {
+        &self.statement
+    }
+}
+
+/// Finds a naming by statement and name.
+#[derive(Debug)]
+struct ByKey(Arc<Naming>);
+
+impl Borrow<[u8]> for ByKey {
+    fn borrow(&self) -> &[u8] {
+        &self.0.key
+    }
+}
+
+impl Hash for ByKey {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.key.hash(state);
+    }
+}
+
+impl PartialEq for ByKey {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.key == other.0.key
+    }
+}
+
+impl Eq for ByKey {}
+
+/// The statement that a client has prepared without a name.
+#[derive(Debug, Default)]
+pub struct Unnamed {
+    /// What it is, if the client may bind it when another server works for it.
+    pub kept: Option<Arc<Statement>>,
+    /// Whether the linked server's unnamed statement is this client's, or surely nobody's.
+    pub is_here: bool,
+}
+
+impl Unnamed {
+    /// An error kept the server from preparing it. What it has instead is known to the server
+    /// alone, unless that was only the client's old one prepared again.
+    pub fn is_lost(&mut self, is_ours: bool) {
+        self.is_here = false;
+        if !is_ours {
+            self.kept = None;
+        }
+    }
+}
+
 /// The names that one client has given.
 #[derive(Debug, Default)]
 pub struct ClientStatements {
-    names: HashMap<Box<[u8]>, Named>,
+    names: HashSet<Named>,
     last_serial: u32,
     /// A Parse too large for a ring, while it comes in and until a server has it.
     pub collected: Vec<u8>,
 }
 
+/// Found by its name.
 #[derive(Debug)]
 struct Named {
-    statement: Arc<Statement>,
+    naming: Arc<Naming>,
     /// Tells this naming from earlier ones of the same name.
     serial: u32,
     /// The Parse that gave the name has failed.
     failed: bool,
 }
 
+impl Borrow<[u8]> for Named {
+    fn borrow(&self) -> &[u8] {
+        self.naming.name()
+    }
+}
+
+impl Hash for Named {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.naming.name().hash(state);
+    }
+}
+
+impl PartialEq for Named {
+    fn eq(&self, other: &Self) -> bool {
+        self.naming.name() == other.naming.name()
+    }
+}
+
+impl Eq for Named {}
+
 impl ClientStatements {
     /// What a name means.
     pub fn find(&self, name: &[u8]) -> Option<&Arc<Statement>> {
-        self.names.get(name).map(|named| &named.statement)
+        self.names.get(name).map(|named| &named.naming.statement)
     }
 
     /// Gives a name; `None` if it is in use. The number is for [`ClientStatements::take_back`].
-    pub fn give(&mut self, name: &[u8], statement: Arc<Statement>) -> Option<u32> {
-        if self.is_in_use(name) {
+    pub fn give(&mut self, naming: Arc<Naming>) -> Option<u32> {
+        if self.is_in_use(naming.name()) {
             return None;
         }
         self.last_serial = self.last_serial.wrapping_add(1);
         let serial = self.last_serial;
-        self.names.insert(name.into(), Named { statement, serial, failed: false });
+        // An old one of this name, which failed, gives way.
+        self.names.replace(Named { naming, serial, failed: false });
         Some(serial)
     }
 
@@ -177,15 +291,15 @@ impl ClientStatements {
     /// should have meant, and whoever uses it gets the same error again.
     // Better than PgBouncer, where a second Parse of that name is fatal.
     pub fn take_back(&mut self, serial: u32) {
-        let named = self.names.values_mut().find(|named| named.serial == serial);
-        if let Some(named) = named {
-            named.failed = true;
+        let named = self.names.iter().find(|named| named.serial == serial);
+        if let Some(naming) = named.map(|named| named.naming.clone()) {
+            self.names.replace(Named { naming, serial, failed: true });
         }
     }
 
     /// No name means anything any more, but those that were given so.
     pub fn close_all_but(&mut self, serials: &[u32]) {
-        self.names.retain(|_, named| serials.contains(&named.serial));
+        self.names.retain(|named| serials.contains(&named.serial));
     }
 
     /// How many names there are.
@@ -270,6 +384,7 @@ impl ServerStatements {
                 self.0.pop(&statement.id);
             }
             Lost::Close { statement } => self.add(statement.clone()),
+            Lost::Unnamed { .. } => {}
         }
     }
 }
@@ -298,19 +413,19 @@ mod tests {
     #[test]
     fn a_failed_parse_frees_its_name_and_no_other() {
         let (mut statements, mut client) = (Statements::default(), ClientStatements::default());
-        let statement = statements.intern(b"x");
-        let first = client.give(b"a", statement.clone()).unwrap();
-        let second = client.give(b"b", statement.clone()).unwrap();
-        assert_eq!(client.give(b"a", statement.clone()), None, "in use");
+        let [a, b] = [b"a", b"b"].map(|name| statements.name(name, b"x"));
+        let first = client.give(a.clone()).unwrap();
+        let second = client.give(b.clone()).unwrap();
+        assert_eq!(client.give(a.clone()), None, "in use");
         client.take_back(second);
         assert!(client.is_in_use(b"a") && !client.is_in_use(b"b"));
         assert!(client.find(b"b").is_some(), "it fails again when it is used");
         client.close(b"a");
-        let third = client.give(b"a", statement.clone()).unwrap();
+        let third = client.give(a.clone()).unwrap();
         client.take_back(first);
         assert!(client.is_in_use(b"a"), "a later naming of the same name stays");
         client.take_back(third);
-        assert!(client.give(b"a", statement).is_some());
+        assert!(client.give(a).is_some());
         assert_eq!(client.len(), 2);
     }
 

@@ -181,6 +181,8 @@ pub struct Server {
     pub asked: u32,
     /// Whether the last ReadyForQuery was one within a transaction.
     pub in_transaction: bool,
+    /// Whether its last ReadyForQuery told of a transaction that has failed.
+    pub transaction_failed: bool,
     /// The key to cancel its queries with.
     pub cancel_key: Vec<u8>,
     /// How many CancelRequests for it have not been sent yet.
@@ -230,6 +232,7 @@ impl Server {
             activity: Activity::Busy,
             asked: 0,
             in_transaction: false,
+            transaction_failed: false,
             cancel_key: Vec::new(),
             cancels_waiting: 0,
             cancels_in_flight: 0,
@@ -345,6 +348,7 @@ impl Server {
     pub fn note_status(&mut self, status: TxStatus) {
         self.activity = Activity::after(status);
         self.in_transaction = self.activity == Activity::InTransaction;
+        self.transaction_failed = status == TxStatus::Failed;
     }
 
     /// Whether its client has to be content for now with what it has asked: see [`Turn`].
@@ -407,6 +411,7 @@ impl Server {
                         self.pipeline.on_ready_for_query();
                         self.activity = Activity::after(status);
                         self.in_transaction = self.activity == Activity::InTransaction;
+                        self.transaction_failed = status == TxStatus::Failed;
                     }
                     _ => break,
                 },

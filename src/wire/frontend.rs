@@ -125,6 +125,104 @@ pub fn may_forget_statements(begin: &[u8], is_whole: bool) -> Option<bool> {
     }
 }
 
+/// A longer text is not looked at for the name that it deallocates.
+pub const DEALLOCATE_BYTES: usize = 1024;
+/// PostgreSQL cuts longer names.
+const MAX_IDENTIFIER_BYTES: usize = 63;
+
+/// The name in a query text, NUL included, that is nothing but `DEALLOCATE name` or `DEALLOCATE
+/// PREPARE name`. `None`: it is something else, or PostgreSQL should say what is wrong with it.
+pub fn deallocated_name(text: &[u8]) -> Option<Vec<u8>> {
+    let text = blanks(text.strip_suffix(b"\0")?)?;
+    let (command, text) = word(text)?;
+    let (mut name, mut text) = identifier(blanks(text)?)?;
+    if command != b"deallocate" {
+        return None;
+    }
+    if name == Identifier::Word(b"prepare".to_vec())
+        && let Some((second, rest)) = blanks(text).and_then(identifier)
+    {
+        (name, text) = (second, rest);
+    }
+    let mut rest = blanks(text)?;
+    while let Some(behind) = rest.strip_prefix(b";") {
+        rest = blanks(behind)?;
+    }
+    let name = match name {
+        Identifier::Word(word) if word == b"all" => return None,
+        Identifier::Word(name) | Identifier::Quoted(name) => name,
+    };
+    (rest.is_empty() && name.len() <= MAX_IDENTIFIER_BYTES).then_some(name)
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Identifier {
+    /// In lower case; it may be a keyword.
+    Word(Vec<u8>),
+    Quoted(Vec<u8>),
+}
+
+/// A name at the start of a text, and what follows.
+fn identifier(text: &[u8]) -> Option<(Identifier, &[u8])> {
+    let Some(quoted) = text.strip_prefix(b"\"") else {
+        return word(text).map(|(word, rest)| (Identifier::Word(word), rest));
+    };
+    let (mut name, mut rest) = (Vec::new(), quoted);
+    loop {
+        let end = rest.iter().position(|byte| *byte == b'"')?;
+        name.extend_from_slice(&rest[..end]);
+        rest = &rest[end + 1..];
+        match rest.strip_prefix(b"\"") {
+            Some(behind) => {
+                name.push(b'"');
+                rest = behind;
+            }
+            None if name.is_empty() => return None,
+            None => return Some((Identifier::Quoted(name), rest)),
+        }
+    }
+}
+
+/// An unquoted word at the start of a text, as PostgreSQL reads it, and what follows.
+fn word(text: &[u8]) -> Option<(Vec<u8>, &[u8])> {
+    let is_first = |byte: &u8| byte.is_ascii_alphabetic() || *byte == b'_' || *byte >= 0x80;
+    text.first().filter(|byte| is_first(byte))?;
+    let goes_on = |byte: &u8| is_first(byte) || byte.is_ascii_digit() || *byte == b'$';
+    let end = text.iter().position(|byte| !goes_on(byte)).unwrap_or(text.len());
+    Some((text[..end].to_ascii_lowercase(), &text[end..]))
+}
+
+/// A text without blanks and comments at its start. `None`: a comment does not end.
+fn blanks(mut text: &[u8]) -> Option<&[u8]> {
+    loop {
+        text = text.trim_ascii_start();
+        if let Some(comment) = text.strip_prefix(b"--") {
+            let end = comment.iter().position(|byte| matches!(byte, b'\n' | b'\r'));
+            text = &comment[end.unwrap_or(comment.len())..];
+        } else if let Some(comment) = text.strip_prefix(b"/*") {
+            text = behind_comment(comment)?;
+        } else {
+            return Some(text);
+        }
+    }
+}
+
+/// Comments of this kind may stand in one another.
+fn behind_comment(mut text: &[u8]) -> Option<&[u8]> {
+    let mut depth = 1;
+    while depth > 0 {
+        let (step, bytes) = match text {
+            [b'*', b'/', ..] => (-1, 2),
+            [b'/', b'*', ..] => (1, 2),
+            [] => return None,
+            _ => (0, 1),
+        };
+        depth += step;
+        text = &text[bytes..];
+    }
+    Some(text)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -159,6 +257,42 @@ mod tests {
         ] {
             assert_eq!(may_forget_statements(text.as_bytes(), true), whole, "{text}");
             assert_eq!(may_forget_statements(text.as_bytes(), false), in_part, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_deallocated_by_a_query_that_does_nothing_else() {
+        let long = format!("DEALLOCATE {}", "n".repeat(64));
+        for (text, name) in [
+            ("DEALLOCATE s", Some("s")),
+            ("deallocate S1$_;", Some("s1$_")),
+            (" \n DEALLOCATE\tPREPARE s ; ; ", Some("s")),
+            ("DEALLOCATE prepare", Some("prepare")),
+            ("DEALLOCATE \"Aa \"\"b\"", Some("Aa \"b")),
+            ("DEALLOCATE\"s\"", Some("s")),
+            ("DEALLOCATE PREPARE\"all\"", Some("all")),
+            ("DEALLOCATE/* a /* b */ c */s -- why", Some("s")),
+            ("DEALLOCATE -- why\n s", Some("s")),
+            ("DEALLOCATE é", Some("é")),
+            ("DEALLOCATE ALL", None),
+            ("DEALLOCATE PREPARE ALL", None),
+            ("DEALLOCATE", None),
+            ("DEALLOCATE \"\"", None),
+            ("DEALLOCATE \"s", None),
+            ("DEALLOCATE s /* ", None),
+            ("DEALLOCATE s t", None),
+            ("DEALLOCATE s; SELECT 1", None),
+            ("DEALLOCATE U&\"s\"", None),
+            ("DEALLOCATE 1", None),
+            ("DEALLOCATES s", None),
+            ("DISCARD s", None),
+            (&long, None),
+        ] {
+            let name = name.map(|name| name.as_bytes().to_vec());
+            assert_eq!(deallocated_name(format!("{text}\0").as_bytes()), name, "{text}");
+            for cut in 0..text.len() {
+                deallocated_name(&text.as_bytes()[..cut]);
+            }
         }
     }
 

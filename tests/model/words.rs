@@ -71,7 +71,13 @@ impl Talk {
                     let name = self.names.swap_remove(random.below(self.names.len()));
                     batch.push(raw::close(b'S', &name));
                 }
-                10..13 => {
+                // Behind a Sync: otherwise it is passed on.
+                10 if !self.names.is_empty() => {
+                    let name = self.names.swap_remove(random.below(self.names.len()));
+                    let sql = ["DEALLOCATE", "deallocate prepare"][random.below(2)];
+                    batch.extend([raw::sync(), raw::query(&format!("{sql} {name};"))]);
+                }
+                11..13 => {
                     batch.extend(self.any_name(random).map(|name| raw::describe(b'S', &name)));
                 }
                 _ => {
@@ -257,7 +263,18 @@ fn saying(messages: impl Into<Vec<Vec<u8>>>, until: &'static [u8]) -> Saying {
 /// error ends it early; the Sync at its end settles all.
 pub fn conversation(random: &mut Random, manners: Manners) -> Vec<Saying> {
     let end = || saying([raw::sync()], b"Z");
-    let mut words = match random.below(6) {
+    let mut words = match random.below(8) {
+        // Prepared now and bound later, when another server may work for it.
+        6 | 7 => {
+            let sql = format!("SELECT 'split {}'", random.below(1 << 40));
+            let describe = raw::describe(b'S', "");
+            let mut words = vec![saying([raw::parse("", &sql), describe, raw::sync()], b"Z")];
+            for _ in 0..1 + random.below(3) {
+                let run = [raw::bind("", &[]), raw::execute(0), raw::sync()];
+                words.push(saying(run, b"Z"));
+            }
+            words
+        }
         0 => {
             let [parse, bind, execute] = unnamed("SELECT generate_series(1, 9)");
             let describe = raw::describe(b'P', "");

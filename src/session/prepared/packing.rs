@@ -1,6 +1,6 @@
 //! Prepared statements on their way to another process.
 
-use super::{ClientStatements, Named, ServerStatements, Statement, Statements};
+use super::{ClientStatements, Named, ServerStatements, Statement, Statements, Unnamed};
 use crate::session::handover::{Packer, Unpacker};
 use std::sync::Arc;
 
@@ -37,9 +37,9 @@ impl ClientStatements {
     pub fn pack(&self, packer: &mut Packer) {
         packer.number(u64::from(self.last_serial));
         packer.number(self.names.len() as u64);
-        for (name, named) in &self.names {
-            packer.text(name);
-            packer.number(named.statement.id());
+        for named in &self.names {
+            packer.text(named.naming.name());
+            packer.number(named.naming.statement.id());
             packer.number(u64::from(named.serial));
             packer.flag(named.failed);
         }
@@ -49,6 +49,7 @@ impl ClientStatements {
     pub fn unpack(
         unpacker: &mut Unpacker<'_>,
         statement: &dyn Fn(u64) -> Option<Arc<Statement>>,
+        known: &mut Statements,
     ) -> Option<Self> {
         let last_serial = u32::try_from(unpacker.number()?).ok()?;
         let mut statements = Self { last_serial, ..Self::default() };
@@ -57,9 +58,36 @@ impl ClientStatements {
             let statement = statement(unpacker.number()?)?;
             let serial = u32::try_from(unpacker.number()?).ok()?;
             let failed = unpacker.flag()?;
-            statements.names.insert(name.into(), Named { statement, serial, failed });
+            let naming = known.name_it(name, statement);
+            statements.names.replace(Named { naming, serial, failed });
         }
         Some(statements)
+    }
+}
+
+impl Unnamed {
+    /// Writes it.
+    pub fn pack(&self, packer: &mut Packer) {
+        packer.flag(self.is_here);
+        // No statement has the number zero.
+        packer.number(self.kept.as_ref().map_or(0, |statement| statement.id()));
+    }
+
+    /// Reads it. A process that does not know of it has written nothing; then what the linked
+    /// server has is the client's.
+    pub fn unpack(
+        unpacker: &mut Unpacker<'_>,
+        statement: &dyn Fn(u64) -> Option<Arc<Statement>>,
+    ) -> Option<Self> {
+        if unpacker.0.is_empty() {
+            return Some(Self { kept: None, is_here: true });
+        }
+        let is_here = unpacker.flag()?;
+        let kept = match unpacker.number()? {
+            0 => None,
+            id => Some(statement(id)?),
+        };
+        Some(Self { kept, is_here })
     }
 }
 
