@@ -16,7 +16,8 @@ use crate::pool::sizing::Opening;
 use crate::pool::{House, Pool};
 use crate::session::client::{Client, Counted};
 use crate::session::farewell::Reason;
-use std::collections::{HashMap, VecDeque};
+use hashbrown::HashMap;
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// Between two claims there is so much more time than a claim takes.
