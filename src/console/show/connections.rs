@@ -301,7 +301,9 @@ fn server_facts<'a>(
         ) => "sv_login",
         (State::Idle { .. }, true) => "sv_idle",
         (State::Used { .. }, true) => "sv_used",
-        (State::Resetting | State::Checking { .. } | State::Rescuing(_), true) => "sv_tested",
+        (State::Resetting { .. } | State::Checking { .. } | State::Rescuing(_), true) => {
+            "sv_tested"
+        }
         (State::Active { .. } | State::Asking { .. } | State::Unlinked { .. }, true) => "sv_active",
         (
             State::Connecting(_)
@@ -312,7 +314,7 @@ fn server_facts<'a>(
         ) => "new",
         (State::Idle { .. }, false) => "idle",
         (State::Used { .. }, false) => "used",
-        (State::Resetting | State::Checking { .. } | State::Rescuing(_), false) => "tested",
+        (State::Resetting { .. } | State::Checking { .. } | State::Rescuing(_), false) => "tested",
         (State::Active { .. } | State::Asking { .. } | State::Unlinked { .. }, false) => "active",
         (State::HeldForCancel, _) => "being_canceled",
         (State::CarryingCancel { .. }, _) => "active_cancel",
@@ -344,7 +346,7 @@ fn server_facts<'a>(
         connected_at: server.connected_at,
         spoke_at: server.spoke_at,
         wait: Duration::ZERO,
-        close_needed: server.close_needed,
+        close_needed: server.close_needed || server.may_be_hit,
         link: server.client().or(server.replicates_for).map(Conn::Client),
         remote_pid: first_four.map_or(0, |bytes| i32::from_be_bytes(*bytes)),
         application_name: application_name(view, &server.parameters),
