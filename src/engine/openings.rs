@@ -110,6 +110,9 @@ impl Engine {
             State::Connecting(purpose @ Purpose::Cancel { .. }) => {
                 self.introduce(key, purpose, now)
             }
+            State::Connecting(Purpose::Forward { peer, requester }) => {
+                self.send_forward(key, (peer, requester), now);
+            }
             State::Connecting(purpose @ Purpose::Serve) => {
                 if self.config.settings.log_connections.is_on() {
                     let name = self.house.server_name(key);

@@ -215,7 +215,11 @@ pub fn server_standing(state: &server::State) -> Option<ServerStanding> {
         server::State::Connecting(server::Purpose::Cancel { .. })
         | server::State::AskingForTls(server::Purpose::Cancel { .. })
         | server::State::StartingTls(server::Purpose::Cancel { .. })
-        | server::State::CarryingCancel { .. } => Some(ServerStanding::Carrier),
+        | server::State::CarryingCancel { .. }
+        | server::State::Connecting(server::Purpose::Forward { .. })
+        | server::State::AskingForTls(server::Purpose::Forward { .. })
+        | server::State::StartingTls(server::Purpose::Forward { .. })
+        | server::State::Forwarding { .. } => Some(ServerStanding::Carrier),
         server::State::Leaving => Some(ServerStanding::Leaving),
         server::State::Closing => None,
     }
@@ -234,6 +238,8 @@ pub enum ClientStanding {
     AwaitingCancel,
     /// In `Pool::dialled_cancels`.
     CancelDialled,
+    /// In `House::peer_pools`, waiting or with a connection that is being opened.
+    AwaitingPeer,
     /// Counted in `House::console_clients`.
     Console,
     /// Nowhere.
@@ -252,6 +258,7 @@ pub fn client_standing(state: &client::State) -> ClientStanding {
         }
         client::State::AwaitingCancel { carrier: None, .. } => ClientStanding::AwaitingCancel,
         client::State::AwaitingCancel { carrier: Some(_), .. } => ClientStanding::CancelDialled,
+        client::State::AwaitingPeer(_) => ClientStanding::AwaitingPeer,
         client::State::Console { .. } => ClientStanding::Console,
         client::State::Cancelling { .. } | client::State::Closing => ClientStanding::Gone,
     }
@@ -284,7 +291,7 @@ impl House {
     /// A server that is about to be connected joins its pool.
     pub fn admit_server(&mut self, server: Server) -> ServerKey {
         let pool = server.pool;
-        let standing = server_standing(&server.state);
+        let (standing, peer) = (server_standing(&server.state), server.state.peer());
         let serial = self.next_serial();
         let key = self.servers.insert_as(serial, server);
         if let (Some(pool), Some(standing)) = (self.pools.get_mut(pool), standing) {
@@ -292,6 +299,7 @@ impl House {
             self.groups.add_server(pool.groups, key);
             pool.servers.join(&mut self.servers, key, (standing, End::Back));
         }
+        self.note_carrier_to(key, None, peer);
         key
     }
 
@@ -301,7 +309,7 @@ impl House {
         let (from, to) = (client_standing(&client.state), client_standing(&state));
         self.closing_clients += usize::from(state == client::State::Closing);
         let old = std::mem::replace(&mut client.state, state);
-        if from == to {
+        if from == to && to != ClientStanding::AwaitingPeer {
             return old;
         }
         let pool = client.pool.and_then(|pool| self.pools.get_mut(pool));
@@ -339,9 +347,10 @@ impl House {
                 pool.cancels.push_back(&mut self.clients, key);
             }
             (ClientStanding::Console, _) => self.console_clients += 1,
-            (ClientStanding::Gone, _) => {}
+            (ClientStanding::AwaitingPeer, _) | (ClientStanding::Gone, _) => {}
             (to, _) => panic!("a client cannot become {to:?} without a pool"),
         }
+        self.note_forward(key, &old);
         self.note_cancels(key, &old, to);
         old
     }
@@ -350,6 +359,12 @@ impl House {
     pub fn set_server_state(&mut self, key: ServerKey, state: server::State, end: End) {
         let server = self.servers.get_mut(key).expect("only a server that is there moves");
         let (from, to) = (server_standing(&server.state), server_standing(&state));
+        if let Some(peer) = server.state.peer() {
+            let stays_with = state.peer();
+            server.state = state;
+            self.note_carrier_to(key, Some(peer), stays_with);
+            return;
+        }
         server.state = state;
         let pool = self.pools.get_mut(server.pool).expect("a server's pool outlives it");
         if from == to {
