@@ -7,6 +7,7 @@ use base64::prelude::BASE64_STANDARD;
 use common::Random;
 use common::desk::{Desk, config};
 use common::fake::{one_row, welcome};
+use common::oracle::{account, answer, name_in};
 use common::raw::message;
 use ringbouncer::auth::derivation::SaltedPassword;
 use ringbouncer::auth::digest;
@@ -173,42 +174,6 @@ fn a_clients_key_opens_the_servers_of_its_secret() {
     assert!(desk.is_closed(server), "the old key is of no use any more");
 }
 
-/// What a server that is asked about somebody has got: the name in the Bind, if it has come whole.
-fn name_in(question: &[u8]) -> Option<String> {
-    let mut rest = question;
-    while let Some((tag, after)) = rest.split_first() {
-        let length: [u8; 4] = after.get(..4)?.try_into().expect("four bytes");
-        let body = after.get(4..u32::from_be_bytes(length) as usize)?;
-        if *tag == b'B' {
-            let length: [u8; 4] = body[6..10].try_into().expect("four bytes");
-            let name = &body[10..10 + u32::from_be_bytes(length) as usize];
-            return Some(String::from_utf8_lossy(name).into_owned());
-        }
-        rest = &after[4 + body.len()..];
-    }
-    None
-}
-
-fn row(name: &str, secret: &str) -> Vec<u8> {
-    let column = |text: &str| {
-        let length = u32::try_from(text.len()).expect("short").to_be_bytes();
-        [&length[..], text.as_bytes()].concat()
-    };
-    message(b'D', &[&[0, 2][..], &column(name), &column(secret)].concat())
-}
-
-fn answer(row: Option<Vec<u8>>) -> Vec<u8> {
-    [
-        message(b'1', b""),
-        message(b'2', b""),
-        message(b'T', b"\0\x02"),
-        row.unwrap_or_default(),
-        message(b'C', b"SELECT 1\0"),
-        message(b'Z', b"I"),
-    ]
-    .concat()
-}
-
 const TOWN: &str = "[databases]\napp = host=127.0.0.1\nother = host=127.0.0.1 auth_dbname=app\n\
     [pgbouncer]\npool_mode = transaction\nauth_user = carol\ndefault_pool_size = 2\n\
     client_login_timeout = 7\nquery_wait_timeout = 5\nserver_login_retry = 1\n\
@@ -304,7 +269,7 @@ impl Town {
                 2 => self.chance.bytes(20),
                 _ => {
                     self.found.insert(name.clone());
-                    answer(Some(row(&name, "x")))
+                    answer(Some(account(&name, Some("x"))))
                 }
             };
             self.unsent.push((conn, [preamble, words].concat()));

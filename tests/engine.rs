@@ -82,7 +82,7 @@ impl World {
 
     fn next_leaving(&self) -> Option<Conn> {
         let mut servers = self.engine.house().servers.iter();
-        let is_leaving = |server: &Server| matches!(server.state, State::Leaving);
+        let is_leaving = |server: &Server| matches!(server.state, State::Leaving(_));
         let (key, _) = servers.find(|(_, server)| is_leaving(server))?;
         Some(Conn::Server(key))
     }
@@ -103,6 +103,7 @@ impl World {
                     panic!("nobody is on the console")
                 }
                 Effect::Report(_) => {}
+                Effect::HangUp { .. } => {}
                 Effect::Close { conn } => {
                     let last = self.outgoing(conn);
                     self.closed.push((conn, last));

@@ -391,6 +391,7 @@ impl Storm {
                     panic!("nobody is on the console")
                 }
                 Effect::Report(_) => {}
+                Effect::HangUp { .. } => {}
                 Effect::Close { conn } => self.close(conn),
             }
         }

@@ -14,11 +14,7 @@ use crate::session::farewell::Reason;
 use crate::session::inbox::Rest;
 use crate::session::server::{self, Purpose, Server};
 use crate::wire::emit;
-use std::time::{Duration, Instant};
-
-/// A server that has been told goodbye and is still there has something else to do, such as a query
-/// whose client has left. Who waits for its place does not wait for that.
-const LEAVE_PATIENCE: Duration = Duration::from_secs(1);
+use std::time::Instant;
 
 /// Why servers end that are still being opened: these are our own doing, and say nothing about the
 /// server.
@@ -140,10 +136,12 @@ impl Engine {
             let told = if is_cut_off { Reason::Silent(CUT_OFF) } else { reason.clone() };
             self.close_client(client, told, now);
         }
+        let probe = self.house.servers.get(key).filter(|server| server.is_probe());
+        let probed = probe.map(|server| matches!(server.state, server::State::AskingForTls(_)));
+        let may_stay_behind = self.may_stay_behind(key, &reason);
         let is_told = self.terminate(key, &reason);
-        let is_awaited = is_told && reason != Reason::DATABASE_REMOVED;
-        if is_awaited && self.house.is_place_scarce(pool, &self.config) {
-            self.let_leave(key, now);
+        if may_stay_behind && self.house.is_place_counted(pool, &self.config) {
+            self.let_leave(key, is_told, now);
         } else {
             self.house.set_server_state(key, server::State::Closing, End::Back);
             self.effects.push_back(Effect::Close { conn: Conn::Server(key) });
@@ -161,6 +159,9 @@ impl Engine {
             self.forward_ended(forwarded, &reason, now);
             return;
         }
+        if let Some(was_connected) = probed {
+            self.probe_ended(pool, was_connected, &reason, now);
+        }
         for requester in self.house.stale_cancels(pool, key) {
             self.close_client(requester, Reason::CANCEL_TOO_LATE, now);
         }
@@ -170,40 +171,6 @@ impl Engine {
             self.staff(pool, now);
         }
         self.tend(pool, now);
-    }
-
-    /// A server that has been told goodbye keeps its place until it has gone, for as long as we
-    /// have patience: a limit that we keep is to be kept in PostgreSQL's eyes, too.
-    fn let_leave(&mut self, key: ServerKey, now: Instant) {
-        let House { servers, rings, .. } = &mut self.house;
-        if let Some(server) = servers.get_mut(key) {
-            server.inbox.clear(rings);
-        }
-        self.house.set_server_state(key, server::State::Leaving, End::Back);
-        self.leaving.push_back((now + LEAVE_PATIENCE, key));
-        self.make_runnable(Conn::Server(key));
-    }
-
-    /// The last word of a server that was leaving: its place is free. `false`: it was not leaving.
-    pub(super) fn has_left(&mut self, key: ServerKey, now: Instant) -> bool {
-        let server = self.house.servers.get(key);
-        let server = server.filter(|server| matches!(server.state, server::State::Leaving));
-        let Some(pool) = server.map(|server| server.pool) else {
-            return false;
-        };
-        self.house.set_server_state(key, server::State::Closing, End::Back);
-        self.effects.push_back(Effect::Close { conn: Conn::Server(key) });
-        self.place_is_free(pool, now);
-        self.staff(pool, now);
-        self.tend(pool, now);
-        true
-    }
-
-    /// We have been patient enough with servers that do not leave.
-    pub(super) fn see_off(&mut self, now: Instant) {
-        while let Some((_, key)) = self.leaving.pop_front_if(|(at, _)| *at <= now) {
-            self.has_left(key, now);
-        }
     }
 
     /// Whether a part of a server's message has been passed on to this client, and the rest has
@@ -294,7 +261,9 @@ impl Engine {
                 | server::State::StartingTls(Purpose::Serve)
                 | server::State::LoggingIn(_)
         );
-        if was_to_serve && !OURS.contains(reason) {
+        // Who does not even answer a probe would let nobody in.
+        let is_silent = server.is_probe() && *reason == Reason::CONNECT_TIMEOUT;
+        if (was_to_serve || is_silent) && !OURS.contains(reason) {
             self.house.note_failure(key, reason, &self.config.settings, now);
         }
     }

@@ -172,6 +172,12 @@ pub enum Effect {
     },
     /// Tell the service manager how busy we are. What was done in the last `stats_period`.
     Report(Averages),
+    /// Say on the socket of this server that nothing more will come, and keep it open: what the other
+    /// side does about it is still of interest.
+    HangUp {
+        /// Whose.
+        server: ServerKey,
+    },
     /// Try once to write what [`super::Engine::outgoing`] still holds, close the socket (if there
     /// is one yet), then call [`super::Engine::forget`]. The only way a connection ends.
     Close {

@@ -88,8 +88,8 @@ impl Engine {
             let is_there = |address: &ServerAddress| matches!(address, ServerAddress::Tcp(to) if lost.contains(&to.ip()));
             let carries_cancel = matches!(
                 server.state,
-                State::Connecting(Purpose::Cancel { .. })
-                    | State::AskingForTls(Purpose::Cancel { .. })
+                State::Connecting(Purpose::Cancel { .. } | Purpose::Probe { .. })
+                    | State::AskingForTls(Purpose::Cancel { .. } | Purpose::Probe { .. })
                     | State::StartingTls(Purpose::Cancel { .. })
                     | State::CarryingCancel { .. }
             );

@@ -41,8 +41,11 @@ impl Engine {
         let server = self.house.servers.get(key).expect("just opened");
         let pool = server.pool;
         let whereabouts = match server.state {
-            // A cancel must reach the very server that runs the query.
-            State::Connecting(Purpose::Cancel { target, .. }) => {
+            // A cancel must reach the very server that runs the query, a probe the one that is asked
+            // about.
+            State::Connecting(
+                Purpose::Cancel { target, .. } | Purpose::Probe { overdue: target },
+            ) => {
                 let target = self.house.servers.get(target);
                 let address = target.and_then(|target| target.address.clone());
                 address.map_or(Whereabouts::Nowhere, Whereabouts::At)
@@ -55,6 +58,7 @@ impl Engine {
             (_, Some(State::Connecting(Purpose::Cancel { target, .. }))) => {
                 servers.get(*target).and_then(|target| target.tls_name.clone())
             }
+            (_, Some(State::Connecting(Purpose::Probe { .. }))) => None,
             (Whereabouts::Named(host), _) => Some(host.as_str().into()),
             (Whereabouts::At(ServerAddress::Tcp(to)), _) => Some(to.ip().to_string().into()),
             (Whereabouts::At(ServerAddress::Unix(_)) | Whereabouts::Nowhere, _) => None,
@@ -113,6 +117,7 @@ impl Engine {
             State::Connecting(Purpose::Forward { peer, requester }) => {
                 self.send_forward(key, (peer, requester), now);
             }
+            State::Connecting(purpose @ Purpose::Probe { .. }) => self.probe(key, purpose, now),
             State::Connecting(purpose @ Purpose::Serve) => {
                 if self.config.settings.log_connections.is_on() {
                     let name = self.house.server_name(key);

@@ -222,7 +222,7 @@ impl Engine {
             | State::HeldForCancel
             | State::CarryingCancel { .. }
             | State::Forwarding { .. }
-            | State::Leaving
+            | State::Leaving(_)
             | State::Closing => {}
         }
     }

@@ -120,7 +120,7 @@ impl Engine {
             | State::LoggingIn(_)
             | State::Closing => Step::Wait,
             // It has nothing more to say to us.
-            State::Leaving => {
+            State::Leaving(_) => {
                 server.inbox.skip(server.inbox.unjudged());
                 Step::Wait
             }

@@ -131,7 +131,7 @@ impl Engine {
             | server::State::Active { .. }
             | server::State::CarryingCancel { .. }
             | server::State::Forwarding { .. }
-            | server::State::Leaving
+            | server::State::Leaving(_)
             | server::State::Closing => false,
             server::State::Connecting(_)
             | server::State::AskingForTls(_)
@@ -188,7 +188,7 @@ impl Engine {
             }
             Conn::Server(key) => {
                 self.house.servers.get(key).map_or(0, |server| match (&server.state, phase) {
-                    (server::State::Leaving, _) | (_, Phase::Clients) => u64::MAX,
+                    (server::State::Leaving(_), _) | (_, Phase::Clients) => u64::MAX,
                     (
                         server::State::CarryingCancel { .. } | server::State::Forwarding { .. },
                         Phase::Servers,
@@ -243,7 +243,7 @@ fn is_server_ready(server: &Server) -> bool {
                 && !server.inbox.is_mid_message()
                 && server.egress.is_empty()
         }
-        server::State::Leaving | server::State::Closing => true,
+        server::State::Leaving(_) | server::State::Closing => true,
         _ => false,
     }
 }

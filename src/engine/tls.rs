@@ -164,6 +164,7 @@ impl Engine {
             }
             // As PgBouncer: poolers trust the net between them.
             Purpose::Forward { .. } => false,
+            Purpose::Probe { .. } => false,
             Purpose::Serve => {
                 let database = pools.get(server.pool).map(|pool| &pool.database);
                 let tls = database.map(|database| self.server_tls.of(database));
@@ -194,6 +195,7 @@ impl Engine {
             Purpose::Forward { peer, requester } => {
                 self.send_forward(key, (peer, requester), now);
             }
+            Purpose::Probe { .. } => self.probe(key, purpose, now),
             Purpose::Serve => self.send_startup(key, now),
         }
     }
@@ -221,6 +223,10 @@ impl Engine {
             return;
         };
         let purpose = *purpose;
+        if let Purpose::Probe { .. } = purpose {
+            self.close_server(key, Reason::PROBE_ANSWERED, now);
+            return;
+        }
         let has_more = server.inbox.unjudged() > 1;
         let database = pools.get(server.pool).map(|pool| &pool.database);
         let mode = database.map_or(SslMode::Require, |entry| self.server_tls.of(entry).sslmode);

@@ -301,6 +301,11 @@ impl<E: Heart> EventLoop<E> {
                 self.engine.cancel_attendance(&mut self.console, client, self.now);
             }
             Effect::Report(averages) => self.report = Some(averages),
+            Effect::HangUp { server } => {
+                if let Some(socket) = self.sockets.get_mut(Conn::Server(server)) {
+                    socket.stream.shutdown_write();
+                }
+            }
             Effect::Close { conn } => {
                 if let Conn::Client(client) = conn {
                     self.console.forget(client);

@@ -72,7 +72,13 @@ impl House {
     pub fn is_probed(&self, host: &Failing) -> bool {
         let probe = host.probe.and_then(|key| self.servers.get(key));
         probe.is_some_and(|server| {
-            matches!(server.state, State::Connecting(_) | State::LoggingIn(_))
+            matches!(
+                server.state,
+                State::Connecting(_)
+                    | State::AskingForTls(_)
+                    | State::StartingTls(_)
+                    | State::LoggingIn(_)
+            )
         })
     }
 

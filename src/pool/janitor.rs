@@ -282,7 +282,7 @@ impl House {
             | State::Unlinked { .. }
             | State::HeldForCancel
             | State::Forwarding { .. }
-            | State::Leaving
+            | State::Leaving(_)
             | State::Closing => None,
         };
         end.map(|(at, reason)| (at, Fate::End(reason)))

@@ -212,15 +212,12 @@ pub fn server_standing(state: &server::State) -> Option<ServerStanding> {
         server::State::Resetting | server::State::Checking { .. } => Some(ServerStanding::Tested),
         server::State::Rescuing(_) => Some(ServerStanding::Rescued),
         server::State::HeldForCancel => Some(ServerStanding::Held),
-        server::State::Connecting(server::Purpose::Cancel { .. })
-        | server::State::AskingForTls(server::Purpose::Cancel { .. })
-        | server::State::StartingTls(server::Purpose::Cancel { .. })
+        server::State::Connecting(_)
+        | server::State::AskingForTls(_)
+        | server::State::StartingTls(_)
         | server::State::CarryingCancel { .. }
-        | server::State::Connecting(server::Purpose::Forward { .. })
-        | server::State::AskingForTls(server::Purpose::Forward { .. })
-        | server::State::StartingTls(server::Purpose::Forward { .. })
         | server::State::Forwarding { .. } => Some(ServerStanding::Carrier),
-        server::State::Leaving => Some(ServerStanding::Leaving),
+        server::State::Leaving(_) => Some(ServerStanding::Leaving),
         server::State::Closing => None,
     }
 }

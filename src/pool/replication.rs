@@ -73,8 +73,8 @@ impl House {
         let pool = self.servers.get(key).and_then(|server| self.pools.get(server.pool));
         pool.is_some_and(|pool| {
             let own = pool.first_waiting(&self.clients, true);
-            let on_their_way = [ServerStanding::Login, ServerStanding::Leaving];
-            let nobody_comes_or_goes = on_their_way.iter().all(|s| pool.servers.count(*s) == 0);
+            let nobody_comes_or_goes =
+                pool.servers.count(ServerStanding::Login) == 0 && !self.expects_place(pool);
             own.is_some() && own == pool.waiting.first() && pool.is_full() && nobody_comes_or_goes
         })
     }

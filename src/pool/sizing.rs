@@ -93,7 +93,7 @@ impl House {
         if is_full && is_own {
             // Who is about to leave makes room enough.
             match self.idle_of(pool) {
-                _ if pool.servers.count(ServerStanding::Leaving) > 0 => return Opening::No,
+                _ if self.expects_place(pool) => return Opening::No,
                 Some(victim) => return Opening::Evict(victim),
                 None => {}
             }
@@ -158,25 +158,15 @@ impl House {
     }
 
     fn leaving(&self, servers: &[ServerKey]) -> usize {
-        let is_leaving = |key: &&ServerKey| {
-            let server = self.servers.get(**key);
-            server.is_some_and(|server| matches!(server.state, State::Leaving))
-        };
-        servers.iter().filter(is_leaving).count()
+        let leaves_soon =
+            |key: &&ServerKey| self.servers.get(**key).is_some_and(Server::leaves_soon);
+        servers.iter().filter(leaves_soon).count()
     }
 
-    /// Whether somebody may be waiting for the place of a server of this pool: it, or a group of
-    /// its, has as many servers as it may.
-    pub fn is_place_scarce(&self, key: PoolKey, config: &Config) -> bool {
-        let pool = self.pools.get(key).filter(|pool| !self.mode.opens_none() && !pool.is_paused);
-        pool.is_some_and(|pool| {
-            let is_full = pool.size.is_some_and(|size| pool.servers.total() >= size);
-            let mut groups = pool.groups.into_iter().zip(pool.group_limits(config));
-            let is_group_full = |(group, limit): (GroupKey, Option<usize>)| {
-                let servers = self.groups.get(group).map_or(0, |group| group.servers.len());
-                limit.is_some_and(|limit| servers >= limit)
-            };
-            is_full || groups.any(is_group_full)
+    /// Whether there is a limit that counts the servers of this pool.
+    pub fn is_place_counted(&self, key: PoolKey, config: &Config) -> bool {
+        self.pools.get(key).is_some_and(|pool| {
+            pool.size.is_some() || pool.group_limits(config).iter().any(Option::is_some)
         })
     }
 

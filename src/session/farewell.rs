@@ -59,6 +59,8 @@ reasons! {
     CANCEL_WHILE_SETTING = Silent("ignoring cancel request for server that is setting vars");
     /// The query to be cancelled ended before the request could be sent.
     CANCEL_TOO_LATE = Silent("not sending cancel request for client that is now idle");
+    /// A probe was answered: PostgreSQL does not stand still.
+    PROBE_ANSWERED = Silent("PostgreSQL is alive");
     /// The request could not be sent.
     CANCEL_NOT_SENT = Silent("failed to send cancel request");
     /// The server has taken the request.

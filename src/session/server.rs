@@ -93,10 +93,9 @@ pub enum State {
         /// Since when.
         since: Instant,
     },
-    /// Has been told goodbye, and keeps its place among those that a limit counts until it has
-    /// gone: a backend of PostgreSQL lives a little longer than our word to it. Leaves to
-    /// `Closing`, soon in any case.
-    Leaving,
+    /// We have ended the connection, and it keeps its place among those that a limit counts until it
+    /// has gone. See `engine::departures`. Leaves to `Closing`.
+    Leaving(Leave),
     /// Gone at the end of the turn.
     Closing,
 }
@@ -120,6 +119,11 @@ pub enum Purpose {
         /// Who asked.
         requester: ClientKey,
     },
+    /// To find out whether PostgreSQL stands still.
+    Probe {
+        /// The server that has not ended when it was told to.
+        overdue: ServerKey,
+    },
 }
 
 impl State {
@@ -133,6 +137,21 @@ impl State {
             _ => None,
         }
     }
+}
+
+/// How far it is with a server that has to leave.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Leave {
+    /// It has been told, and is expected to go at once. Leaves to `Overdue`, or the end.
+    Told {
+        /// When.
+        since: Instant,
+    },
+    /// It did not go: whether PostgreSQL stands still is being found out. Leaves to `Last`, or the
+    /// end.
+    Overdue,
+    /// PostgreSQL lives. It is waited for once more, and then no longer.
+    Last,
 }
 
 /// For how long a client that asks one thing after the other may go on. A client is never stopped
@@ -322,6 +341,19 @@ impl Server {
             State::Connecting(_) if self.address.is_some() => Reason::CONNECT_FAILED,
             _ => Reason::CONNECT_TIMEOUT,
         }
+    }
+
+    /// Whether it was opened to find out whether PostgreSQL stands still.
+    pub fn is_probe(&self) -> bool {
+        matches!(
+            self.state,
+            State::Connecting(Purpose::Probe { .. }) | State::AskingForTls(Purpose::Probe { .. })
+        )
+    }
+
+    /// Whether it has to leave, and will do so soon, as far as we know.
+    pub fn leaves_soon(&self) -> bool {
+        matches!(self.state, State::Leaving(Leave::Told { .. } | Leave::Last))
     }
 
     /// Why, being free, it cannot serve any more; `None`: it can.

@@ -27,6 +27,10 @@ pub struct Desk {
     pub reports: Vec<Averages>,
     /// Keys that the side thread is to make, oldest first.
     pub derivations: VecDeque<(Conn, Derivation)>,
+    /// Servers do not go when they are told goodbye.
+    pub servers_stay: bool,
+    /// Servers that got the end of the line instead.
+    pub hung_up: Vec<Conn>,
 }
 
 /// A configuration of these sections, `[pgbouncer]` last.
@@ -49,6 +53,8 @@ impl Desk {
             closed: Vec::new(),
             reports: Vec::new(),
             derivations: VecDeque::new(),
+            servers_stay: false,
+            hung_up: Vec::new(),
         }
     }
 
@@ -70,8 +76,8 @@ impl Desk {
 
     fn next_leaving(&self) -> Option<Conn> {
         let mut servers = self.engine.house().servers.iter();
-        let is_leaving = |server: &Server| matches!(server.state, State::Leaving);
-        let (key, _) = servers.find(|(_, server)| is_leaving(server))?;
+        let is_leaving = |server: &Server| matches!(server.state, State::Leaving(_));
+        let (key, _) = servers.find(|(_, server)| is_leaving(server) && !self.servers_stay)?;
         Some(Conn::Server(key))
     }
 
@@ -83,6 +89,7 @@ impl Desk {
                     self.derivations.push_back((conn, derivation));
                 }
                 Effect::Report(averages) => self.reports.push(averages),
+                Effect::HangUp { server } => self.hung_up.push(Conn::Server(server)),
                 Effect::Close { conn } => {
                     let last = self.outgoing(conn);
                     self.closed.push((conn, last));

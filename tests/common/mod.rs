@@ -13,6 +13,7 @@
 pub mod desk;
 pub mod fake;
 pub mod names;
+pub mod oracle;
 pub mod outside;
 pub mod own_postgresql;
 pub mod pooler;

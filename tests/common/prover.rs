@@ -109,7 +109,8 @@ impl Prover {
     }
 }
 
-fn verifier(password: &str) -> String {
+/// A SCRAM secret.
+pub fn verifier(password: &str) -> String {
     let salted = Derivation::new(password.as_bytes(), b"salty", ROUNDS).run();
     let stored = digest::sha256(&digest::hmac(&salted.0, b"Client Key"));
     let server = digest::hmac(&salted.0, b"Server Key");
@@ -118,7 +119,8 @@ fn verifier(password: &str) -> String {
     format!("SCRAM-SHA-256${ROUNDS}:{salt}${stored}:{server}")
 }
 
-fn md5(user: &str, password: &str) -> String {
+/// An MD5 secret.
+pub fn md5(user: &str, password: &str) -> String {
     let digits = digest::md5_hex(&[password.as_bytes(), user.as_bytes()]);
     format!("md5{}", String::from_utf8_lossy(&digits))
 }

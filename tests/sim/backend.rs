@@ -169,8 +169,10 @@ impl Backend {
             }
         }
         moved |= self.flush(socket);
-        let is_in = matches!(self.phase, Phase::Guarded | Phase::Ready);
-        if is_in && socket.is_over() && self.input.is_empty() {
+        let is_in = matches!(self.phase, Phase::Startup | Phase::Guarded | Phase::Ready);
+        // What it has not got whole will never be.
+        let has_nothing_to_do = self.input.is_empty() || (!moved && !self.hangs);
+        if is_in && socket.is_over() && has_nothing_to_do {
             self.end(socket, End::Orderly);
             moved = true;
         }
@@ -404,6 +406,11 @@ impl Backend {
         if packet[4..8] == 80_877_102u32.to_be_bytes() {
             self.phase = Phase::Carrier(rng.below(4) as u32);
             return First::Cancel(packet[8..].to_vec());
+        }
+        if packet == wire::ssl_request() {
+            self.out.push(b"N");
+            self.may_flush = true;
+            return First::Nothing;
         }
         assert_eq!(packet[4..8], 0x3_0000u32.to_be_bytes(), "a Startup");
         let texts = wire::split_texts(&packet[8..]);

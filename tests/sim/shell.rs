@@ -288,6 +288,11 @@ impl Shell {
                 panic!("nobody is on the console")
             }
             Effect::Report(_) => {}
+            Effect::HangUp { server } => {
+                if let Some(socket) = self.socket_of.get(&Conn::Server(server)) {
+                    self.sockets[*socket].hang_up();
+                }
+            }
             Effect::Close { conn } => {
                 if let Some(socket) = self.socket_of.remove(&conn) {
                     if self.sockets[socket].worth_writing() {

@@ -100,6 +100,8 @@ pub struct Socket {
     write_closed: bool,
     /// The engine has closed it.
     pub is_closed: bool,
+    /// The engine writes nothing more.
+    has_hung_up: bool,
     /// The farewell did not fit, or the peer broke off: its last bytes are missing.
     pub is_cut_off: bool,
     /// How many bytes the engine wrote and read.
@@ -124,6 +126,7 @@ impl Socket {
             read_closed: false,
             write_closed: false,
             is_closed: false,
+            has_hung_up: false,
             is_cut_off: false,
             written: 0,
             read: 0,
@@ -152,7 +155,7 @@ impl Socket {
 
     /// Nothing more will come from the engine.
     pub fn is_over(&self) -> bool {
-        self.is_closed && self.sent.is_empty()
+        (self.is_closed || self.has_hung_up) && self.sent.is_empty()
     }
 
     pub fn close(&mut self, end: End) {
@@ -188,6 +191,12 @@ impl Socket {
     }
 
     // The engine's shell.
+
+    /// Nothing more is written. What was not whole stays so.
+    pub fn hang_up(&mut self) {
+        self.has_hung_up = true;
+        self.is_cut_off = true;
+    }
 
     pub fn learn(&mut self) {
         self.may_read |= std::mem::take(&mut self.readable_edge);

@@ -338,7 +338,7 @@ fn server_facts<'a>(
         (State::Active { .. } | State::Asking { .. } | State::Unlinked { .. }, false) => "active",
         (State::HeldForCancel, _) => "being_canceled",
         (State::CarryingCancel { .. } | State::Forwarding { .. }, _) => "active_cancel",
-        (State::Leaving | State::Closing, _) => return None,
+        (State::Leaving(_) | State::Closing, _) => return None,
     };
     let unconnected = || ("(bad-af)".to_owned(), 0);
     let (remote, local) = match &server.address {
