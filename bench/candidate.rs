@@ -146,8 +146,7 @@ impl Candidate {
 
     /// Whether the case means for this candidate what it means for PgBouncer.
     pub fn can_run(&self, case: Case) -> bool {
-        let reconnects = matches!(case.load, Load::Reconnect | Load::Scram);
-        let needs_pooling = case.clients > POOL_SIZE || reconnects;
+        let needs_pooling = case.clients > POOL_SIZE || case.load.reconnects();
         let needs_following = case.load == Load::Prepared;
         (self.kind != Kind::Haproxy || !needs_pooling && !case.load.is_secured())
             && (self.follows_prepared || !needs_following)

@@ -12,7 +12,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::candidate::{Candidate, SCRAM_DATABASE};
+use crate::candidate::{Candidate, PLAIN_USER, SCRAM_DATABASE};
 use crate::failure::{Context, Failure, Outcome};
 use crate::process::Process;
 use crate::stand::{Ground, bulk_rows};
@@ -33,8 +33,10 @@ pub enum Load {
     Prepared,
     /// A new connection for each transaction.
     Reconnect,
-    /// The same, each with a login by SCRAM.
+    /// The same, each with a login by SCRAM; the pooler keeps a secret.
     Scram,
+    /// The same; the pooler keeps the password in clear.
+    ScramPlain,
     /// 200 000 rows of 100 bytes, again and again.
     Bulk,
     CopyOut,
@@ -46,12 +48,13 @@ pub enum Load {
 }
 
 impl Load {
-    pub const ALL: [Load; 10] = [
+    pub const ALL: [Load; 11] = [
         Load::Simple,
         Load::Extended,
         Load::Prepared,
         Load::Reconnect,
         Load::Scram,
+        Load::ScramPlain,
         Load::Bulk,
         Load::CopyOut,
         Load::CopyIn,
@@ -66,6 +69,7 @@ impl Load {
             Load::Prepared => "prepared",
             Load::Reconnect => "reconnect",
             Load::Scram => "scram",
+            Load::ScramPlain => "scram-plain",
             Load::Bulk => "bulk",
             Load::CopyOut => "copy-out",
             Load::CopyIn => "copy-in",
@@ -82,9 +86,14 @@ impl Load {
     pub fn fixed_clients(self) -> Option<usize> {
         match self {
             Load::Simple | Load::Extended | Load::Prepared | Load::TlsSimple => None,
-            Load::Reconnect | Load::Scram => Some(16),
+            Load::Reconnect | Load::Scram | Load::ScramPlain => Some(16),
             Load::Bulk | Load::CopyOut | Load::CopyIn | Load::TlsBulk => Some(1),
         }
+    }
+
+    /// Whether each of its transactions has a connection of its own.
+    pub fn reconnects(self) -> bool {
+        matches!(self, Load::Reconnect | Load::Scram | Load::ScramPlain)
     }
 
     /// Whether its clients speak TLS.
@@ -95,7 +104,7 @@ impl Load {
     /// The database that its clients ask for.
     pub fn database(self) -> &'static str {
         match self {
-            Load::Scram => SCRAM_DATABASE,
+            Load::Scram | Load::ScramPlain => SCRAM_DATABASE,
             _ => "bench",
         }
     }
@@ -108,6 +117,7 @@ impl Load {
             | Load::Prepared
             | Load::Reconnect
             | Load::Scram
+            | Load::ScramPlain
             | Load::TlsSimple => ("µs/tx", "tx/s"),
             Load::Bulk | Load::CopyOut | Load::CopyIn | Load::TlsBulk => ("s/GB", "GB/s"),
         }
@@ -143,6 +153,7 @@ pub fn measure(
         | Load::Prepared
         | Load::Reconnect
         | Load::Scram
+        | Load::ScramPlain
         | Load::TlsSimple => measure_transactions(case, candidate, ground, window),
         Load::Bulk | Load::CopyOut | Load::CopyIn | Load::TlsBulk => {
             measure_bytes(case.load, candidate, window)
@@ -168,9 +179,15 @@ fn measure_transactions(
     let mut words = match case.load {
         Load::Extended => vec!["-M", "extended"],
         Load::Prepared => vec!["-M", "prepared"],
-        Load::Reconnect | Load::Scram => vec!["-M", "simple", "-C"],
         _ => vec!["-M", "simple"],
     };
+    if case.load.reconnects() {
+        words.push("-C");
+    }
+    let plain_user = format!("{PLAIN_USER}0");
+    if case.load == Load::ScramPlain {
+        words.extend(["-U", &plain_user]);
+    }
     // One second to warm up, one so that the last line of the window is never lost to the end of the run.
     let seconds = (window.as_secs() + 2).to_string();
     words.extend(["-T", &seconds]);

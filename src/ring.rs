@@ -137,6 +137,13 @@ impl Ring {
         if bytes.len() > self.free_bytes() {
             return false;
         }
+        // Nearly always: it does not wrap around.
+        let start = self.place(self.filled);
+        if let Some(room) = self.memory.get_mut(start..start + bytes.len()) {
+            room.copy_from_slice(bytes);
+            self.filled += bytes.len() as u64;
+            return true;
+        }
         let [first, second] = self.room();
         let (head, tail) = bytes.split_at(bytes.len().min(first.len()));
         first[..head.len()].copy_from_slice(head);

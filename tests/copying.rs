@@ -50,3 +50,39 @@ fn a_sync_between_the_data_of_a_failed_copy_keeps_its_server() {
         assert_eq!(desk.take(fresh), query("SELECT 'other'"));
     }
 }
+
+/// A Sync ahead of the data of a COPY is ignored, so it does not end the batch, although it is the
+/// last one; and PostgreSQL keeps the end of the COPY back until it is asked for it. Whoever leaves
+/// then leaves a server that can be brought back all the same.
+#[test]
+fn who_leaves_behind_an_ignored_sync_leaves_no_server_that_waits() {
+    let mut desk = Desk::new(
+        "[databases]\napp = host=127.0.0.1\n[pgbouncer]\npool_mode = transaction\n\
+         default_pool_size = 1\nserver_rescue_timeout = 10\nserver_reset_query =\n",
+    );
+    let client = desk.client("alice", "app");
+    let server = desk.server();
+    let other = desk.client("alice", "app");
+    for client in [client, other] {
+        desk.take(client);
+    }
+    let copy = [raw::parse("", "COPY t FROM STDIN"), raw::bind("", &[]), raw::execute(0)].concat();
+    let data = [raw::sync(), raw::copy_data(b"x\n"), raw::copy_done()].concat();
+    desk.feed(client, &[copy, data].concat());
+    desk.take(server);
+    desk.feed(client, &raw::terminate());
+    assert!(desk.is_closed(client) && !desk.is_closed(server));
+    desk.feed(other, &query("SELECT 'other'"));
+    desk.take(server);
+    desk.feed(
+        server,
+        &[message(b'1', b""), message(b'2', b""), message(b'G', &[0, 0, 0])].concat(),
+    );
+    assert_eq!(desk.take(server), raw::flush());
+    desk.feed(server, &message(b'C', b"COPY 1\0"));
+    // It is told to end the batch, and does.
+    assert!(desk.take(server).ends_with(&raw::sync()));
+    let undone = [message(b'1', b""), message(b'2', b""), message(b'C', b"ROLLBACK\0")].concat();
+    desk.feed(server, &[undone, READY.into()].concat());
+    assert_eq!(desk.take(server), query("SELECT 'other'"));
+}

@@ -386,10 +386,10 @@ fn a_database_made_from_a_star_goes_with_all_its_pools() {
     }
     desk.after(SECOND * 9);
     assert_eq!(desk.engine.house().pools.len(), 2, "the later one counts");
-    assert!(desk.engine.house().has_pool_of("made"));
+    assert!(desk.engine.house().pool_of("made").is_some());
     desk.after(SECOND * 2);
     assert_eq!(desk.engine.house().pools.len(), 0);
-    assert!(!desk.engine.house().has_pool_of("made"));
+    assert!(desk.engine.house().pool_of("made").is_none());
 }
 
 #[test]

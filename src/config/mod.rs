@@ -30,6 +30,7 @@ pub use values::{
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Arc;
 
 /// The admin console: a database and a user of this name are ours alone.
 pub const CONSOLE: &str = "pgbouncer";
@@ -43,7 +44,7 @@ pub struct Config {
     /// Section `[pgbouncer]`.
     pub settings: Settings,
     /// Section `[databases]`, by name, but for `*`.
-    pub databases: BTreeMap<String, Database>,
+    pub databases: BTreeMap<String, Arc<Database>>,
     /// The connection string of `*`; as PgBouncer, nobody looks at it before it is used.
     pub auto_database: Option<String>,
     /// Section `[users]`, by name.
@@ -152,7 +153,8 @@ impl ini::Sink for Builder {
                 config.auto_database = Some(value.to_owned());
             }
             Some(Section::Databases) => {
-                config.databases.insert(key.to_owned(), Database::parse(key, value)?);
+                let database = Arc::new(Database::parse(key, value)?);
+                config.databases.insert(key.to_owned(), database);
             }
             Some(Section::Users) => {
                 if key.len() > USER_NAME_BYTES {

@@ -137,7 +137,9 @@ impl Console {
 
     /// A client's connection has gone.
     pub fn forget(&mut self, client: ClientKey) {
-        self.sessions.remove(&client);
+        if !self.sessions.is_empty() {
+            self.sessions.remove(&client);
+        }
         self.waiting.retain(|(waiting, _)| *waiting != client);
     }
 

@@ -283,6 +283,7 @@ fn linked_step(client: &mut Client, server: &mut Server, rules: Rules, tools: &m
         || must_let_others(client, server, rules)
         || !statements::go_on_collecting(client)
         || !relay::rest(&mut client.inbox, Some(&mut server.egress))
+        || server.pipeline.is_forgetting()
     {
         return Step::Wait;
     }
@@ -310,8 +311,15 @@ fn linked_step(client: &mut Client, server: &mut Server, rules: Rules, tools: &m
             next_unless(statements::named(client, server, (bytes, request), tools), server)
         }
         Verdict::Relay { bytes, request } => {
+            let forgets = request == Some(Request::Query)
+                && rules.tracks_statements
+                && !server.statements.is_empty()
+                && client.may_forget_statements(bytes) == Some(true);
             tools.counters.request_begins(client, tools.now);
             tools.counters.received_bytes += pass_on(client, server, bytes, request, rules);
+            if forgets {
+                server.pipeline.note_forgetting();
+            }
             Step::Next
         }
     }

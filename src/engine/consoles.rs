@@ -19,6 +19,7 @@ use crate::ring::Ring;
 use crate::session::client::{ClientAddress, Counted, Rights, State};
 use crate::session::client_login::{Goal, Pending, Replication, Startup};
 use crate::session::farewell::Reason;
+use crate::session::statuses::Statuses;
 use crate::sys;
 use crate::wire::emit::{self, Full};
 use crate::wire::frame::{HEADER_BYTES, Peek};
@@ -188,10 +189,17 @@ impl Engine {
             ("is_superuser", "on"),
         ];
         let notice = settings.login_notify_message.as_bytes();
-        greet(client, rings, (tracked, values), notice, |ring| {
+        greet(client, rings, notice, |ring, parameters| {
             fixed.iter().try_for_each(|(name, value)| {
                 emit::parameter_status(ring, name.as_bytes(), value.as_bytes())
-            })
+            })?;
+            // And what it has asked for itself.
+            let none = tracked.unset();
+            Statuses::new(&none, tracked, values).write(
+                ring,
+                (parameters, &none),
+                (tracked, values),
+            )
         })?;
         self.house.console_stats.total.client_logins += 1;
         self.house.set_client_state(key, State::Console { rights });

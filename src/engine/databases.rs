@@ -14,7 +14,7 @@ impl Engine {
     pub fn knows_database(&self, name: &str, may_create: bool, asker: ClientKey) -> bool {
         let house = &self.house;
         let is_known = self.config.databases.contains_key(name)
-            || house.has_pool_of(name)
+            || house.pool_of(name).is_some()
             || house.paused_databases.contains(name)
             || house.disabled_databases.contains(name);
         if is_known || !may_create {

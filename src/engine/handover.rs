@@ -189,10 +189,11 @@ impl Engine {
         let database = self.entry(name)?;
         let House { tracked, values, .. } = &mut self.house;
         let welcome = match unpacker.flag()? {
-            true => Some(Welcome {
-                untracked: unpacker.text()?.to_vec(),
-                defaults: unpack_parameters(&mut unpacker, (tracked, values))?,
-            }),
+            true => {
+                let untracked = unpacker.text()?.to_vec();
+                let defaults = unpack_parameters(&mut unpacker, (tracked, values))?;
+                Some(Welcome::new(untracked, defaults, (tracked, values)))
+            }
             false => None,
         };
         let secret = unpacker.text()?;

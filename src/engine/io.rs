@@ -17,6 +17,7 @@ use crate::keys::{ClientKey, Conn, ServerKey};
 use crate::pool::stats::Averages;
 use crate::session::line::Secured;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
 
 pub use crate::session::client::ClientAddress;
 pub use crate::session::server::ServerAddress;
@@ -200,4 +201,13 @@ pub enum Handshake {
         /// What is asked of it.
         tls: ServerTls,
     },
+}
+
+/// The sooner of two moments, of which either may never come. Each turn asks for many of them.
+pub fn sooner(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, None) => one,
+        (None, other) => other,
+    }
 }

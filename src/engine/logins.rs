@@ -17,11 +17,12 @@ use crate::session::client_login::{
     self, Goal, MAX_USER_BYTES, Pending, Replication, Rules, Startup,
 };
 use crate::session::farewell::Reason;
-use crate::session::params::{Tracked, Values};
+use crate::session::params::Parameters;
 use crate::sys;
 use crate::wire::backend::TxStatus;
 use crate::wire::emit::{self, Full};
 use crate::wire::startup::{self, First};
+use std::sync::Arc;
 use std::time::Instant;
 
 /// What is known of who a client says it is.
@@ -279,7 +280,7 @@ impl Engine {
     fn find_pool(
         &mut self,
         key: ClientKey,
-        database: &Database,
+        database: &Arc<Database>,
         goal: &Goal,
         user: &str,
     ) -> Result<PoolKey, Reason> {
@@ -333,20 +334,22 @@ impl Engine {
     }
 
     /// The entry of this name, one made from `*`, or none.
-    fn database(&mut self, key: ClientKey, name: &str) -> Option<Database> {
+    fn database(&mut self, key: ClientKey, name: &str) -> Option<Arc<Database>> {
         if let Some(database) = self.config.databases.get(name) {
             return Some(database.clone());
         }
+        // What `*` makes of a name is the same until the next reload, which tells all pools.
+        if let Some(pool) = self.house.pool_of(name) {
+            return Some(pool.database.clone());
+        }
         let database = match self.config.auto(name)? {
-            Ok(database) => database,
+            Ok(database) => Arc::new(database),
             Err(error) => {
                 error.log();
                 return None;
             }
         };
-        if !self.house.has_pool_of(name) {
-            log::info!("{} registered new auto-database: {name}", self.name_of(key));
-        }
+        log::info!("{} registered new auto-database: {name}", self.name_of(key));
         Some(database)
     }
 
@@ -421,8 +424,10 @@ impl Engine {
         // Nothing but the server's own words: they need not be tried.
         client.parameters_proven = client.parameters == welcome.defaults;
         let notice = self.config.settings.login_notify_message.as_bytes();
-        greet(client, rings, (tracked, values), notice, |ring| {
-            ring.push(&welcome.untracked).then_some(()).ok_or(Full)
+        greet(client, rings, notice, |ring, parameters| {
+            ring.push(&welcome.untracked).then_some(()).ok_or(Full)?;
+            let all = (parameters, &welcome.defaults);
+            welcome.statuses.write(ring, all, (tracked, values))
         })?;
         self.house.set_client_state(key, State::Idle);
         self.make_runnable(Conn::Client(key));
@@ -430,26 +435,20 @@ impl Engine {
     }
 }
 
-/// Writes the welcome: what does not follow the client, as `fixed` puts it into the ring, what does,
-/// the client's key, and the operator's word.
+/// Writes the welcome: all that the client is to know, as `statuses` puts it into the ring, its key,
+/// and the operator's word.
 pub(super) fn greet(
     client: &mut Client,
     rings: &mut Rings,
-    (tracked, values): (&Tracked, &Values),
     notice: &[u8],
-    fixed: impl FnOnce(&mut Ring) -> Result<(), Full>,
+    statuses: impl FnOnce(&mut Ring, &Parameters) -> Result<(), Full>,
 ) -> Result<(), Reason> {
     let Client { egress, parameters, secret, secret_tail, .. } = client;
     let written = egress.push_own(rings, |ring| {
         let start = ring.filled();
         let whole = (|| {
             emit::authentication_ok(ring)?;
-            fixed(ring)?;
-            for (index, name) in tracked.names().iter().enumerate() {
-                if let Some(value) = values.text(parameters.value(index)) {
-                    emit::parameter_status(ring, name.as_bytes(), value)?;
-                }
-            }
+            statuses(ring, parameters)?;
             let rest = secret_tail.as_ref().map_or(&[][..], |tail| &tail.0);
             emit::backend_key_data(ring, secret, rest)?;
             if !notice.is_empty() {

@@ -56,7 +56,7 @@ use crate::pool::stats::{Averages, Periods};
 use crate::session::client::{Client, State};
 use crate::session::params::Tracked;
 use crate::session::server::Activity;
-use io::{ClientAddress, Effect, Input};
+use io::{ClientAddress, Effect, Input, sooner};
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::time::{Duration, Instant};
@@ -203,11 +203,10 @@ impl Engine {
         let watch = self.house.watches.next();
         // No time limit runs while nothing moves.
         let limits = match self.house.mode.is_suspended() {
-            true => [None, self.suspend_deadline()],
-            false => [alarm, [watch, self.house.zones.deadline()].into_iter().flatten().min()],
+            true => self.suspend_deadline(),
+            false => sooner(sooner(alarm, watch), self.house.zones.deadline()),
         };
-        let [first, second] = limits;
-        [self.next_turn, trim, period, first, leaving, second].into_iter().flatten().min()
+        sooner(sooner(self.next_turn, trim), sooner(sooner(period, leaving), limits))
     }
 
     /// A connection that may have work to do: its socket may be read, or written.

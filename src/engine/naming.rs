@@ -1,6 +1,6 @@
 //! The names of hosts: who needs an address, what look-ups find, and whose address has gone.
 
-use crate::config::{Database, Peer};
+use crate::config::Peer;
 use crate::engine::Engine;
 use crate::engine::io::Effect;
 use crate::keys::ServerKey;
@@ -150,7 +150,8 @@ impl Engine {
         let entries = self.config.databases.values();
         let entries = entries.chain(pools.iter().map(|(_, pool)| &pool.database));
         let of_peers = self.config.peers.values().flat_map(Peer::hosts);
-        let hosts: HashSet<&str> = entries.flat_map(Database::hosts).chain(of_peers).collect();
+        let hosts: HashSet<&str> =
+            entries.flat_map(|entry| entry.hosts()).chain(of_peers).collect();
         names.retain(|name| hosts.contains(name));
         self.ask_zone(None, now);
     }

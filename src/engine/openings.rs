@@ -266,7 +266,7 @@ impl Engine {
 
     fn server_logged_in(&mut self, key: ServerKey, untracked: Vec<u8>, now: Instant) {
         self.house.note_success(key);
-        let House { servers, pools, rings, .. } = &mut self.house;
+        let House { servers, pools, rings, tracked, values, .. } = &mut self.house;
         let server = servers.get_mut(key).expect("its caller has seen it");
         server.activity = Activity::Ready;
         server.inbox.tidy(None, rings);
@@ -275,15 +275,15 @@ impl Engine {
         let pool = pools.get_mut(pool_key).expect("a server's pool outlives it");
         pool.times.connect.record(microseconds(server.connected_at, now));
         if let Some(client) = replicates_for {
-            let defaults = server.parameters.clone();
-            self.replication_begins(key, client, Welcome { untracked, defaults }, now);
+            let welcome = Welcome::new(untracked, server.parameters.clone(), (tracked, values));
+            self.replication_begins(key, client, welcome, now);
             self.staff(pool_key, now);
             self.tend(pool_key, now);
             return;
         }
         if pool.welcome.is_none() {
             let defaults = server.parameters.clone();
-            pool.welcome = Some(Welcome { untracked, defaults });
+            pool.welcome = Some(Welcome::new(untracked, defaults, (tracked, values)));
         }
         self.welcome_waiting(pool_key, now);
         self.house.set_server_state(key, State::Idle { since: now }, End::Back);

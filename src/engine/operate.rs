@@ -11,6 +11,7 @@ use crate::pool::queues::ServerStanding;
 use crate::session::farewell::Reason;
 use crate::session::server::State;
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Instant;
 
 /// How a SHUTDOWN is meant.
@@ -132,9 +133,9 @@ impl Engine {
     }
 
     /// The entry of this name as it is now, or one made from `*`.
-    pub(super) fn entry(&self, name: &str) -> Option<Database> {
+    pub(super) fn entry(&self, name: &str) -> Option<Arc<Database>> {
         let listed = self.config.databases.get(name).cloned();
-        listed.or_else(|| self.config.auto(name)?.ok())
+        listed.or_else(|| self.config.auto(name)?.ok().map(Arc::new))
     }
 
     /// Says which databases and peers there are no longer: each of them once, however many pools

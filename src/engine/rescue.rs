@@ -33,6 +33,8 @@ enum Need {
     Cancel,
     /// The end of a COPY that nobody else will send.
     CopyEnd,
+    /// To be asked for what it has to say: PostgreSQL keeps the answers to a batch back until then.
+    Flush,
     /// The end of a batch that nobody else will send.
     Sync,
     /// To undo what it has begun.
@@ -58,7 +60,8 @@ impl Engine {
         let is_sent = server.is_some_and(|server| server.egress.is_empty());
         let cancel = Cancel::NotBefore(if is_sent { now } else { now + CANCEL_AGAIN });
         let limit = self.config.settings.server_rescue_timeout;
-        let rescue = Rescue { client, since: now, limit, step: rescue::Step::Draining, cancel };
+        let step = rescue::Step::Draining;
+        let rescue = Rescue { client, since: now, limit, step, cancel, has_flushed: false };
         self.house.take_back(key, rescue)
     }
 
@@ -88,14 +91,6 @@ impl Engine {
             || (server.egress.has_own_room(missing)
                 && server.egress.push_own(rings, |ring| emit::padding(ring, missing)).is_ok());
         if !is_padded {
-            self.close_server(key, why.clone(), now);
-            return;
-        }
-        // A batch without its Sync: PostgreSQL keeps the answers to it back.
-        let is_open = !server.pipeline.is_empty()
-            && !server.pipeline.awaits_copy_end()
-            && server.pipeline.wants_sync();
-        if is_open && server.egress.push_own(rings, emit::flush).is_err() {
             self.close_server(key, why.clone(), now);
             return;
         }
@@ -143,6 +138,7 @@ impl Engine {
             Need::Nothing => {}
             Need::Cancel => self.cancel_ourselves(key, now),
             Need::CopyEnd => self.end_copy(key, now),
+            Need::Flush => self.flush(key, now),
             Need::Sync => self.end_batch(key, now),
             Need::Rollback => {
                 self.take_step(key, rescue::Step::RollingBack { is_done: false });
@@ -171,6 +167,21 @@ impl Engine {
         let server = self.house.servers.get_mut(key);
         if let Some(State::Rescuing(rescue)) = server.map(|server| &mut server.state) {
             rescue.step = step;
+        }
+    }
+
+    /// Asks for all answers that there are. Behind the client's last message that is done once.
+    fn flush(&mut self, key: ServerKey, now: Instant) {
+        let House { servers, rings, .. } = &mut self.house;
+        let Some(server) = servers.get_mut(key) else {
+            return;
+        };
+        if let State::Rescuing(rescue) = &mut server.state {
+            rescue.has_flushed = true;
+        }
+        match server.egress.push_own(rings, emit::flush) {
+            Ok(()) => self.make_runnable(Conn::Server(key)),
+            Err(Full) => self.close_server(key, Reason::RESCUE_FAILED, now),
         }
     }
 
@@ -252,6 +263,8 @@ fn need(server: &Server, rescue: &Rescue, has_reset_query: bool, now: Instant) -
         rescue::Step::Draining if !has_said_all => match rescue.cancel {
             _ if server.pipeline.awaits_copy_end() => Need::CopyEnd,
             _ if server.activity == Activity::Busy && server.pipeline.is_empty() => Need::Sync,
+            // Once a COPY has begun, a Sync ahead of its end ends nothing.
+            _ if !rescue.has_flushed && server.pipeline.wants_sync() => Need::Flush,
             // Our own words to it take no time.
             Cancel::NotBefore(at) if at <= now && !server.pipeline.is_next_ours() => Need::Cancel,
             _ => Need::Nothing,

@@ -386,9 +386,10 @@ pub(super) fn take_note(server: &mut Server, client: Option<&mut Client>, note: 
         Note::Nothing | Note::Notification => {}
         Note::Reply(reply) => return server.pipeline.settle(reply),
         Note::Forgotten => {
-            server.statements.clear();
+            let behind = server.pipeline.behind();
+            server.statements.clear_all_but(&behind.prepared);
             if let Some(statements) = client.and_then(|client| client.statements.as_mut()) {
-                statements.close_all();
+                statements.close_all_but(&behind.serials);
             }
             return server.pipeline.settle(Reply::Command);
         }

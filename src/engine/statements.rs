@@ -181,7 +181,7 @@ fn parse(
     tools.counters.client_parses += 1;
     let serial = statements.give(name, statement.clone()).expect("seen to be free");
     if is_there {
-        server.pipeline.expect(Request::Parse, Action::MakeUp);
+        server.pipeline.expect_statement(Request::Parse, Action::MakeUp, serial, statement);
         emit_made_up(client, server, tools.rings);
     } else {
         prepared(server, statement, (Action::Forward, serial), tools);

@@ -19,7 +19,7 @@ use super::token::Token;
 use crate::console::metrics::Dialect;
 use crate::console::{Answer, Console, Moment, Order};
 use crate::engine::Engine;
-use crate::engine::io::{Effect, Handshake, Input, ServerAddress};
+use crate::engine::io::{Effect, Handshake, Input, ServerAddress, sooner};
 use crate::keys::{ClientKey, Conn, ServerKey};
 use crate::pool::stats::Averages;
 use crate::sys::error_text;
@@ -211,13 +211,8 @@ impl<E: Heart> EventLoop<E> {
         if must_not_sleep {
             return Some(Duration::ZERO);
         }
-        let deadlines = [
-            self.engine.next_deadline(),
-            self.listeners.deadline(),
-            self.pump.deadline(),
-            self.metrics.deadline(),
-        ];
-        let next = deadlines.into_iter().flatten().min()?;
+        let ours = sooner(self.listeners.deadline(), self.pump.deadline());
+        let next = sooner(self.engine.next_deadline(), sooner(ours, self.metrics.deadline()))?;
         Some(next.saturating_duration_since(self.now))
     }
 

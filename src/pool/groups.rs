@@ -13,7 +13,8 @@ use crate::keys::{ClientKey, GroupKey, Keyed, PoolKey, ServerKey};
 use crate::pool::{House, Pool};
 use crate::session::client::{Client, Counted};
 use crate::session::farewell::Reason;
-use std::collections::{HashMap, VecDeque};
+use hashbrown::HashMap;
+use std::collections::VecDeque;
 
 /// What the members of a group have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

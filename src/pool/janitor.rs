@@ -402,6 +402,7 @@ mod tests {
     use crate::pool::stats::Periods;
     use crate::session::params::Tracked;
     use crate::session::server::Purpose;
+    use std::sync::Arc;
 
     const SECOND: Duration = Duration::from_secs(1);
 
@@ -410,7 +411,7 @@ mod tests {
         let tracked = Tracked::new(config.settings.track_extra_parameters.items());
         let mut house = House::new(1024, tracked, Periods::new(60, now));
         for number in 0..pools {
-            let database = Database::new(&format!("db{number}"));
+            let database = Arc::new(Database::new(&format!("db{number}")));
             let pool = house.pool_as(&database, "alice", config);
             let unset = house.tracked.unset();
             let key = house.admit_server(Server::new(Purpose::Serve, pool, unset, now));

@@ -36,10 +36,12 @@ use crate::session::client::{Client, ClientAddress};
 use crate::session::params::{Parameters, Tracked, Values};
 use crate::session::prepared::Statements;
 use crate::session::server::{Server, ServerAddress};
+use crate::session::statuses::Statuses;
 use alarms::Alarms;
 use cancel::Keyring;
 use causes::{Endings, Rescues, Waits};
 use groups::{Groups, Kind};
+use hashbrown::{Equivalent, HashMap};
 use hosts::Hosts;
 use limits::WorkLimits;
 use mode::Mode;
@@ -47,8 +49,9 @@ use names::Names;
 use peers::PeerPools;
 use queues::{Queue, ServerQueues};
 use stats::{Periods, Stats};
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use times::Times;
 use watch::Watches;
@@ -110,14 +113,14 @@ pub struct House {
     pub alarms: Alarms,
     /// When to look at which connection again.
     pub watches: Watches,
-    by_name: HashMap<(String, String), PoolKey>,
+    by_name: HashMap<PoolName, PoolKey>,
 }
 
 /// Servers for one database and user, and the clients that share them.
 #[derive(Debug)]
 pub struct Pool {
     /// The database's entry, as last loaded.
-    pub database: Database,
+    pub database: Arc<Database>,
     /// Who its servers log in as.
     pub user: String,
     /// When a server goes back.
@@ -194,6 +197,17 @@ impl fmt::Debug for Learned {
     }
 }
 
+/// The name of a database's entry, and of the user who logs in to its servers.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct PoolName(String, String);
+
+/// Looked up at each login, which need not make a copy of both for that.
+impl Equivalent<PoolName> for (&str, &str) {
+    fn equivalent(&self, PoolName(database, user): &PoolName) -> bool {
+        *self == (database.as_str(), user.as_str())
+    }
+}
+
 /// What the first server of a pool told us.
 #[derive(Debug)]
 pub struct Welcome {
@@ -201,6 +215,20 @@ pub struct Welcome {
     pub untracked: Vec<u8>,
     /// Its values of the tracked parameters: the defaults of clients that ask for no other.
     pub defaults: Parameters,
+    /// The same as messages: most clients ask for nothing else but an `application_name`.
+    pub statuses: Statuses,
+}
+
+impl Welcome {
+    /// Of a server that has these values.
+    pub fn new(
+        untracked: Vec<u8>,
+        defaults: Parameters,
+        (tracked, values): (&Tracked, &Values),
+    ) -> Self {
+        let statuses = Statuses::new(&defaults, tracked, values);
+        Self { untracked, defaults, statuses }
+    }
 }
 
 /// How opening servers went lately.
@@ -256,14 +284,13 @@ impl House {
     }
 
     /// The pool of this database and user; a new one if nobody asked for it yet.
-    pub fn pool(&mut self, database: &Database, login: &str, config: &Config) -> PoolKey {
+    pub fn pool(&mut self, database: &Arc<Database>, login: &str, config: &Config) -> PoolKey {
         self.pool_as(database, database.user.as_deref().unwrap_or(login), config)
     }
 
     /// The pool of this database and this very user, whomever the database's entry forces.
-    pub fn pool_as(&mut self, database: &Database, user: &str, config: &Config) -> PoolKey {
-        let name = (database.name.clone(), user.to_string());
-        if let Some(key) = self.by_name.get(&name) {
+    pub fn pool_as(&mut self, database: &Arc<Database>, user: &str, config: &Config) -> PoolKey {
+        if let Some(key) = self.by_name.get(&(database.name.as_str(), user)) {
             return *key;
         }
         let groups =
@@ -303,7 +330,7 @@ impl House {
         pool.configure(config);
         let key = self.pools.insert(pool);
         self.groups.add_pool(groups, key);
-        self.by_name.insert(name, key);
+        self.by_name.insert(PoolName(database.name.clone(), user.to_string()), key);
         key
     }
 
@@ -314,7 +341,7 @@ impl House {
         if let Some(pool) = self.pools.remove(key) {
             assert_eq!(pool.servers.total(), 0, "a pool with servers stays");
             self.groups.remove_pool(pool.groups, key);
-            self.by_name.remove(&(pool.database.name, pool.user));
+            self.by_name.remove(&(pool.database.name.as_str(), pool.user.as_str()));
         }
     }
 
@@ -329,9 +356,9 @@ impl House {
         }
     }
 
-    /// Whether somebody has asked for this database before.
-    pub fn has_pool_of(&self, database: &str) -> bool {
-        self.groups.database(database).is_some_and(|group| !group.pools.is_empty())
+    /// A pool of this database, if somebody has asked for it before.
+    pub fn pool_of(&self, database: &str) -> Option<&Pool> {
+        self.pools.get(*self.groups.database(database)?.pools.first()?)
     }
 
     /// How many clients there are, less those that are about to be closed.

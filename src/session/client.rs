@@ -355,6 +355,14 @@ impl Client {
                 log::error!("client used \"Query\" packet type");
                 return Verdict::Close(Reason::PQEXEC_DISALLOWED);
             }
+            // What it may do to statements has to be seen from its beginning.
+            Message::Request(Request::Query)
+                if rules.tracks_statements
+                    && self.inbox.unjudged() < header.bytes
+                    && self.may_forget_statements(header.bytes).is_none() =>
+            {
+                return Verdict::NeedMore;
+            }
             Message::Request(request) if rules.tracks_statements => {
                 if let Some(verdict) = self.judge_named(request, header.bytes) {
                     return verdict;
@@ -371,6 +379,21 @@ impl Client {
 }
 
 impl Client {
+    /// Whether its next message, a simple query, may be `DEALLOCATE ALL` or the like. Behind that
+    /// nobody knows what the server has until it has answered: what the client says next waits for
+    /// it. `None`: too little of the query has come in.
+    pub fn may_forget_statements(&self, bytes: u64) -> Option<bool> {
+        let head = HEADER_BYTES as u64;
+        let here = bytes.min(self.inbox.unjudged());
+        let first = self.inbox.ring().filter(|_| here > head)?;
+        let [first] = first.array::<1>(self.inbox.judged() + head)?;
+        if !matches!(first, b'D' | b'd') && !first.is_ascii_whitespace() {
+            return Some(false);
+        }
+        let begin = self.inbox.window(head, here.min(head + frontend::FIRST_WORDS_BYTES as u64));
+        frontend::may_forget_statements(&begin, here == bytes)
+    }
+
     /// Judges a message that may name a prepared statement. `None`: it does not.
     fn judge_named(&self, request: Request, bytes: u64) -> Option<Verdict> {
         let here = bytes.min(self.inbox.unjudged());

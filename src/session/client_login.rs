@@ -11,6 +11,7 @@ use crate::session::client::Rights;
 use crate::session::farewell::Reason;
 use crate::session::params::{APPLICATION_NAME, Parameters, Tracked, Values};
 use crate::wire::startup;
+use std::sync::Arc;
 
 /// Longer names of users do not exist.
 pub const MAX_USER_BYTES: usize = 127;
@@ -70,7 +71,7 @@ pub struct Pending {
     /// What the client asks for.
     pub startup: Startup,
     /// The entry it means; `None`: there is none, which only who has proven himself is told.
-    pub database: Option<Database>,
+    pub database: Option<Arc<Database>>,
     /// What is asked about its user.
     pub query: String,
 }

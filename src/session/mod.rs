@@ -22,3 +22,4 @@ pub mod relay;
 pub mod rescue;
 pub mod server;
 pub mod server_login;
+pub mod statuses;

@@ -91,6 +91,17 @@ pub struct Pipeline {
     data_sent: bool,
     /// How many of those that are owed end with a ReadyForQuery.
     rounds: usize,
+    /// The newest may be a command that forgets all prepared statements.
+    forgetting: bool,
+}
+
+/// What was asked for behind a command that forgot all prepared statements.
+#[derive(Debug, Default)]
+pub struct Behind {
+    /// Numbers of the statements that the server will have all the same.
+    pub prepared: Vec<u64>,
+    /// The client's namings that came later.
+    pub serials: Vec<u32>,
 }
 
 impl Pipeline {
@@ -172,7 +183,38 @@ impl Pipeline {
         self.push(Owed { request, action, serial, statement, is_behind_data: false });
     }
 
+    /// The request that was noted last may be a command that forgets all prepared statements.
+    pub fn note_forgetting(&mut self) {
+        self.forgetting = true;
+    }
+
+    /// Whether such a command is under way: what is on the server will be known when it has been
+    /// answered.
+    pub fn is_forgetting(&self) -> bool {
+        self.forgetting && !self.owed.is_empty()
+    }
+
+    /// What was asked for behind the command that is being answered now.
+    pub fn behind(&self) -> Behind {
+        let mut behind = Behind::default();
+        for owed in &self.owed {
+            let Some(id) = owed.statement.as_ref().map(|statement| statement.id()) else {
+                continue;
+            };
+            match (owed.request, owed.action) {
+                (Request::Close, _) => behind.prepared.retain(|other| *other != id),
+                (_, Action::MakeUp) => behind.serials.push(owed.serial),
+                _ => {
+                    behind.prepared.push(id);
+                    behind.serials.push(owed.serial);
+                }
+            }
+        }
+        behind
+    }
+
     fn push(&mut self, owed: Owed) {
+        self.forgetting = false;
         match owed.request {
             request if is_copy_end(request) && self.owed.is_empty() => return,
             Request::Sync => self.skipping = false,
@@ -366,7 +408,8 @@ impl Pipeline {
 
 impl Owed {
     fn lost(self, failed: bool) -> Option<Lost> {
-        let statement = self.statement?;
+        // What we make up was not asked of the server.
+        let statement = self.statement.filter(|_| self.action != Action::MakeUp)?;
         Some(match self.request {
             Request::Close => Lost::Close { statement },
             _ => {

@@ -183,9 +183,9 @@ impl ClientStatements {
         }
     }
 
-    /// No name means anything any more.
-    pub fn close_all(&mut self) {
-        self.names.clear();
+    /// No name means anything any more, but those that were given so.
+    pub fn close_all_but(&mut self, serials: &[u32]) {
+        self.names.retain(|_, named| serials.contains(&named.serial));
     }
 
     /// How many names there are.
@@ -242,6 +242,15 @@ impl ServerStatements {
     /// Nothing is prepared there any more.
     pub fn clear(&mut self) {
         self.0.clear();
+    }
+
+    /// Nothing is prepared there any more but these.
+    pub fn clear_all_but(&mut self, ids: &[u64]) {
+        for id in self.0.iter().map(|(id, _)| *id).collect::<Vec<u64>>() {
+            if !ids.contains(&id) {
+                self.0.pop(&id);
+            }
+        }
     }
 
     /// How many there are.

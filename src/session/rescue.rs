@@ -33,6 +33,8 @@ pub struct Rescue {
     pub step: Step,
     /// What becomes of the query that may be running.
     pub cancel: Cancel,
+    /// Whether the server was asked for the answers to a batch that its client did not end.
+    pub has_flushed: bool,
 }
 
 impl Rescue {

@@ -19,18 +19,17 @@ pub fn message(
 ) -> Result<(), Full> {
     let start = ring.filled();
     let mut body = Body { ring, fits: true };
-    if let Some(tag) = tag {
-        body.bytes(&[tag]);
+    match tag {
+        Some(tag) => body.bytes(&[tag, 0, 0, 0, 0]),
+        None => body.int(0),
     }
-    let length_at = body.ring.filled();
-    body.int(0);
+    let length_at = start + u64::from(tag.is_some());
     write(&mut body);
-    let fits = body.fits;
-    let length = i32::try_from(ring.filled() - length_at).map_err(|_| Full)?;
-    if !fits {
+    if !body.fits {
         ring.unfill(start);
         return Err(Full);
     }
+    let length = i32::try_from(ring.filled() - length_at).map_err(|_| Full)?;
     ring.patch(length_at, &length.to_be_bytes());
     Ok(())
 }

@@ -102,6 +102,29 @@ pub fn target(body: &[u8]) -> Result<(u8, &[u8]), Broken> {
     if rest.is_empty() { Ok((*kind, name)) } else { Err(Broken) }
 }
 
+/// Commands of which some forget all prepared statements.
+const FORGETTING: [&[u8]; 2] = [b"DEALLOCATE", b"DISCARD"];
+
+/// What stands farther behind in a query is not looked at.
+pub const FIRST_WORDS_BYTES: usize = 64;
+
+/// Whether a simple query that begins so may forget all prepared statements. `None`: too little of it
+/// has come in to tell.
+pub fn may_forget_statements(begin: &[u8], is_whole: bool) -> Option<bool> {
+    let begin = &begin[..begin.len().min(FIRST_WORDS_BYTES)];
+    let is_all = is_whole || begin.len() == FIRST_WORDS_BYTES;
+    let text = begin.trim_ascii_start();
+    let is_like = |command: &&[u8]| {
+        let seen = text.len().min(command.len());
+        text[..seen].eq_ignore_ascii_case(&command[..seen])
+    };
+    match FORGETTING.iter().find(|command| is_like(command)) {
+        None => Some(false),
+        Some(command) if text.len() >= command.len() => Some(true),
+        Some(_) => is_all.then_some(false),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -115,6 +138,27 @@ mod tests {
         assert_eq!(target(b"Ss\0"), Ok((b'S', &b"s"[..])));
         for broken in [&b""[..], b"S", b"Ss", b"Ss\0x"] {
             assert_eq!(target(broken), Err(Broken));
+        }
+    }
+
+    #[test]
+    fn forgetting_is_seen_from_the_beginning_of_a_query() {
+        let blanks = " ".repeat(FIRST_WORDS_BYTES);
+        for (text, whole, in_part) in [
+            ("DISCARD ALL", Some(true), Some(true)),
+            (" \n deallocate all", Some(true), Some(true)),
+            ("DEALLOCATE", Some(true), Some(true)),
+            ("", Some(false), None),
+            ("\n", Some(false), None),
+            ("DEALLOC", Some(false), None),
+            (" dis", Some(false), None),
+            ("DISCO", Some(false), Some(false)),
+            ("SELECT 1", Some(false), Some(false)),
+            ("\0", Some(false), Some(false)),
+            (&blanks, Some(false), Some(false)),
+        ] {
+            assert_eq!(may_forget_statements(text.as_bytes(), true), whole, "{text}");
+            assert_eq!(may_forget_statements(text.as_bytes(), false), in_part, "{text}");
         }
     }
 

@@ -51,8 +51,13 @@ impl Talk {
     /// that is on purpose.
     fn naming(&mut self, random: &mut Random, batch: &mut Vec<Vec<u8>>) {
         for _ in 0..1 + random.below(4) {
-            match random.below(6) {
-                0 | 1 => {
+            match random.below(20) {
+                0 => {
+                    let all = ["DEALLOCATE ALL", "DISCARD ALL"][random.below(2)];
+                    batch.push(raw::query(all));
+                    self.names.clear();
+                }
+                1..7 => {
                     let name = format!("s{}", random.below(1 << 40));
                     let length = if random.below(8) == 0 { 70_000 } else { 3 };
                     let sql = match random.below(3) {
@@ -62,11 +67,13 @@ impl Talk {
                     batch.push(raw::parse(&name, &sql));
                     self.names.push(name);
                 }
-                2 if !self.names.is_empty() => {
+                7..10 if !self.names.is_empty() => {
                     let name = self.names.swap_remove(random.below(self.names.len()));
                     batch.push(raw::close(b'S', &name));
                 }
-                3 => batch.extend(self.any_name(random).map(|name| raw::describe(b'S', &name))),
+                10..13 => {
+                    batch.extend(self.any_name(random).map(|name| raw::describe(b'S', &name)));
+                }
                 _ => {
                     if let Some(name) = self.any_name(random) {
                         batch.extend([raw::bind(&name, &[]), raw::execute(0)]);

@@ -4,6 +4,7 @@ use super::View;
 use crate::config::{CONSOLE, Database};
 use crate::console::table::{Cell, Column, Row, Type::Int, Type::Text};
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 pub const COLUMNS: [Column; 8] = [
     ("name", Text),
@@ -21,7 +22,7 @@ pub fn names(view: &View<'_>) -> BTreeSet<String> {
     let (engine, config) = (view.engine, view.engine.config());
     let listed =
         engine.access().userlist.iter().map(|(name, _)| String::from_utf8_lossy(name).into_owned());
-    let of_entry = |entry: &Database| [entry.user.clone(), entry.auth_user.clone()];
+    let of_entry = |entry: &Arc<Database>| [entry.user.clone(), entry.auth_user.clone()];
     let forced = config.databases.values().flat_map(of_entry).flatten();
     let pooled = engine.house().pools.iter().map(|(_, pool)| pool.user.clone());
     listed

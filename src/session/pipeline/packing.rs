@@ -61,7 +61,8 @@ impl Pipeline {
             let is_behind_data = unpacker.flag()?;
             owed.push_back(Owed { request, action, serial, statement, is_behind_data });
         }
-        let mut read = Self { owed, copying_in, skipping, doubt, answered, data_sent, rounds: 0 };
+        let mut read =
+            Self { owed, copying_in, skipping, doubt, answered, data_sent, ..Self::default() };
         read.count_rounds();
         Some(read)
     }
