@@ -145,6 +145,7 @@ impl Engine {
             pool.stats.total.wait_us += microseconds(*since, now);
         }
         // Clients of this pool may have left a search_path, or a temporary table of users.
+        server.has_worked = true;
         let asked = Asked::new(std::mem::take(&mut server.has_served));
         let (query, name) = (&login.query, &login.startup.user);
         let written = server.egress.push_own(rings, |ring| {

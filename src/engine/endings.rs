@@ -293,7 +293,7 @@ impl Engine {
         if let Some(target) = self.house.servers.get_mut(target_key).filter(|_| was_sent) {
             target.cancels_in_flight -= 1;
             // Only the server's own end of the connection says that it has dealt with the request.
-            target.close_needed |= *reason != Reason::CANCEL_SENT;
+            target.may_be_hit |= *reason != Reason::CANCEL_SENT;
             if matches!(target.state, server::State::HeldForCancel) && target.cancels_in_flight == 0
             {
                 self.settle_down(target_key, true, now);

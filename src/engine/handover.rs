@@ -145,7 +145,7 @@ impl Engine {
         packer.number(server.activity as u64);
         packer.text(&server.cancel_key);
         packer.flag(server.has_served);
-        packer.flag(server.close_needed);
+        packer.flag(server.close_needed || server.may_be_hit);
         pack_age(&mut packer, server.connected_at, now);
         server.statements.pack(&mut packer);
         server.pipeline.pack(&mut packer);

@@ -235,7 +235,7 @@ impl Engine {
             false => End::Front,
         };
         let is_contended = self.house.groups.blocked_pools > 0;
-        if is_contended && self.house.must_yield(key, now) {
+        if is_contended && self.house.must_yield(key, &self.config, now) {
             self.yield_place(key, now);
             return;
         }

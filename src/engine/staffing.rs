@@ -75,6 +75,13 @@ impl Engine {
                     self.house.block(key, group);
                     return false;
                 }
+                Opening::Claimed(group, until) => {
+                    if demand.is_of_clients() {
+                        self.house.block(key, group);
+                    }
+                    self.house.look_again(key, until);
+                    return false;
+                }
                 Opening::Later(at) => {
                     self.house.look_again(key, at);
                     return false;
@@ -188,6 +195,9 @@ impl Engine {
 
     /// The alarms of pools that have gone off.
     pub(super) fn answer_alarms(&mut self, now: Instant) {
+        if !self.house.groups.claimants.is_empty() {
+            self.house.forget_claims(now);
+        }
         // One that is set anew for now must wait for the next turn.
         for _ in 0..self.house.alarms.len() {
             let Some(pool) = self.house.next_alarmed(now) else {

@@ -6,15 +6,37 @@
 //! limit costs, however many pools there are.
 //!
 //! A pool whose clients wait because a limit leaves no room is *blocked*: it stands in the line of
-//! the group that is full, and has the next place that becomes free there.
+//! the group that is full, and has the next place that becomes free there. It may need a place in
+//! two groups, and those do not become free at the same time: so whoever has been kept out for long
+//! has a *claim* for a moment on a place in the one group while it waits for the other.
 
 use crate::config::{CONSOLE, Config};
 use crate::keys::{ClientKey, GroupKey, Keyed, PoolKey, ServerKey};
+use crate::pool::sizing::Opening;
 use crate::pool::{House, Pool};
 use crate::session::client::{Client, Counted};
 use crate::session::farewell::Reason;
 use hashbrown::HashMap;
 use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+/// Between two claims there is so much more time than a claim takes.
+const CLAIM_REST: u32 = 10;
+
+/// How long the clients of a pool that shares a limit with another one wait before that one has to
+/// give up a server although its own clients wait, too.
+const KEPT_OUT: Duration = Duration::from_secs(1);
+
+/// What a place is worth to a pool that needs one, the least first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Use {
+    /// It lacks another one, too, and that may take long.
+    None,
+    /// It lacks another one, too, and this one is kept for it meanwhile.
+    WithClaim,
+    /// It opens a server.
+    AtOnce,
+}
 
 /// What the members of a group have in common.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -57,6 +79,8 @@ pub struct Groups {
     users: HashMap<Box<str>, GroupKey>,
     /// How many pools are blocked. Usually none, and then nobody has to look for them.
     pub blocked_pools: usize,
+    /// Those that have, or had, a claim.
+    pub claimants: Vec<PoolKey>,
 }
 
 impl Groups {
@@ -292,6 +316,124 @@ impl House {
             pool.blocked_by = Some(group);
             self.groups.block(group, pool_key);
         }
+    }
+
+    /// Whether a server that is free must not serve the next client of its own pool, because a pool
+    /// that it shares a limit with has been kept out for too long: while there is always somebody
+    /// who waits here, no server of ours would ever be idle to be evicted.
+    ///
+    /// Laws: who yields has served, and makes room for somebody who can use it. Otherwise pools
+    /// could go on for ever opening servers for each other to close, with nobody served.
+    pub fn must_yield(&mut self, key: ServerKey, config: &Config, now: Instant) -> bool {
+        let server = self.servers.get(key).filter(|server| server.has_worked);
+        let Some((own_key, pool)) =
+            server.and_then(|server| Some((server.pool, self.pools.get(server.pool)?)))
+        else {
+            return false;
+        };
+        let Some((_, own)) = self.first_waiting(pool) else {
+            return false;
+        };
+        let is_kept_out = |other: &PoolKey| {
+            let first = self.pools.get(*other).and_then(|other| self.first_waiting(other));
+            first.is_some_and(|(_, since)| {
+                since < own && now.saturating_duration_since(since) >= KEPT_OUT
+            })
+        };
+        let longest = |group| self.groups.longest_blocked(group, own_key);
+        let kept_out = pool.groups.into_iter().filter_map(longest).filter(is_kept_out);
+        let useful =
+            kept_out.map(|other| (other, self.use_of_place(other, pool.groups, config, now)));
+        match useful.max_by_key(|(_, of_use)| *of_use) {
+            Some((_, Use::AtOnce)) => true,
+            Some((other, Use::WithClaim)) => {
+                self.claim(other, now);
+                true
+            }
+            Some((_, Use::None)) | None => false,
+        }
+    }
+
+    /// What a place in these groups is worth to a pool that is blocked.
+    fn use_of_place(
+        &self,
+        key: PoolKey,
+        groups: [GroupKey; 2],
+        config: &Config,
+        now: Instant,
+    ) -> Use {
+        let Some(pool) = self.pools.get(key) else {
+            return Use::None;
+        };
+        let mut limits = pool.groups.into_iter().zip(pool.group_limits(config));
+        let lacks_another = limits.any(|(group, limit)| {
+            let present = self.groups.get(group).map_or(0, |group| group.servers.len());
+            !groups.contains(&group) && limit.is_some_and(|limit| present >= limit)
+        });
+        let may_claim = pool.claims_until.is_none_or(|until| now >= until + KEPT_OUT * CLAIM_REST);
+        match (lacks_another, may_claim) {
+            (false, _) => Use::AtOnce,
+            (true, true) => Use::WithClaim,
+            (true, false) => Use::None,
+        }
+    }
+
+    /// What becomes free in one of the groups of a pool is kept for it, for a moment, while it waits
+    /// for the other one, and not again for some time. (Who has to wait for hours there must not
+    /// keep places empty for as long.)
+    fn claim(&mut self, key: PoolKey, now: Instant) {
+        if let Some(pool) = self.pools.get_mut(key) {
+            pool.claims_until = Some(now + KEPT_OUT);
+            if !self.groups.claimants.contains(&key) {
+                self.groups.claimants.push(key);
+            }
+        }
+    }
+
+    /// What a pool is told that would take one of the last free places of a group, if others have
+    /// waited longer: those that have a claim, and the first in line, who is about to be asked.
+    pub fn kept_for_others(
+        &self,
+        group: GroupKey,
+        key: PoolKey,
+        free: usize,
+        config: &Config,
+        now: Instant,
+    ) -> Option<Opening> {
+        let first_of = |key: PoolKey| self.first_waiting(self.pools.get(key)?);
+        let own = first_of(key).map(|(_, since)| since);
+        let is_older = |other: PoolKey| {
+            first_of(other).is_some_and(|(_, since)| own.is_none_or(|own| since < own))
+        };
+        let claimants = self.groups.claimants.iter().filter(|other| **other != key);
+        let claims = claimants.filter_map(|other| {
+            let pool = self.pools.get(*other)?;
+            let until = pool.claims_until.filter(|until| now < *until)?;
+            let waits_elsewhere = pool.blocked_by.is_some_and(|by| by != group);
+            let holds = waits_elsewhere && pool.groups.contains(&group) && is_older(*other);
+            holds.then_some(until)
+        });
+        let (claims, until) =
+            claims.fold((0, now + KEPT_OUT), |(count, first), until| (count + 1, first.min(until)));
+        let next = self.groups.longest_blocked(group, key).filter(|other| is_older(*other));
+        let next =
+            next.filter(|other| self.use_of_place(*other, [group; 2], config, now) == Use::AtOnce);
+        if claims >= free {
+            Some(Opening::Claimed(group, until))
+        } else if claims + usize::from(next.is_some()) >= free {
+            Some(Opening::Blocked(group))
+        } else {
+            None
+        }
+    }
+
+    /// Forgets claims that were made long ago.
+    pub fn forget_claims(&mut self, now: Instant) {
+        let House { groups, pools, .. } = self;
+        groups.claimants.retain(|key| {
+            let until = pools.get(*key).and_then(|pool| pool.claims_until);
+            until.is_some_and(|until| now < until)
+        });
     }
 
     /// Takes the pool out of a group's line that has been there the longest.

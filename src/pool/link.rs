@@ -108,6 +108,7 @@ impl House {
         let is_own = server.replicates_for.is_some();
         assert!(!is_own || server.replicates_for == Some(client_key), "it is another one's own");
         server.has_served = true;
+        server.has_worked = true;
         (server.asked, server.in_transaction) = (0, false);
         let began = client.transaction_since.unwrap_or(client.spoke_at);
         let (wanted, present) = (&client.parameters, &server.parameters);
@@ -194,8 +195,9 @@ impl House {
     /// back: nothing may be cut off that only the client could complete, and no reply be lost that
     /// somebody is there to read.
     pub fn can_take_back(&self, key: ServerKey, reason: &Reason) -> bool {
-        let may_serve_on =
-            |server: &&Server| !server.close_needed && server.replicates_for.is_none();
+        let may_serve_on = |server: &&Server| {
+            !server.close_needed && !server.may_be_hit && server.replicates_for.is_none()
+        };
         let server = self.servers.get(key).filter(may_serve_on);
         let client = server.and_then(Server::client).and_then(|client| self.clients.get(client));
         let (Some(server), Some(client)) = (server, client) else {
@@ -245,7 +247,7 @@ impl House {
             Released::Close(Reason::IDLE_GOT_DIRTY)
         } else if pool.is_some_and(|pool| pool.may_retire(server, reset_due, now)) {
             Released::Close(Reason::SERVER_LIFETIME_OVER)
-        } else if server.close_needed || server.pipeline.is_uncertain() {
+        } else if server.close_needed || server.may_be_hit || server.pipeline.is_uncertain() {
             Released::Close(Reason::CLOSE_NEEDED)
         } else if server.replicates_for.is_some() {
             Released::Close(Reason::REPLICATION_CLIENT_CLOSED)

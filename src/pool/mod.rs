@@ -149,6 +149,8 @@ pub struct Pool {
     pub groups: [GroupKey; 2],
     /// The group that is full while its clients wait.
     pub blocked_by: Option<GroupKey>,
+    /// Until when a place in its other group is kept for it meanwhile.
+    pub claims_until: Option<Instant>,
     /// How many clients count as its own, those that are still logging in included.
     pub members: usize,
     /// Since when nobody has needed it, if that is so.
@@ -311,6 +313,7 @@ impl House {
             retired_at: None,
             groups,
             blocked_by: None,
+            claims_until: None,
             members: 0,
             unused_since: None,
             alarm: None,

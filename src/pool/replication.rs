@@ -63,7 +63,7 @@ impl House {
     pub(super) fn idle_of(&self, pool: &Pool) -> Option<ServerKey> {
         let free = [ServerStanding::Idle, ServerStanding::Used];
         let free = free.map(|standing| pool.servers.of(standing).keys(&self.servers));
-        self.longest_idle(&free.concat())
+        self.longest_idle(&free.concat(), None)
     }
 
     /// Whether a server that has become free ends, because the pool is full and the client that

@@ -17,10 +17,6 @@ use std::time::{Duration, Instant};
 /// at once, for ever.
 pub const LEAST_RETRY: Duration = Duration::from_millis(100);
 
-/// How long the clients of a pool that shares a limit with another one wait before that one has to
-/// give up a server although its own clients wait, too.
-const KEPT_OUT: Duration = Duration::from_secs(1);
-
 /// Where the next server of a pool is to be found.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Whereabouts {
@@ -64,6 +60,8 @@ pub enum Opening {
     Evict(ServerKey),
     /// This group is full, and nobody there is idle.
     Blocked(GroupKey),
+    /// The last places of this group are kept until then for others who have waited longer.
+    Claimed(GroupKey, Instant),
     /// Not before then.
     Later(Instant),
     /// Not now.
@@ -109,12 +107,22 @@ impl House {
             let (Some(limit), Some(group)) = (limit, self.groups.get(group_key)) else {
                 continue;
             };
-            if group.servers.len() >= limit {
+            let free = limit.saturating_sub(group.servers.len());
+            if free > 0
+                && self.groups.blocked_pools > 0
+                && let Some(kept) = self.kept_for_others(group_key, key, free, config, now)
+            {
+                return kept;
+            }
+            if free == 0 {
                 // Places that are about to become free are for those who have waited longer.
                 let others =
                     group.blocked_pools() - usize::from(pool.blocked_by == Some(group_key));
                 let may_evict = demand != Demand::Upkeep && self.leaving(&group.servers) <= others;
-                let victim = may_evict.then(|| self.longest_idle(&group.servers));
+                // One of its own that is idle, and does not serve those who wait, is in the middle
+                // of saying something: it will be free sooner than a new one.
+                let spared = (!is_own).then_some(key);
+                let victim = may_evict.then(|| self.longest_idle(&group.servers, spared));
                 return match victim.flatten() {
                     Some(victim) => Opening::Evict(victim),
                     None => Opening::Blocked(group_key),
@@ -151,7 +159,7 @@ impl House {
     }
 
     /// Who has waited the longest for a server of this pool, be it only to ask it something.
-    fn first_waiting(&self, pool: &Pool) -> Option<(ClientKey, Instant)> {
+    pub(super) fn first_waiting(&self, pool: &Pool) -> Option<(ClientKey, Instant)> {
         let first = [pool.waiting.first(), pool.askers.front().copied()].into_iter().flatten();
         let first = first.filter_map(|client| Some((client, self.waiting_since(client)?)));
         first.min_by_key(|(_, since)| *since)
@@ -170,33 +178,24 @@ impl House {
         })
     }
 
-    pub(super) fn longest_idle(&self, servers: &[ServerKey]) -> Option<ServerKey> {
-        let idle = servers.iter().filter_map(|key| match self.servers.get(*key)?.state {
-            State::Idle { since } | State::Used { since } => Some((since, *key)),
-            _ => None,
+    /// The one that has been free for the longest, apart from those of one pool. One that is in the
+    /// middle of saying something is about to serve who waits for it.
+    pub(super) fn longest_idle(
+        &self,
+        servers: &[ServerKey],
+        spared: Option<PoolKey>,
+    ) -> Option<ServerKey> {
+        let idle = servers.iter().filter_map(|key| {
+            let server = self.servers.get(*key).filter(|server| Some(server.pool) != spared)?;
+            if !server.is_done() && self.pools.get(server.pool).is_some_and(Pool::has_waiting) {
+                return None;
+            }
+            match server.state {
+                State::Idle { since } | State::Used { since } => Some((since, *key)),
+                _ => None,
+            }
         });
         idle.min_by_key(|(since, _)| *since).map(|(_, key)| key)
-    }
-
-    /// Whether a server that is free must not serve the next client of its own pool, because a pool
-    /// that it shares a limit with has been kept out for too long: while there is always somebody
-    /// who waits here, no server of ours would ever be idle to be evicted.
-    pub fn must_yield(&self, key: ServerKey, now: Instant) -> bool {
-        let own_key = self.servers.get(key).map(|server| server.pool);
-        let Some((own_key, pool)) = own_key.and_then(|key| Some((key, self.pools.get(key)?)))
-        else {
-            return false;
-        };
-        let Some((_, own)) = self.first_waiting(pool) else {
-            return false;
-        };
-        pool.groups.into_iter().any(|group| {
-            let blocked = self.groups.longest_blocked(group, own_key);
-            let blocked = blocked.and_then(|other| self.first_waiting(self.pools.get(other)?));
-            blocked.is_some_and(|(_, since)| {
-                since < own && now.saturating_duration_since(since) >= KEPT_OUT
-            })
-        })
     }
 
     /// Whether a pool has fewer servers than are to be kept open, and somebody who may need them.

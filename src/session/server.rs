@@ -233,10 +233,14 @@ pub struct Server {
     /// Whether a client has worked with it since it was opened, or since it was told to forget
     /// everything.
     pub has_served: bool,
+    /// Whether anybody has been served by it at all.
+    pub has_worked: bool,
     /// Whether it is older than `server_lifetime`, as far as anybody has looked.
     pub has_aged: bool,
     /// To be closed as soon as it is free: what it was opened with holds no more.
     pub close_needed: bool,
+    /// A CancelRequest for it may still arrive: it serves its client on, and nobody after that one.
+    pub may_be_hit: bool,
     /// The host that it was chosen for, as configured: the name that its certificate must bear.
     /// None for Unix sockets.
     pub tls_name: Option<Box<str>>,
@@ -277,8 +281,10 @@ impl Server {
             cancels_waiting: 0,
             cancels_in_flight: 0,
             has_served: false,
+            has_worked: false,
             has_aged: false,
             close_needed: false,
+            may_be_hit: false,
             tls_name: None,
             line: Line::Plain,
             address: None,
@@ -358,7 +364,7 @@ impl Server {
 
     /// Why, being free, it cannot serve any more; `None`: it can.
     pub fn why_stale(&self) -> Option<Reason> {
-        if self.close_needed {
+        if self.close_needed || self.may_be_hit {
             Some(Reason::OBSOLETE)
         } else if !self.is_done() {
             Some(Reason::IDLE_GOT_DIRTY)

@@ -100,6 +100,47 @@ pub fn check_limits(engine: &Engine) {
     }
 }
 
+/// Servers that have served nobody yet although clients of their own pool wait.
+pub struct Fresh {
+    evicted: u64,
+    servers: Vec<(ServerKey, ClientKey)>,
+}
+
+impl Fresh {
+    pub fn of(engine: &Engine) -> Self {
+        let house = engine.house();
+        let servers = house.servers.iter().filter(|(_, server)| !server.has_worked);
+        let servers = servers.filter_map(|(key, server)| {
+            let pool = house.pools.get(server.pool)?;
+            let queue = pool.waiting.keys(&house.clients);
+            let first = queue.into_iter().find(|client| waits_for_server(engine, *client))?;
+            let standing = server_standing(&server.state);
+            matches!(standing, Some(ServerStanding::Login | ServerStanding::Idle))
+                .then_some((key, first))
+        });
+        Self { evicted: evictions(engine), servers: servers.collect() }
+    }
+
+    /// An eviction makes progress: it takes no place from a pool whose clients wait before that place
+    /// has served one of them.
+    pub fn check(&self, engine: &Engine) {
+        if evictions(engine) == self.evicted {
+            return;
+        }
+        for (key, first) in &self.servers {
+            let state = engine.house().servers.get(*key).map(|server| &server.state);
+            let is_gone = matches!(state, Some(server::State::Leaving(_)));
+            let waits = waits_for_server(engine, *first);
+            assert!(!is_gone || !waits, "{key:?} was evicted before it served anybody");
+        }
+    }
+}
+
+fn evictions(engine: &Engine) -> u64 {
+    let mut endings = engine.house().endings.iter();
+    endings.find(|(_, cause, _)| *cause == "evicted").map_or(0, |(_, _, count)| count)
+}
+
 /// Who is free for so long is not handed out untried.
 pub struct Rested(Vec<ServerKey>);
 

@@ -2,7 +2,7 @@
 //! read and one write at a time.
 
 use crate::backend::Backend;
-use crate::laws::{Queues, Rested, check_limits, check_times};
+use crate::laws::{Fresh, Queues, Rested, check_limits, check_times};
 use crate::prng::Prng;
 use crate::socket::{Outcome, Socket};
 use crate::trace;
@@ -131,7 +131,9 @@ impl Shell {
     pub fn tell(&mut self, input: Input) {
         let queues = Queues::of(&self.engine);
         let rested = Rested::of(&self.engine, self.now);
+        let fresh = matches!(input, Input::Received { .. }).then(|| Fresh::of(&self.engine));
         self.engine.handle(input, self.now);
+        fresh.into_iter().for_each(|fresh| fresh.check(&self.engine));
         queues.check(&self.engine);
         rested.check(&self.engine);
         check_limits(&self.engine);

@@ -366,7 +366,7 @@ fn server_facts<'a>(
         connected_at: server.connected_at,
         spoke_at: server.spoke_at,
         wait: Duration::ZERO,
-        close_needed: server.close_needed,
+        close_needed: server.close_needed || server.may_be_hit,
         link: server.client().or(server.replicates_for).map(Conn::Client),
         remote_pid: first_four.map_or(0, |bytes| i32::from_be_bytes(*bytes)),
         application_name: application_name(view, &server.parameters),
