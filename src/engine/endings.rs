@@ -194,7 +194,7 @@ impl Engine {
                 None => OtherEnd::Release(server),
             },
             client::State::AwaitingCancel { carrier: Some(carrier), .. }
-            | client::State::Cancelling { carrier } => {
+            | client::State::Cancelling { carrier, .. } => {
                 OtherEnd::Close(carrier, Reason::CANCEL_GIVEN_UP)
             }
             client::State::AwaitingPeer(ref forward) => match forward.carrier {

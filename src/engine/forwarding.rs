@@ -99,7 +99,8 @@ impl Engine {
         let sent = carrier.egress.push_own(rings, |ring| emit::cancel_request(ring, &forward.key));
         let forwarding = server::State::Forwarding { peer, requester, since: now };
         self.house.set_server_state(key, forwarding, End::Back);
-        self.house.set_client_state(requester, client::State::Cancelling { carrier: key });
+        let cancelling = client::State::Cancelling { carrier: key, peer: Some(peer) };
+        self.house.set_client_state(requester, cancelling);
         self.watch(Conn::Server(key), now);
         match sent {
             Ok(()) => self.make_runnable(Conn::Server(key)),

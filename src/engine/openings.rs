@@ -368,7 +368,10 @@ impl Engine {
             End::Back,
         );
         if let Some(requester) = requester {
-            self.house.set_client_state(requester, client::State::Cancelling { carrier: key });
+            self.house.set_client_state(
+                requester,
+                client::State::Cancelling { carrier: key, peer: None },
+            );
         }
         match sent {
             Ok(()) => self.make_runnable(Conn::Server(key)),

@@ -116,7 +116,7 @@ impl House {
     pub fn peer_of(&self, client: &Client) -> Option<u16> {
         match &client.state {
             client::State::AwaitingPeer(forward) => Some(forward.peer),
-            client::State::Cancelling { carrier } => self.servers.get(*carrier)?.state.peer(),
+            client::State::Cancelling { peer, .. } => *peer,
             _ => None,
         }
     }

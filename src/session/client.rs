@@ -74,6 +74,8 @@ pub enum State {
     Cancelling {
         /// The connection that carries it.
         carrier: ServerKey,
+        /// The pooler that it is meant for, if not PostgreSQL.
+        peer: Option<u16>,
     },
     /// On the admin console. Its messages are the console's business: see
     /// `Effect::Attend`. Leaves to `Closing`.
