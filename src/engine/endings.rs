@@ -236,7 +236,7 @@ impl Engine {
                 | server::State::Unlinked { .. }
                 | server::State::Rescuing(_)
                 | server::State::Used { .. }
-                | server::State::Resetting
+                | server::State::Resetting { .. }
                 | server::State::Checking { .. }
                 | server::State::HeldForCancel
         );

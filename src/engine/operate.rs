@@ -218,7 +218,7 @@ impl Engine {
             State::Asking { .. }
             | State::Unlinked { .. }
             | State::Rescuing(_)
-            | State::Resetting
+            | State::Resetting { .. }
             | State::Checking { .. }
             | State::HeldForCancel
             | State::CarryingCancel { .. }

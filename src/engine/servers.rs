@@ -73,7 +73,7 @@ impl Engine {
             _ if !server.is_done() => {}
             State::Active { .. } if self.house.may_release(key) => self.release(key, now),
             State::Idle { .. } => self.settle_down(key, false, now),
-            State::Resetting | State::Checking { .. } => {
+            State::Resetting { .. } | State::Checking { .. } => {
                 self.settle_down(key, false, now);
                 self.watch(Conn::Server(key), now);
             }
@@ -104,7 +104,7 @@ impl Engine {
             State::Idle { .. }
             | State::Used { .. }
             | State::HeldForCancel
-            | State::Resetting
+            | State::Resetting { .. }
             | State::Checking { .. } => return self.judge_unlinked(key, now),
             State::Rescuing(_) => return self.judge_rescued(key, now),
             State::CarryingCancel { .. } | State::Forwarding { .. } => {
@@ -217,7 +217,7 @@ impl Engine {
     }
 
     fn reset(&mut self, key: ServerKey, now: Instant) {
-        self.house.set_server_state(key, State::Resetting, End::Back);
+        self.house.set_server_state(key, State::Resetting { since: now }, End::Back);
         self.watch(Conn::Server(key), now);
         let House { servers, rings, .. } = &mut self.house;
         let server = servers.get_mut(key).expect("just moved");

@@ -141,7 +141,7 @@ impl Engine {
             | server::State::Asking { .. }
             | server::State::Unlinked { .. }
             | server::State::Rescuing(_)
-            | server::State::Resetting
+            | server::State::Resetting { .. }
             | server::State::Checking { .. }
             | server::State::HeldForCancel => true,
         };

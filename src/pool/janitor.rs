@@ -271,12 +271,11 @@ impl House {
                 end
             }
             State::Used { since } => pool.rest_end(server, since, settings),
-            State::Resetting => pool.rest_end(server, server.spoke_at, settings),
+            State::Resetting { since } => {
+                pool.test_end(server, since, Reason::RESET_FAILED, settings)
+            }
             State::Checking { since } => {
-                // As long as a new connection may take, which is what else could be done.
-                let limit = settings.server_connect_timeout;
-                let unanswered = Limit(since, limit, Reason::TEST_QUERY_FAILED).end();
-                earlier(unanswered, pool.rest_end(server, since, settings))
+                pool.test_end(server, since, Reason::TEST_QUERY_FAILED, settings)
             }
             State::Asking { .. }
             | State::Unlinked { .. }
@@ -306,7 +305,7 @@ impl House {
             }
             State::Asking { .. }
             | State::Unlinked { .. }
-            | State::Resetting
+            | State::Resetting { .. }
             | State::Checking { .. }
             | State::HeldForCancel => [None, age, rest, None],
             // When others have come, it is not kept any more.
@@ -339,6 +338,20 @@ impl Pool {
             }),
             transaction.map(|since| Limit(since, limits.transaction, Reason::TRANSACTION_TIMEOUT)),
         ])
+    }
+
+    /// When a query of our own will have taken too long: as long as a new connection may take, which
+    /// is what else could be done. (PgBouncer waits for `server_idle_timeout`, if there is one, while
+    /// a server that does not answer takes a place that clients wait for.)
+    fn test_end(
+        &self,
+        server: &Server,
+        since: Instant,
+        reason: Reason,
+        settings: &Settings,
+    ) -> Option<(Instant, Reason)> {
+        let unanswered = Limit(since, settings.server_connect_timeout, reason).end();
+        earlier(unanswered, self.rest_end(server, since, settings))
     }
 
     /// When a server that works for nobody will have been unused for too long, or be too old.

@@ -209,7 +209,9 @@ pub fn server_standing(state: &server::State) -> Option<ServerStanding> {
         server::State::Active { .. }
         | server::State::Asking { .. }
         | server::State::Unlinked { .. } => Some(ServerStanding::Active),
-        server::State::Resetting | server::State::Checking { .. } => Some(ServerStanding::Tested),
+        server::State::Resetting { .. } | server::State::Checking { .. } => {
+            Some(ServerStanding::Tested)
+        }
         server::State::Rescuing(_) => Some(ServerStanding::Rescued),
         server::State::HeldForCancel => Some(ServerStanding::Held),
         server::State::Connecting(_)

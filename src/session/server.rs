@@ -67,7 +67,10 @@ pub enum State {
     /// another. Leaves to `Idle`, `Closing`.
     Rescuing(Box<Rescue>),
     /// Runs the reset query. Leaves to `Idle`, `HeldForCancel`, `Closing`.
-    Resetting,
+    Resetting {
+        /// Since when.
+        since: Instant,
+    },
     /// Is asked whether it is still there. Leaves to `Idle`, `Closing`.
     Checking {
         /// Since when.

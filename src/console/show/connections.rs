@@ -323,7 +323,9 @@ fn server_facts<'a>(
         ) => "sv_login",
         (State::Idle { .. }, true) => "sv_idle",
         (State::Used { .. }, true) => "sv_used",
-        (State::Resetting | State::Checking { .. } | State::Rescuing(_), true) => "sv_tested",
+        (State::Resetting { .. } | State::Checking { .. } | State::Rescuing(_), true) => {
+            "sv_tested"
+        }
         (State::Active { .. } | State::Asking { .. } | State::Unlinked { .. }, true) => "sv_active",
         (
             State::Connecting(_)
@@ -334,7 +336,7 @@ fn server_facts<'a>(
         ) => "new",
         (State::Idle { .. }, false) => "idle",
         (State::Used { .. }, false) => "used",
-        (State::Resetting | State::Checking { .. } | State::Rescuing(_), false) => "tested",
+        (State::Resetting { .. } | State::Checking { .. } | State::Rescuing(_), false) => "tested",
         (State::Active { .. } | State::Asking { .. } | State::Unlinked { .. }, false) => "active",
         (State::HeldForCancel, _) => "being_canceled",
         (State::CarryingCancel { .. } | State::Forwarding { .. }, _) => "active_cancel",
