@@ -5,9 +5,9 @@ mod common;
 
 use common::fake::FakeServer;
 use common::pooler::Ini;
-use common::raw::{self, CANCEL_REQUEST, Message, query, tags, untagged};
+use common::raw::{CANCEL_REQUEST, Message, query, tags, untagged};
 use common::tls::{self, Certs, Secured};
-use common::{Lease, Pooler, Postgres, Raw, Startup, wait_for};
+use common::{Lease, Pooler, Postgres, Raw, Startup, wait_for, wait_for_some};
 use std::collections::BTreeMap;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -48,12 +48,18 @@ type Row = BTreeMap<String, String>;
 /// A table of the console, and the names of its columns in order.
 fn table(pooler: &Pooler, sql: &str) -> (Vec<String>, Vec<Row>) {
     let answer = console(pooler).query(sql);
-    let mut names = Vec::new();
+    let (mut names, mut types) = (Vec::new(), Vec::new());
     let mut rest = &answer[0].body[2..];
     while !rest.is_empty() {
         let end = rest.iter().position(|byte| *byte == 0).expect("a name ends");
         names.push(String::from_utf8_lossy(&rest[..end]).into_owned());
+        types.push(rest[end + 7..end + 11].to_vec());
         rest = &rest[end + 19..];
+    }
+    let is_about_peers = sql.starts_with("SHOW PEER");
+    for (name, kind) in names.iter().zip(types).filter(|_| is_about_peers) {
+        let expected = if name == "host" { 25u32 } else { 23 };
+        assert_eq!(kind, expected.to_be_bytes(), "{name} is a text or a number of four bytes");
     }
     let rows = answer.iter().filter(|message| message.tag == b'D');
     let rows = rows.map(|row| names.iter().cloned().zip(row.columns()).collect()).collect();
@@ -226,7 +232,7 @@ fn processes_on_one_port_reach_one_another_through_unix_sockets() {
             ini.peer(id, &format!("host={} port={port}", directory.display()));
         }
     };
-    let _second = Stopped(first.start_with(|ini| {
+    let mut second = Stopped(first.start_with(|ini| {
         ini.set("unix_socket_dir", &directories[1].to_string_lossy()).set("peer_id", "2");
         know_both(ini);
     }));
@@ -244,6 +250,26 @@ fn processes_on_one_port_reach_one_another_through_unix_sockets() {
         let log = first.log();
         [1, 2].iter().all(|id| log.contains(&format!(": peer-{id}@unix:{port} closing because:")))
     });
+    // A rolling restart: one of them takes nobody new, and ends when its last client has left.
+    let mut busy = loop {
+        let sleeper = Sleeper::new(&first);
+        if sleeper.key[1] == 2 {
+            break sleeper;
+        }
+        request(port, &sleeper.key).expect_end();
+    };
+    common::sys::kill(second.0.id(), 15);
+    wait_for("the second one to close its socket", || {
+        first.log().contains("got SIGTERM, shutting down, waiting for all clients disconnect")
+    });
+    for _ in 0..30 {
+        assert_eq!(first.raw("alice").cancel_key()[1], 1);
+    }
+    request(port, &busy.key).expect_end();
+    busy.answer();
+    drop(busy);
+    let status = wait_for_some("its end", || second.0.try_wait().expect("try_wait"));
+    assert!(status.success(), "{status}");
 }
 
 /// Ends a process, whatever happens.
@@ -338,6 +364,11 @@ fn what_is_on_its_way_is_shown_until_its_peer_is_removed() {
         );
     }
 
+    let (_, rows) = table(&pooler, "SHOW CLIENTS");
+    let last = rows.iter().rfind(|row| row["state"] == "waiting_cancel_req");
+    let id = &last.expect("somebody waits")["id"];
+    assert_eq!(tags(&console(&pooler).query(&format!("KILL_CLIENT {id}"))), "CZ");
+    wait_for("one to be gone", || peer_pools(&pooler) == [[2, 2, 2, 2, 0]]);
     configure(&mut pooler, |ini| _ = ini.forget_peer(2));
     cancellers.iter_mut().for_each(Raw::expect_end);
     assert!(peer_pools(&pooler).is_empty());
@@ -347,7 +378,7 @@ fn what_is_on_its_way_is_shown_until_its_peer_is_removed() {
         log.lines().filter(|line| line.contains("because: peer removed")).collect();
     let prefix =
         |letter: char| ends.iter().filter(|line| line.contains(&format!(" {letter}-0x"))).count();
-    assert_eq!((prefix('C'), prefix('S')), (5, 2), "{log}");
+    assert_eq!((prefix('C'), prefix('S')), (4, 2), "{log}");
     let server = format!(": peer-2@127.0.0.1:{} closing", hangs.port);
     assert_eq!(ends.iter().filter(|line| line.contains(&server)).count(), 2, "{log}");
     assert!(ends.iter().all(|line| line.contains(": peer-2@127.0.0.1:")), "{log}");

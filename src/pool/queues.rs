@@ -1,7 +1,7 @@
 //! State is membership: the one place that moves connections between states, and with that
 //! between queues and counters, so that what is counted cannot drift from what is.
 
-use crate::keys::{ClientKey, Key, Keyed, ServerKey};
+use crate::keys::{ClientKey, Key, Keyed, PoolKey, ServerKey};
 use crate::pool::House;
 use crate::session::client::{self, Client, Hook};
 use crate::session::server::{self, Server};
@@ -349,7 +349,9 @@ impl House {
             (ClientStanding::AwaitingPeer, _) | (ClientStanding::Gone, _) => {}
             (to, _) => panic!("a client cannot become {to:?} without a pool"),
         }
-        self.note_forward(key, &old);
+        if [from, to].contains(&ClientStanding::AwaitingPeer) {
+            self.note_forward(key, &old);
+        }
         self.note_cancels(key, &old, to);
         old
     }
@@ -358,10 +360,10 @@ impl House {
     pub fn set_server_state(&mut self, key: ServerKey, state: server::State, end: End) {
         let server = self.servers.get_mut(key).expect("only a server that is there moves");
         let (from, to) = (server_standing(&server.state), server_standing(&state));
-        if let Some(peer) = server.state.peer() {
-            let stays_with = state.peer();
+        if server.pool == PoolKey::NONE {
+            let (left, stays_with) = (server.state.peer(), state.peer());
             server.state = state;
-            self.note_carrier_to(key, Some(peer), stays_with);
+            self.note_carrier_to(key, left, stays_with);
             return;
         }
         server.state = state;
