@@ -129,7 +129,7 @@ impl Pipeline {
     /// the middle of several that belong together.
     pub fn ends_a_round(&self) -> bool {
         let is_ended = self.owed.back().is_some_and(|owed| is_copy_end(owed.request));
-        if self.copying_in && !is_ended {
+        if self.copying_in && (!is_ended || self.wants_sync()) {
             return false;
         }
         let mut requests = self.owed.iter().rev().map(|owed| owed.request);
