@@ -68,7 +68,7 @@ impl Engine {
             | State::Asking { .. }
             | State::Unlinked { .. }
             | State::Rescuing(_)
-            | State::Resetting
+            | State::Resetting { .. }
             | State::Checking { .. }
             | State::HeldForCancel => true,
             // Who has read our Startup may yet let us in. (Who has refused us does not.)
@@ -79,6 +79,7 @@ impl Engine {
             | State::AskingForTls(_)
             | State::StartingTls(_)
             | State::CarryingCancel { .. }
+            | State::Forwarding { .. }
             | State::Leaving(_)
             | State::Closing => false,
         }

@@ -73,7 +73,7 @@ impl Engine {
             _ if !server.is_done() => {}
             State::Active { .. } if self.house.may_release(key) => self.release(key, now),
             State::Idle { .. } => self.settle_down(key, false, now),
-            State::Resetting | State::Checking { .. } => {
+            State::Resetting { .. } | State::Checking { .. } => {
                 self.settle_down(key, false, now);
                 self.watch(Conn::Server(key), now);
             }
@@ -104,10 +104,10 @@ impl Engine {
             State::Idle { .. }
             | State::Used { .. }
             | State::HeldForCancel
-            | State::Resetting
+            | State::Resetting { .. }
             | State::Checking { .. } => return self.judge_unlinked(key, now),
             State::Rescuing(_) => return self.judge_rescued(key, now),
-            State::CarryingCancel { .. } => {
+            State::CarryingCancel { .. } | State::Forwarding { .. } => {
                 let bytes = server.inbox.unjudged();
                 server.inbox.skip(bytes);
                 Step::Wait
@@ -161,7 +161,7 @@ impl Engine {
         }
         let state = self.house.servers.get(key).map(|server| &server.state);
         let reason = match state {
-            Some(State::CarryingCancel { .. }) => Reason::CANCEL_SENT,
+            Some(State::CarryingCancel { .. } | State::Forwarding { .. }) => Reason::CANCEL_SENT,
             _ => Reason::SERVER_CRASHED,
         };
         self.close_server(key, reason, now);
@@ -217,7 +217,7 @@ impl Engine {
     }
 
     fn reset(&mut self, key: ServerKey, now: Instant) {
-        self.house.set_server_state(key, State::Resetting, End::Back);
+        self.house.set_server_state(key, State::Resetting { since: now }, End::Back);
         self.watch(Conn::Server(key), now);
         let House { servers, rings, .. } = &mut self.house;
         let server = servers.get_mut(key).expect("just moved");

@@ -164,7 +164,7 @@ fn hear(
     if !relay::rest(&mut server.inbox, None) {
         return Heard::Nothing;
     }
-    let is_tested = matches!(server.state, State::Resetting | State::Checking { .. });
+    let is_tested = matches!(server.state, State::Resetting { .. } | State::Checking { .. });
     match server.judge(max_packet_bytes) {
         Verdict::NeedMore => Heard::Nothing,
         Verdict::Close(reason) => Heard::End(reason),

@@ -58,7 +58,7 @@ impl Seen {
 }
 
 /// Limits that some worlds have, and how connections end for them.
-const LIMITS: [&str; 10] = [
+const LIMITS: [&str; 13] = [
     "query_timeout",
     "query timeout",
     "idle transaction timeout",
@@ -69,6 +69,9 @@ const LIMITS: [&str; 10] = [
     "server lifetime over",
     "database configuration changed",
     "server conn crashed?",
+    "client connections exceeded (max_db_client_connections)",
+    "client connections exceeded (max_user_client_connections)",
+    "no more connections allowed (max_client_conn)",
 ];
 
 /// Runs a world to its end; on failure says how to see it again.

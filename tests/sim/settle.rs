@@ -16,7 +16,7 @@ impl World {
     /// Faults off: all clients finish, all servers come home.
     pub fn heal_and_settle(&mut self) {
         trace::note(|| "healing".to_string());
-        self.shell.engine.resume(self.shell.now);
+        self.resume_all();
         self.shell.is_calm = true;
         self.shell.dial_faults = DialFaults::default();
         for socket in &mut self.shell.sockets {

@@ -34,6 +34,8 @@ pub enum Dialled {
     Server(ServerKey, ServerAddress),
     /// A look-up.
     Name(String),
+    /// The serial of a zone.
+    Zone(String),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -279,7 +281,7 @@ impl Shell {
                 self.dial(Dialled::Server(server, to), rng);
             }
             Effect::Resolve { host } => self.dial(Dialled::Name(host), rng),
-            Effect::AskSerial { .. } => panic!("zones are not watched"),
+            Effect::AskSerial { zone } => self.dial(Dialled::Zone(zone), rng),
             Effect::StartTls { .. } => unreachable!("no TLS in this world"),
             Effect::Derive { conn, derivation } => {
                 let turns = if self.is_calm { 0 } else { rng.below(10) };
@@ -340,7 +342,7 @@ impl Shell {
         if let ServerAddress::Tcp(address) = to {
             assert_eq!(address.port(), pool.database.port, "the entry's own port");
         }
-        let limit = pool.size.unwrap_or(usize::MAX);
+        let limit = pool.size.map_or(usize::MAX, |size| size + pool.reserve);
         let total = pool.servers.total() - pool.servers.count(ServerStanding::Carrier);
         let is_within = total <= limit || pool.welcome.is_none();
         // Where a name had to be looked up first, the pool may have shrunk meanwhile.
@@ -360,7 +362,7 @@ impl Shell {
         let turns = if self.is_calm { 0 } else { rng.below(10) };
         // A look-up always comes to an end.
         let (fate, turns) = match (fate, &what) {
-            (Fate::Hangs, Dialled::Name(_)) => (Fate::Refused, 100),
+            (Fate::Hangs, Dialled::Name(_) | Dialled::Zone(_)) => (Fate::Refused, 100),
             as_is => (as_is.0, turns),
         };
         self.dials.push(Dial { what, fate, turns });
@@ -382,6 +384,11 @@ impl Shell {
                     let address = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 9));
                     let addresses = if good { vec![address] } else { Vec::new() };
                     self.tell(Input::Resolved { host, addresses });
+                }
+                Dialled::Zone(zone) => {
+                    // Now and then it has changed, or nobody knows.
+                    let serial = u32::try_from(self.millis() / 2000).expect("a short life");
+                    self.tell(Input::Serial { zone, serial: good.then_some(serial) });
                 }
                 Dialled::Server(server, to) if good => self.connected(server, &to, rng),
                 Dialled::Server(server, _) => {

@@ -35,6 +35,93 @@ pub struct Town {
     /// `server_rescue_timeout`, in seconds.
     pub rescues_for: u32,
     pub life: Life,
+    pub means: Means,
+}
+
+/// What there is besides, in seconds where it is time.
+#[derive(Clone, Copy, Debug)]
+pub struct Means {
+    /// So many servers more, after so long.
+    pub reserve: (usize, u32),
+    /// Between two attempts, and the first of them (0: the same).
+    pub retry: (u32, u32),
+    /// One host of a list until it fails, not all in turn.
+    pub stays: bool,
+    /// How long addresses hold, and that there are none; how often zones are asked for.
+    pub names: (u32, u32, u32),
+    /// 0 is for ever.
+    pub pool_idle: u32,
+    pub cancel_wait: u32,
+    pub depth: u32,
+    /// Per database, per user and in all; 0 is no limit.
+    pub most_clients: [u32; 3],
+}
+
+impl Means {
+    fn plain() -> Self {
+        Self {
+            reserve: (0, 5),
+            retry: (15, 0),
+            stays: false,
+            names: (15, 15, 0),
+            pool_idle: 0,
+            cancel_wait: 10,
+            depth: 16,
+            most_clients: [0; 3],
+        }
+    }
+
+    fn draw(rng: &mut Prng) -> Self {
+        let plain = Self::plain();
+        if rng.per_mille(300) {
+            return plain;
+        }
+        Self {
+            reserve: (*rng.pick(&[0, 1, 3]), *rng.pick(&[0, 1, 5])),
+            retry: (*rng.pick(&[15, 0, 1]), *rng.pick(&[0, 0, 1])),
+            stays: rng.per_mille(500),
+            names: (*rng.pick(&[15, 0, 1]), *rng.pick(&[15, 0, 1]), *rng.pick(&[0, 1, 5])),
+            pool_idle: *rng.pick(&[0, 0, 1, 5]),
+            cancel_wait: *rng.pick(&[10, 1]),
+            depth: *rng.pick(&[16, 0, 1, 2]),
+            most_clients: [*rng.pick(&[0, 0, 3]), *rng.pick(&[0, 0, 5]), *rng.pick(&[0, 0, 8])],
+        }
+    }
+
+    fn settings(&self) -> String {
+        let Self { reserve, retry, names, most_clients, .. } = self;
+        let in_all = if most_clients[2] == 0 { 10_000 } else { most_clients[2] };
+        format!(
+            "reserve_pool_size = {}\nreserve_pool_timeout = {}\nserver_login_retry = {}\n\
+             server_login_retry_min = {}\ndns_max_ttl = {}\ndns_nxdomain_ttl = {}\n\
+             dns_zone_check_period = {}\npool_idle_timeout = {}\ncancel_wait_timeout = {}\n\
+             max_pipeline_depth = {}\nmax_db_client_connections = {}\n\
+             max_user_client_connections = {}\nmax_client_conn = {in_all}\n",
+            reserve.0,
+            reserve.1,
+            retry.0,
+            retry.1,
+            names.0,
+            names.1,
+            names.2,
+            self.pool_idle,
+            self.cancel_wait,
+            self.depth,
+            most_clients[0],
+            most_clients[1],
+        )
+    }
+
+    /// What a client is told that is one too many.
+    pub fn excuses(&self, text: &str) -> bool {
+        let words = [
+            "client connections exceeded (max_db_client_connections)",
+            "client connections exceeded (max_user_client_connections)",
+            "no more connections allowed (max_client_conn)",
+        ];
+        let mut limits = self.most_clients.iter().zip(words);
+        limits.any(|(limit, words)| *limit > 0 && text == words)
+    }
 }
 
 /// How long servers live, in seconds.
@@ -103,11 +190,15 @@ impl Town {
             most_servers: [0; 2],
             least_servers: 0,
             life: Life::eternal(),
+            means: Means::plain(),
         }
     }
 
     pub fn draw(rng: &mut Prng, is_hasty: bool) -> Self {
-        let hosts = ["10.0.0.1", "/tmp", "db.sim", "10.0.0.4"];
+        let hosts = match rng.per_mille(600) {
+            true => ["10.0.0.1", "/tmp", "db.sim", "10.0.0.4"],
+            false => ["10.0.0.1,10.0.0.2", "/tmp,10.0.0.3", "db.sim,/tmp", "db.sim"],
+        };
         let names = ["alpha", "beta", "gamma", "delta"];
         let modes = [PoolMode::Transaction, PoolMode::Session, PoolMode::Statement];
         let houses = (0..rng.between(1, 4)).map(|index| House {
@@ -129,6 +220,7 @@ impl Town {
             least_servers: *rng.pick(&[0, 0, 0, 2]),
             life: Life::draw(rng),
             rescues_for: *rng.pick(&[0, 2, 30]),
+            means: Means::draw(rng),
         }
     }
 
@@ -174,14 +266,15 @@ impl Town {
                 PoolMode::Statement => "statement",
             };
             let user = user.map(|user| format!(" user={user}")).unwrap_or_default();
+            let stays = if self.means.stays { " load_balance_hosts=disable" } else { "" };
             text.push_str(&format!(
-                "{name} = host={host} port={port} pool_mode={mode} pool_size={size}{user}\n"
+                "{name} = host={host} port={port} pool_mode={mode} pool_size={size}{user}{stays}\n"
             ));
         }
         text.push_str(&format!(
             "[pgbouncer]\nauth_type = trust\nserver_tls_sslmode = disable\n\
              client_tls_sslmode = disable\nmax_prepared_statements = 0\n\
-             max_client_conn = 10000\nquery_wait_timeout = {}\n\
+             query_wait_timeout = {}\n\
              server_round_robin = {}\nserver_reset_query_always = {}\n\
              max_db_connections = {}\nmax_user_connections = {}\nmin_pool_size = {}\n\
              server_rescue_timeout = {}\n",
@@ -194,6 +287,7 @@ impl Town {
             self.rescues_for,
         ));
         text.push_str(&self.times());
+        text.push_str(&self.means.settings());
         let config = Config::parse_text("sim.ini", &text).expect("a good configuration");
         let line = |user: &str| format!("\"{user}\" \"{}\"\n", guard::password(user));
         let lines = ["ann", "bob", "boss"].map(line).concat();

@@ -95,6 +95,7 @@ impl World {
             115..125 if self.faults.hangs => self.server_hangs(),
             125..140 if self.faults.slow_readers => self.someone_tires(),
             140..145 if self.faults.pauses => self.pause_or_resume(),
+            145..148 if self.faults.pauses => self.pause_or_resume_one(),
             145..450 => {
                 for _ in 0..3 {
                     if let Some(id) = self.some_client() {
@@ -281,8 +282,34 @@ impl World {
     }
 
     fn reload(&mut self) {
+        if self.rng.per_mille(250) {
+            trace::note(|| "RECONNECT".to_string());
+            self.shell.engine.reconnect(None, self.shell.now);
+            self.shell.engine.check();
+            return;
+        }
         self.town.change(&mut self.rng);
         self.apply_town();
+    }
+
+    /// The operator pauses one database, or resumes it.
+    fn pause_or_resume_one(&mut self) {
+        let name = self.town.houses[self.rng.below(self.town.houses.len())].name;
+        let engine = &mut self.shell.engine;
+        match engine.house().paused_databases.contains(name) {
+            true => assert!(engine.resume_database(name, self.shell.now)),
+            false => engine.pause_database(name, self.shell.now),
+        }
+        trace::note(|| format!("paused: {:?}", engine.house().paused_databases));
+        engine.check();
+    }
+
+    /// All of them go on.
+    pub fn resume_all(&mut self) {
+        for name in self.shell.engine.house().paused_databases.clone() {
+            self.shell.engine.resume_database(&name, self.shell.now);
+        }
+        self.shell.engine.resume(self.shell.now);
     }
 
     /// Loads the configuration as the town is now.
@@ -321,7 +348,8 @@ impl World {
         if let Some(text) = self.clients[id].farewell.as_ref().filter(|_| !had_farewell) {
             let client = &self.clients[id];
             let waited = now - self.born[id];
-            let excused = self.faults.excuse(text, waited, self.town.limits);
+            let excused =
+                self.faults.excuse(text, waited, self.town.limits) || self.town.means.excuses(text);
             assert!(excused || client.is_naughty, "client {id} must not be told: {text}");
         }
         moved
