@@ -56,6 +56,11 @@ key! {
     GroupKey
 }
 
+impl PoolKey {
+    /// Names no pool, ever: of connections that belong to none.
+    pub const NONE: Self = Self { slot: u32::MAX, serial: 0 };
+}
+
 /// One end of the pooler: what a socket belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Conn {

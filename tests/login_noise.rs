@@ -36,6 +36,7 @@ fn is_in(desk: &Desk, conn: Conn) -> bool {
         | State::Proving(_)
         | State::AwaitingAccount { .. }
         | State::AwaitingCancel { .. }
+        | State::AwaitingPeer(_)
         | State::Cancelling { .. }
         | State::Closing => false,
         State::AwaitingWelcome { .. }

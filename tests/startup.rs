@@ -260,35 +260,6 @@ fn user_and_layout_are_checked_in_order() {
 }
 
 #[test]
-fn newer_minor_versions_and_extensions_are_negotiated_down() {
-    let pooler = Pooler::start(|_| ());
-    for (version, extensions) in [
-        (0x3_0000, &["_pq_.foo"][..]),
-        (0x3_0001, &[]),
-        (0x3_0002, &["_pq_.foo"]),
-        (0x3_ffff, &["_pq_.b", "_pq_.a", "_pq_.b"]),
-    ] {
-        let mut startup = Startup::version(version).param("user", "alice").param("database", "app");
-        for name in extensions {
-            startup = startup.param(name, "on");
-        }
-        let client = pooler.raw_with(startup);
-        let first = &client.welcome[0];
-        assert_eq!(first.tag, b'v', "NegotiateProtocolVersion comes before all else");
-        let count = u8::try_from(extensions.len()).expect("few");
-        let mut expected = vec![0, 3, 0, 0, 0, 0, 0, count];
-        for name in extensions {
-            expected.extend(name.as_bytes());
-            expected.push(0);
-        }
-        assert_eq!(first.body, expected);
-        assert_eq!(tags(&client.welcome).matches('v').count(), 1, "it is sent once");
-        assert_eq!(client.cancel_key().len(), 8, "the key stays that of 3.0");
-    }
-    assert_eq!(pooler.raw("alice").welcome[0].tag, b'R', "3.0 needs no negotiation");
-}
-
-#[test]
 fn the_welcome_has_the_servers_order_and_the_clients_values() {
     let pooler = Pooler::start(|_| ());
     let tracked = [

@@ -209,7 +209,7 @@ settings! {
     max_user_connections: i32 = "0", reload;
     /// Server connections to keep open in each pool.
     min_pool_size: i32 = "0", reload;
-    /// Our own number among peers; 0 is no peering.
+    /// Our own number among peers, which hand cancel requests on; 0 is no peering.
     peer_id: i32 = "0", reload;
     /// The file that holds our process id; empty is none.
     pidfile: String = "", boot;

@@ -7,8 +7,10 @@ use crate::engine::statements::{self, Tools};
 use crate::engine::step::Step;
 use crate::keys::{ClientKey, Conn};
 use crate::pool::cancel::Meant;
+use crate::pool::peers::own_id;
 use crate::pool::{House, Pool};
 use crate::session::call_off::{Answer, CallOff};
+use crate::session::cancel_key;
 use crate::session::client::{Client, Rules, State};
 use crate::session::farewell::Reason;
 use crate::wire::backend::TxStatus;
@@ -30,8 +32,15 @@ impl Engine {
         let client = self.house.clients.get_mut(key).ok_or(Reason::BAD_CANCEL_REQUEST)?;
         let body = client.inbox.copy(startup::HEADER_BYTES as usize, bytes);
         client.inbox.skip(bytes);
-        let secret: [u8; 8] = body.try_into().map_err(|_| Reason::BAD_CANCEL_REQUEST)?;
-        let (target, pool) = match self.house.meant_by(secret)? {
+        let (short, tail) = body.split_first_chunk().ok_or(Reason::BAD_CANCEL_REQUEST)?;
+        let own_id = own_id(&self.config.settings);
+        let meant = self.house.meant_by((*short, tail), own_id);
+        if meant == Err(Reason::FAILED_CANCEL_REQUEST)
+            && own_id.is_some_and(|own_id| own_id != cancel_key::peer(*short))
+        {
+            return self.forward_cancel(key, (*short, tail), now);
+        }
+        let (target, pool) = match meant? {
             Meant::OnConsole(client) => {
                 self.effects.push_back(Effect::CancelAttendance { client });
                 return Err(Reason::CANCEL_FOR_CONSOLE);

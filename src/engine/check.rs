@@ -25,6 +25,7 @@ impl Engine {
         self.check_rings();
         self.check_groups();
         self.check_watches();
+        self.check_peers();
     }
 
     /// Whoever is under a limit is looked at before it is over.
@@ -207,6 +208,34 @@ impl Engine {
                 assert_eq!(queued, there, "in the queue of {standing:?}");
             }
         }
+    }
+
+    /// Whoever wants something from another pooler is known in its pool, and nobody else.
+    fn check_peers(&self) {
+        let House { clients, servers, peer_pools, .. } = &self.house;
+        let (mut waiting, mut carriers) = (0, 0);
+        for (id, pool) in peer_pools {
+            assert!(self.config.peers.contains_key(id), "peer {id} has been removed");
+            for key in pool.waiting.keys(clients) {
+                let client = clients.get(key).expect("who waits is there");
+                assert_eq!(self.house.peer_of(client), Some(*id));
+                waiting += 1;
+            }
+            for key in pool.carriers.keys(servers) {
+                let carrier = servers.get(key).expect("who carries is there");
+                assert_eq!((carrier.state.peer(), carrier.pool), (Some(*id), PoolKey::NONE));
+                carriers += 1;
+            }
+            assert_eq!(pool.waiting.len(), pool.waiting.keys(clients).len());
+            assert_eq!(pool.carriers.len(), pool.carriers.keys(servers).len());
+        }
+        let is_waiting = |client: &Client| match &client.state {
+            client::State::AwaitingPeer(forward) => forward.carrier.is_none(),
+            _ => false,
+        };
+        assert_eq!(waiting, clients.iter().filter(|(_, client)| is_waiting(client)).count());
+        let is_carrier = |server: &Server| server.state.peer().is_some();
+        assert_eq!(carriers, servers.iter().filter(|(_, server)| is_carrier(server)).count());
     }
 
     fn check_rings(&self) {

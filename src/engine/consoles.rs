@@ -14,6 +14,7 @@ use crate::engine::io::Effect;
 use crate::engine::logins::{Identity, greet};
 use crate::keys::{ClientKey, Conn};
 use crate::pool::House;
+use crate::pool::peers::own_id;
 use crate::ring::Ring;
 use crate::session::client::{ClientAddress, Counted, Rights, State};
 use crate::session::client_login::{Goal, Pending, Replication, Startup};
@@ -170,6 +171,7 @@ impl Engine {
 
     /// Somebody has proven who he is, and may.
     pub(super) fn enter_console(&mut self, key: ClientKey, rights: Rights) -> Result<(), Reason> {
+        self.house.settle_key(key, own_id(&self.config.settings));
         let House { clients, rings, values, tracked, .. } = &mut self.house;
         let Some(client) = clients.get_mut(key) else {
             return Ok(());

@@ -79,6 +79,7 @@ impl Engine {
             | State::AskingForTls(_)
             | State::StartingTls(_)
             | State::CarryingCancel { .. }
+            | State::Forwarding { .. }
             | State::Leaving(_)
             | State::Closing => false,
         }

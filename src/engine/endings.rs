@@ -61,7 +61,9 @@ impl Engine {
         // Who asked for a cancel expects no word at all.
         let is_cancelling = matches!(
             client.state,
-            client::State::AwaitingCancel { .. } | client::State::Cancelling { .. }
+            client::State::AwaitingCancel { .. }
+                | client::State::AwaitingPeer(_)
+                | client::State::Cancelling { .. }
         );
         self.log_client_ending(key, &reason, now);
         self.house.endings.count(Side::Client, &reason);
@@ -123,6 +125,7 @@ impl Engine {
         self.note_login_failure(key, &reason, now);
         self.note_lost_rescue(key);
         let carried = self.carried_cancel(key);
+        let forwarded = self.forwarded(key);
         let asker = self.house.servers.get(key).and_then(Server::asker);
         let client = self.house.servers.get(key).and_then(Server::client);
         let replicator = self.replicator_hurt_by(key, &reason);
@@ -151,6 +154,10 @@ impl Engine {
         }
         if let Some(carried) = carried {
             self.cancel_carrier_ended(carried, &reason, now);
+        }
+        if let Some(forwarded) = forwarded {
+            self.forward_ended(forwarded, &reason, now);
+            return;
         }
         if let Some(was_connected) = probed {
             self.probe_ended(pool, was_connected, &reason, now);
@@ -187,9 +194,13 @@ impl Engine {
                 None => OtherEnd::Release(server),
             },
             client::State::AwaitingCancel { carrier: Some(carrier), .. }
-            | client::State::Cancelling { carrier } => {
+            | client::State::Cancelling { carrier, .. } => {
                 OtherEnd::Close(carrier, Reason::CANCEL_GIVEN_UP)
             }
+            client::State::AwaitingPeer(ref forward) => match forward.carrier {
+                Some(carrier) => OtherEnd::Close(carrier, Reason::CANCEL_GIVEN_UP),
+                None => OtherEnd::None,
+            },
             client::State::AwaitingAccount { server: Some(server), .. } => {
                 OtherEnd::Close(server, Reason::CLIENT_LEFT_NOT_READY)
             }

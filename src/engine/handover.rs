@@ -11,6 +11,7 @@ use crate::engine::io::{ClientAddress, ServerAddress};
 use crate::keys::{ClientKey, Conn, ServerKey};
 use crate::pool::queues::End;
 use crate::pool::{House, Learned, Welcome};
+use crate::session::cancel_key::Tail;
 use crate::session::client::{self, Client};
 use crate::session::client_login::{Replication, Replicator};
 use crate::session::handover::{Packer, Unpacker, VERSION};
@@ -133,6 +134,7 @@ impl Engine {
             statements.pack(&mut packer);
         }
         pack_replicator(&mut packer, client.replicator.as_deref());
+        packer.text(client.secret_tail.as_ref().map_or(&[], |tail| &tail.0));
         packer.0
     }
 
@@ -394,6 +396,14 @@ fn unpack_client(
         client.statements = Some(Box::new(statements));
     }
     client.replicator = unpack_replicator(&mut unpacker)?;
+    if !unpacker.0.is_empty() {
+        let tail = unpacker.text()?;
+        let is_longer = !tail.is_empty();
+        client.secret_tail = match is_longer {
+            true => Some(Box::new(Tail(tail.try_into().ok()?))),
+            false => None,
+        };
+    }
     Some(copying_in)
 }
 

@@ -8,8 +8,10 @@ use crate::config::values::AuthType;
 use crate::engine::Engine;
 use crate::engine::io::Effect;
 use crate::keys::{ClientKey, Conn, PoolKey};
+use crate::pool::peers::own_id;
 use crate::pool::{House, Welcome, client_address};
 use crate::ring::{Ring, Rings};
+use crate::session::cancel_key::Tail;
 use crate::session::client::{Client, ClientAddress, Counted, State};
 use crate::session::client_login::{
     self, Goal, MAX_USER_BYTES, Pending, Replication, Rules, Startup,
@@ -44,6 +46,9 @@ impl Engine {
                 First::NeedMore => break,
                 First::SslRequest => self.on_ssl_request(key),
                 First::GssEncRequest => self.decline(key, Reason::DATA_AFTER_GSSENC),
+                First::CancelRequest(bytes) if !startup::CANCEL_BYTES.contains(&bytes) => {
+                    Err(Reason::BAD_CANCEL_REQUEST)
+                }
                 First::CancelRequest(bytes) if !self.has_come_in(key, bytes) => break,
                 First::CancelRequest(bytes) => self.on_cancel_request(key, bytes, now),
                 First::Startup { bytes, .. } if !self.has_come_in(key, bytes) => break,
@@ -127,15 +132,27 @@ impl Engine {
         if startup.database != CONSOLE && self.house.open_clients() > limit {
             return Err(Reason::TOO_MANY_CLIENTS);
         }
-        if minor != 0 || !startup.protocol_options.is_empty() {
-            let options: Vec<&[u8]> = startup.protocol_options.iter().map(Vec::as_slice).collect();
-            self.tell_client(key, |ring| emit::negotiate_protocol_version(ring, &options))
-                .map_err(|Full| Reason::WELCOME_FAILED)?;
-        }
+        self.negotiate(key, minor, &startup.protocol_options)?;
         if startup.database == CONSOLE {
             return self.on_console_startup(key, startup, now);
         }
         self.identify(key, startup, now)
+    }
+
+    /// Tells a client what we do not speak of that which it asks for, if there is anything; and has
+    /// it get the key that goes with its version.
+    fn negotiate(&mut self, key: ClientKey, asked: u16, options: &[Vec<u8>]) -> Result<(), Reason> {
+        let spoken = startup::spoken_minor(asked);
+        if let Some(client) = self.house.clients.get_mut(key) {
+            let is_longer = spoken >= startup::LONGER_KEYS_SINCE;
+            client.secret_tail = is_longer.then(|| Box::new(Tail::random()));
+        }
+        if asked == spoken && options.is_empty() {
+            return Ok(());
+        }
+        let options: Vec<&[u8]> = options.iter().map(Vec::as_slice).collect();
+        self.tell_client(key, |ring| emit::negotiate_protocol_version(ring, spoken, &options))
+            .map_err(|Full| Reason::WELCOME_FAILED)
     }
 
     fn read_startup(&mut self, key: ClientKey, bytes: u64) -> Result<Startup, Reason> {
@@ -397,6 +414,7 @@ impl Engine {
         pool_key: PoolKey,
         own: Option<&Welcome>,
     ) -> Result<(), Reason> {
+        self.house.settle_key(key, own_id(&self.config.settings));
         let House { clients, pools, rings, values, tracked, .. } = &mut self.house;
         let welcome = own.or(pools.get(pool_key).and_then(|pool| pool.welcome.as_ref()));
         let (Some(client), Some(welcome)) = (clients.get_mut(key), welcome) else {
@@ -425,13 +443,14 @@ pub(super) fn greet(
     notice: &[u8],
     statuses: impl FnOnce(&mut Ring, &Parameters) -> Result<(), Full>,
 ) -> Result<(), Reason> {
-    let Client { egress, parameters, secret, .. } = client;
+    let Client { egress, parameters, secret, secret_tail, .. } = client;
     let written = egress.push_own(rings, |ring| {
         let start = ring.filled();
         let whole = (|| {
             emit::authentication_ok(ring)?;
             statuses(ring, parameters)?;
-            emit::backend_key_data(ring, secret)?;
+            let rest = secret_tail.as_ref().map_or(&[][..], |tail| &tail.0);
+            emit::backend_key_data(ring, secret, rest)?;
             if !notice.is_empty() {
                 emit::notice(ring, notice)?;
             }

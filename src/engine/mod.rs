@@ -5,7 +5,7 @@
 //! [`io`] is its border. [`clients`] and [`servers`] have one function for each thing that can
 //! happen to one, [`consoles`] what
 //! those on the admin console need, [`statements`] what their prepared statements need, `unlinked` is about servers that work for nobody; [`logins`] decides who is let in, `staffing` decides when to open servers, [`openings`] opens them, `naming` finds those that have names, `rescue` brings them back from clients that have gone, [`endings`] is
-//! the one place where a conversation ends, `departures` waits for servers that have to leave. `replication` is about clients that replicate, `cancels` takes requests to cancel, [`tls`] starts TLS on
+//! the one place where a conversation ends, `departures` waits for servers that have to leave. `replication` is about clients that replicate, `cancels` takes requests to cancel, `forwarding` hands them on to other poolers, [`tls`] starts TLS on
 //! either side. [`operate`] is what the operator does to the house, [`databases`] to a part of it,
 //! [`check`] its laws.
 
@@ -20,6 +20,7 @@ pub mod credentials;
 pub mod databases;
 mod departures;
 pub mod endings;
+mod forwarding;
 pub mod handover;
 pub mod io;
 pub mod logins;
@@ -148,9 +149,7 @@ impl Engine {
     }
 
     /// Somebody connected. `secret` is random: the key with which the client can cancel.
-    pub fn accept(&mut self, from: ClientAddress, mut secret: [u8; 8], now: Instant) -> ClientKey {
-        // As PgBouncer: the first four bytes are to be a positive process id.
-        secret[0] &= 0x7f;
+    pub fn accept(&mut self, from: ClientAddress, secret: [u8; 8], now: Instant) -> ClientKey {
         let client = Client::new(from, secret, self.house.tracked.unset(), now);
         let key = self.house.admit_client(client);
         self.watch(Conn::Client(key), now);

@@ -1,5 +1,6 @@
 //! The names of hosts: who needs an address, what look-ups find, and whose address has gone.
 
+use crate::config::Peer;
 use crate::engine::Engine;
 use crate::engine::io::Effect;
 use crate::keys::ServerKey;
@@ -47,8 +48,16 @@ impl Engine {
         let Some(server) = servers.get(key).filter(|server| needs_address(server)) else {
             return;
         };
-        let pool = pools.get(server.pool).expect("a server's pool outlives it");
-        match address.map(|address| pool.tcp(address)) {
+        let to = match server.state.peer() {
+            Some(id) => {
+                address.zip(self.config.peers.get(&id)).map(|(address, peer)| peer.tcp(address))
+            }
+            None => {
+                let pool = pools.get(server.pool).expect("a server's pool outlives it");
+                address.map(|address| pool.tcp(address))
+            }
+        };
+        match to {
             Some(to) => self.connect(key, to),
             None => self.close_server(key, Reason::DNS_FAILED, now),
         }
@@ -140,7 +149,9 @@ impl Engine {
         }
         let entries = self.config.databases.values();
         let entries = entries.chain(pools.iter().map(|(_, pool)| &pool.database));
-        let hosts: HashSet<&str> = entries.flat_map(|entry| entry.hosts()).collect();
+        let of_peers = self.config.peers.values().flat_map(Peer::hosts);
+        let hosts: HashSet<&str> =
+            entries.flat_map(|entry| entry.hosts()).chain(of_peers).collect();
         names.retain(|name| hosts.contains(name));
         self.ask_zone(None, now);
     }

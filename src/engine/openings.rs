@@ -114,6 +114,9 @@ impl Engine {
             State::Connecting(purpose @ Purpose::Cancel { .. }) => {
                 self.introduce(key, purpose, now)
             }
+            State::Connecting(Purpose::Forward { peer, requester }) => {
+                self.send_forward(key, (peer, requester), now);
+            }
             State::Connecting(purpose @ Purpose::Probe { .. }) => self.probe(key, purpose, now),
             State::Connecting(purpose @ Purpose::Serve) => {
                 if self.config.settings.log_connections.is_on() {
@@ -365,7 +368,10 @@ impl Engine {
             End::Back,
         );
         if let Some(requester) = requester {
-            self.house.set_client_state(requester, client::State::Cancelling { carrier: key });
+            self.house.set_client_state(
+                requester,
+                client::State::Cancelling { carrier: key, peer: None },
+            );
         }
         match sent {
             Ok(()) => self.make_runnable(Conn::Server(key)),

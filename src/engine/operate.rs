@@ -125,6 +125,7 @@ impl Engine {
         for key in self.house.pools.keys() {
             self.reload_pool(key, &old, now);
         }
+        self.reload_peers(now);
         self.forget_names(now);
         self.open_kept_pools(now);
         self.house.watch_all(&self.config, now);
@@ -221,6 +222,7 @@ impl Engine {
             | State::Checking { .. }
             | State::HeldForCancel
             | State::CarryingCancel { .. }
+            | State::Forwarding { .. }
             | State::Leaving(_)
             | State::Closing => {}
         }

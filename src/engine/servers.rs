@@ -107,7 +107,7 @@ impl Engine {
             | State::Resetting { .. }
             | State::Checking { .. } => return self.judge_unlinked(key, now),
             State::Rescuing(_) => return self.judge_rescued(key, now),
-            State::CarryingCancel { .. } => {
+            State::CarryingCancel { .. } | State::Forwarding { .. } => {
                 let bytes = server.inbox.unjudged();
                 server.inbox.skip(bytes);
                 Step::Wait
@@ -161,7 +161,7 @@ impl Engine {
         }
         let state = self.house.servers.get(key).map(|server| &server.state);
         let reason = match state {
-            Some(State::CarryingCancel { .. }) => Reason::CANCEL_SENT,
+            Some(State::CarryingCancel { .. } | State::Forwarding { .. }) => Reason::CANCEL_SENT,
             _ => Reason::SERVER_CRASHED,
         };
         self.close_server(key, reason, now);

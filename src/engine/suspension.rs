@@ -130,6 +130,7 @@ impl Engine {
             server::State::Idle { .. }
             | server::State::Active { .. }
             | server::State::CarryingCancel { .. }
+            | server::State::Forwarding { .. }
             | server::State::Leaving(_)
             | server::State::Closing => false,
             server::State::Connecting(_)
@@ -188,7 +189,10 @@ impl Engine {
             Conn::Server(key) => {
                 self.house.servers.get(key).map_or(0, |server| match (&server.state, phase) {
                     (server::State::Leaving(_), _) | (_, Phase::Clients) => u64::MAX,
-                    (server::State::CarryingCancel { .. }, Phase::Servers) => u64::MAX,
+                    (
+                        server::State::CarryingCancel { .. } | server::State::Forwarding { .. },
+                        Phase::Servers,
+                    ) => u64::MAX,
                     (_, Phase::Servers) => to_boundary(&server.inbox, limit),
                     (_, Phase::Quiet) => 0,
                 })
@@ -227,6 +231,7 @@ fn is_client_ready(client: &Client) -> bool {
         | client::State::AwaitingWelcome { .. }
         | client::State::Waiting { .. }
         | client::State::AwaitingCancel { .. }
+        | client::State::AwaitingPeer(_)
         | client::State::Cancelling { .. } => false,
     }
 }

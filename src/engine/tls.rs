@@ -162,6 +162,8 @@ impl Engine {
             Purpose::Cancel { target, .. } => {
                 servers.get(target).is_some_and(|target| target.line.secured().is_some())
             }
+            // As PgBouncer: poolers trust the net between them.
+            Purpose::Forward { .. } => false,
             Purpose::Probe { .. } => false,
             Purpose::Serve => {
                 let database = pools.get(server.pool).map(|pool| &pool.database);
@@ -190,6 +192,9 @@ impl Engine {
     fn speak(&mut self, key: ServerKey, purpose: Purpose, now: Instant) {
         match purpose {
             Purpose::Cancel { target, requester } => self.send_cancel(key, target, requester, now),
+            Purpose::Forward { peer, requester } => {
+                self.send_forward(key, (peer, requester), now);
+            }
             Purpose::Probe { .. } => self.probe(key, purpose, now),
             Purpose::Serve => self.send_startup(key, now),
         }

@@ -8,6 +8,7 @@
 use crate::keys::{ClientKey, PoolKey, ServerKey};
 use crate::pool::House;
 use crate::pool::queues::ClientStanding;
+use crate::session::cancel_key::{self, Short};
 use crate::session::client::State;
 use crate::session::farewell::Reason;
 use crate::session::rescue::Cancel;
@@ -18,16 +19,17 @@ use std::time::Instant;
 /// Who may cancel with which key: everybody who has been welcomed.
 ///
 /// The time that a look-up takes tells nothing about the keys: places are chosen by a hash that
-/// nobody outside can know (its seed is random), and what lies there is compared as one number.
+/// nobody outside can know (its seed is random), and what lies there is compared as one number. A
+/// longer key is found by its beginning, and the rest compared in constant time.
 #[derive(Debug, Default)]
 pub struct Keyring(HashMap<u64, ClientKey>);
 
 impl Keyring {
-    fn add(&mut self, secret: [u8; 8], client: ClientKey) {
+    fn add(&mut self, secret: Short, client: ClientKey) {
         self.0.insert(u64::from_be_bytes(secret), client);
     }
 
-    fn remove(&mut self, secret: [u8; 8], client: ClientKey) {
+    fn remove(&mut self, secret: Short, client: ClientKey) {
         let secret = u64::from_be_bytes(secret);
         if self.0.get(&secret) == Some(&client) {
             self.0.remove(&secret);
@@ -35,7 +37,7 @@ impl Keyring {
     }
 
     /// Whose key this is.
-    pub fn holder(&self, secret: [u8; 8]) -> Option<ClientKey> {
+    pub fn holder(&self, secret: Short) -> Option<ClientKey> {
         self.0.get(&u64::from_be_bytes(secret)).copied()
     }
 
@@ -62,10 +64,33 @@ pub enum Meant {
 }
 
 impl House {
-    /// What is to be cancelled.
-    pub fn meant_by(&self, secret: [u8; 8]) -> Result<Meant, Reason> {
-        let key = self.keyring.holder(secret).ok_or(Reason::FAILED_CANCEL_REQUEST)?;
+    /// A client is about to be told its key: as it must be now that we have this number, and as
+    /// nobody else's is, or else one could cancel the other's queries.
+    pub fn settle_key(&mut self, key: ClientKey, own_id: Option<u16>) {
+        let House { clients, keyring, .. } = self;
+        if let Some(client) = clients.get_mut(key) {
+            client.secret = cancel_key::mark(client.secret, own_id);
+            while keyring.holder(client.secret).is_some() {
+                client.secret = cancel_key::random(own_id);
+            }
+        }
+    }
+
+    /// What is to be cancelled with this key: its beginning, and the rest. Keys that were given out
+    /// while we had another number hold as long as their clients are here.
+    pub fn meant_by(
+        &self,
+        (short, tail): (Short, &[u8]),
+        own_id: Option<u16>,
+    ) -> Result<Meant, Reason> {
+        let holder = self.keyring.holder(short);
+        let unhopped = || self.keyring.holder(cancel_key::unhopped(short));
+        let holder = holder.or_else(|| own_id.and_then(|_| unhopped()));
+        let key = holder.ok_or(Reason::FAILED_CANCEL_REQUEST)?;
         let client = self.clients.get(key).ok_or(Reason::FAILED_CANCEL_REQUEST)?;
+        if !cancel_key::has_tail(client.secret_tail.as_deref(), tail) {
+            return Err(Reason::FAILED_CANCEL_REQUEST);
+        }
         match client.state {
             State::Console { .. } => Ok(Meant::OnConsole(key)),
             State::Waiting { .. } => Ok(Meant::Waiting(key)),

@@ -207,6 +207,10 @@ impl House {
             client::State::AwaitingCancel { since, .. } => {
                 Limit(since, settings.cancel_wait_timeout, Reason::CANCEL_WAIT_TIMEOUT).end()
             }
+            client::State::AwaitingPeer(ref forward) => {
+                let limit = settings.cancel_wait_timeout;
+                Limit(forward.since, limit, Reason::CANCEL_WAIT_TIMEOUT).end()
+            }
             client::State::Active { .. }
             | client::State::Cancelling { .. }
             | client::State::Console { .. }
@@ -226,6 +230,10 @@ impl House {
 
     /// When a server's time is up if nothing happens before, and what becomes of it then.
     pub fn server_end(&self, server: &Server, config: &Config) -> Option<(Instant, Fate)> {
+        if server.state.peer().is_some() {
+            let end = forward_end(server, &config.settings);
+            return end.map(|(at, reason)| (at, Fate::End(reason)));
+        }
         let pool = self.pools.get(server.pool)?;
         let settings = &config.settings;
         let is_dirty = server.activity != Activity::Ready;
@@ -272,6 +280,7 @@ impl House {
             State::Asking { .. }
             | State::Unlinked { .. }
             | State::HeldForCancel
+            | State::Forwarding { .. }
             | State::Leaving(_)
             | State::Closing => None,
         };
@@ -359,6 +368,22 @@ impl Pool {
         let age =
             age.map(|(at, why)| (self.next_retirement().map_or(at, |next| next.max(at)), why));
         earlier(idle, age)
+    }
+}
+
+/// When a connection to another pooler will have taken too long.
+fn forward_end(server: &Server, settings: &Settings) -> Option<(Instant, Reason)> {
+    let (connect, wait) = (settings.server_connect_timeout, settings.cancel_wait_timeout);
+    match server.state {
+        // There the request may have to wait, and then for a connection to PostgreSQL.
+        State::Forwarding { since, .. } if !connect.is_zero() && !wait.is_zero() => {
+            Limit(since, connect.saturating_add(wait), Reason::CANCEL_WAIT_TIMEOUT).end()
+        }
+        State::Forwarding { .. } => None,
+        _ => first([
+            Some(Limit(server.connected_at, connect, server.timeout_reason())),
+            Some(Limit(server.connected_at, wait, Reason::CANCEL_WAIT_TIMEOUT)),
+        ]),
     }
 }
 

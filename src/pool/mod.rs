@@ -4,7 +4,7 @@
 //! connection from one state to another, [`link`] brings a client and a server together and takes
 //! them apart, [`sizing`] decides when to open another server, [`groups`] counts what limits of
 //! databases and users are about, [`hosts`] knows which of them fail, [`names`] where those are that have names, [`zones`] when that may have changed, [`alarms`] when to look at a pool again, [`cancel`] pairs CancelRequests
-//! with their targets, [`limits`] says how long what may take, [`watch`] whom to look at next, [`janitor`] whose time is up, [`stats`] counts. [`replication`] whose servers nobody else gets. [`mode`] is what the operator has
+//! with their targets, [`peers`] are where the others go, [`limits`] says how long what may take, [`watch`] whom to look at next, [`janitor`] whose time is up, [`stats`] counts. [`replication`] whose servers nobody else gets. [`mode`] is what the operator has
 //! ordered for all of it.
 
 pub mod alarms;
@@ -17,6 +17,7 @@ pub mod limits;
 pub mod link;
 pub mod mode;
 pub mod names;
+pub mod peers;
 pub mod queues;
 pub mod replication;
 pub mod sizing;
@@ -45,6 +46,7 @@ use hosts::Hosts;
 use limits::WorkLimits;
 use mode::Mode;
 use names::Names;
+use peers::PeerPools;
 use queues::{Queue, ServerQueues};
 use stats::{Periods, Stats};
 use std::collections::{BTreeSet, VecDeque};
@@ -105,6 +107,8 @@ pub struct House {
     pub names: Names,
     /// The zones of those names.
     pub zones: Zones,
+    /// Cancel requests on their way to other poolers.
+    pub peer_pools: PeerPools,
     /// When to look at which pool again.
     pub alarms: Alarms,
     /// When to look at which connection again.
@@ -274,6 +278,7 @@ impl House {
             hosts: Hosts::default(),
             names: Names::default(),
             zones: Zones::default(),
+            peer_pools: PeerPools::default(),
             alarms: Alarms::default(),
             watches: Watches::default(),
             by_name: HashMap::new(),
@@ -389,7 +394,10 @@ impl House {
         let user = client.and_then(|client| client.user.as_deref()).unwrap_or("(nouser)");
         let from = client.map(|client| client_address(client.from, settings.listen_port));
         let from = from.unwrap_or_default();
-        format!("{}: {database}/{user}@{from}", Conn::Client(key))
+        match client.and_then(|client| self.peer_of(client)) {
+            Some(peer) => format!("{}: peer-{peer}@{from}", Conn::Client(key)),
+            None => format!("{}: {database}/{user}@{from}", Conn::Client(key)),
+        }
     }
 
     /// How a server is named in the log.
@@ -400,11 +408,12 @@ impl House {
         let user = pool.map_or("(nouser)", |pool| &pool.user);
         let address = match server.and_then(|server| server.address.as_ref()) {
             Some(ServerAddress::Tcp(address)) => address.to_string(),
-            Some(ServerAddress::Unix(_)) => {
-                format!("unix:{}", pool.map_or(0, |pool| pool.database.port))
-            }
+            Some(address @ ServerAddress::Unix(_)) => format!("unix:{}", address.port()),
             None => "(bad-af):0".to_string(),
         };
+        if let Some(peer) = server.and_then(|server| server.state.peer()) {
+            return format!("{}: peer-{peer}@{address}", Conn::Server(key));
+        }
         format!("{}: {database}/{user}@{address}", Conn::Server(key))
     }
 }

@@ -1,7 +1,7 @@
 //! State is membership: the one place that moves connections between states, and with that
 //! between queues and counters, so that what is counted cannot drift from what is.
 
-use crate::keys::{ClientKey, Key, Keyed, ServerKey};
+use crate::keys::{ClientKey, Key, Keyed, PoolKey, ServerKey};
 use crate::pool::House;
 use crate::session::client::{self, Client, Hook};
 use crate::session::server::{self, Server};
@@ -217,7 +217,8 @@ pub fn server_standing(state: &server::State) -> Option<ServerStanding> {
         server::State::Connecting(_)
         | server::State::AskingForTls(_)
         | server::State::StartingTls(_)
-        | server::State::CarryingCancel { .. } => Some(ServerStanding::Carrier),
+        | server::State::CarryingCancel { .. }
+        | server::State::Forwarding { .. } => Some(ServerStanding::Carrier),
         server::State::Leaving(_) => Some(ServerStanding::Leaving),
         server::State::Closing => None,
     }
@@ -236,6 +237,8 @@ pub enum ClientStanding {
     AwaitingCancel,
     /// In `Pool::dialled_cancels`.
     CancelDialled,
+    /// In `House::peer_pools`, waiting or with a connection that is being opened.
+    AwaitingPeer,
     /// Counted in `House::console_clients`.
     Console,
     /// Nowhere.
@@ -254,6 +257,7 @@ pub fn client_standing(state: &client::State) -> ClientStanding {
         }
         client::State::AwaitingCancel { carrier: None, .. } => ClientStanding::AwaitingCancel,
         client::State::AwaitingCancel { carrier: Some(_), .. } => ClientStanding::CancelDialled,
+        client::State::AwaitingPeer(_) => ClientStanding::AwaitingPeer,
         client::State::Console { .. } => ClientStanding::Console,
         client::State::Cancelling { .. } | client::State::Closing => ClientStanding::Gone,
     }
@@ -286,7 +290,7 @@ impl House {
     /// A server that is about to be connected joins its pool.
     pub fn admit_server(&mut self, server: Server) -> ServerKey {
         let pool = server.pool;
-        let standing = server_standing(&server.state);
+        let (standing, peer) = (server_standing(&server.state), server.state.peer());
         let serial = self.next_serial();
         let key = self.servers.insert_as(serial, server);
         if let (Some(pool), Some(standing)) = (self.pools.get_mut(pool), standing) {
@@ -294,6 +298,7 @@ impl House {
             self.groups.add_server(pool.groups, key);
             pool.servers.join(&mut self.servers, key, (standing, End::Back));
         }
+        self.note_carrier_to(key, None, peer);
         key
     }
 
@@ -303,7 +308,7 @@ impl House {
         let (from, to) = (client_standing(&client.state), client_standing(&state));
         self.closing_clients += usize::from(state == client::State::Closing);
         let old = std::mem::replace(&mut client.state, state);
-        if from == to {
+        if from == to && to != ClientStanding::AwaitingPeer {
             return old;
         }
         let pool = client.pool.and_then(|pool| self.pools.get_mut(pool));
@@ -341,8 +346,11 @@ impl House {
                 pool.cancels.push_back(&mut self.clients, key);
             }
             (ClientStanding::Console, _) => self.console_clients += 1,
-            (ClientStanding::Gone, _) => {}
+            (ClientStanding::AwaitingPeer, _) | (ClientStanding::Gone, _) => {}
             (to, _) => panic!("a client cannot become {to:?} without a pool"),
+        }
+        if [from, to].contains(&ClientStanding::AwaitingPeer) {
+            self.note_forward(key, &old);
         }
         self.note_cancels(key, &old, to);
         old
@@ -352,6 +360,12 @@ impl House {
     pub fn set_server_state(&mut self, key: ServerKey, state: server::State, end: End) {
         let server = self.servers.get_mut(key).expect("only a server that is there moves");
         let (from, to) = (server_standing(&server.state), server_standing(&state));
+        if server.pool == PoolKey::NONE {
+            let (left, stays_with) = (server.state.peer(), state.peer());
+            server.state = state;
+            self.note_carrier_to(key, left, stays_with);
+            return;
+        }
         server.state = state;
         let pool = self.pools.get_mut(server.pool).expect("a server's pool outlives it");
         if from == to {

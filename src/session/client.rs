@@ -2,6 +2,7 @@
 
 use crate::keys::{ClientKey, PoolKey, ServerKey};
 use crate::session::call_off::CallOff;
+use crate::session::cancel_key::{self, Tail};
 use crate::session::client_login::{Pending, Proving, Replicator};
 use crate::session::egress::Egress;
 use crate::session::farewell::Reason;
@@ -66,10 +67,15 @@ pub enum State {
         /// Since when.
         since: Instant,
     },
+    /// It asked to cancel what only another pooler knows of, and that waits for a connection to
+    /// carry the request there. Not read. Leaves to `Cancelling`, `Closing`.
+    AwaitingPeer(Box<Forward>),
     /// Its request is on the way. Leaves to `Closing`.
     Cancelling {
         /// The connection that carries it.
         carrier: ServerKey,
+        /// The pooler that it is meant for, if not PostgreSQL.
+        peer: Option<u16>,
     },
     /// On the admin console. Its messages are the console's business: see
     /// `Effect::Attend`. Leaves to `Closing`.
@@ -79,6 +85,19 @@ pub enum State {
     },
     /// Gone at the end of the turn.
     Closing,
+}
+
+/// A CancelRequest that is to be handed on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forward {
+    /// The number of the pooler that it is meant for.
+    pub peer: u16,
+    /// The key, one hop further than it came.
+    pub key: Box<[u8]>,
+    /// The connection being opened to carry it.
+    pub carrier: Option<ServerKey>,
+    /// Since when it has waited.
+    pub since: Instant,
 }
 
 /// Which limits a client is counted for. Changed by `pool::groups` alone.
@@ -155,7 +174,9 @@ pub struct Client {
     /// How its line is protected.
     pub line: Line,
     /// Its secret key for CancelRequests.
-    pub secret: [u8; 8],
+    pub secret: cancel_key::Short,
+    /// The rest of that, from protocol 3.2 on.
+    pub secret_tail: Option<Box<Tail>>,
     /// When it was accepted.
     pub connected_at: Instant,
     /// When it last sent something.
@@ -179,7 +200,12 @@ pub struct Client {
 
 impl Client {
     /// A client that has just been accepted.
-    pub fn new(from: ClientAddress, secret: [u8; 8], parameters: Parameters, now: Instant) -> Self {
+    pub fn new(
+        from: ClientAddress,
+        secret: cancel_key::Short,
+        parameters: Parameters,
+        now: Instant,
+    ) -> Self {
         Self {
             state: State::LoggingIn,
             inbox: Inbox::default(),
@@ -198,6 +224,7 @@ impl Client {
             from,
             line: Line::Plain,
             secret,
+            secret_tail: None,
             connected_at: now,
             spoke_at: now,
             served_at: now,
@@ -234,6 +261,7 @@ impl Client {
             | State::AwaitingWelcome { .. }
             | State::Waiting { .. }
             | State::AwaitingCancel { .. }
+            | State::AwaitingPeer(_)
             | State::Cancelling { .. }
             | State::Closing => false,
         };

@@ -71,6 +71,14 @@ reasons! {
     CANCEL_GIVEN_UP =
         Silent("client gave up on cancel request, so we also give up forwarding to server");
 
+    /// A CancelRequest that has gone from pooler to pooler too often.
+    CANCEL_TOO_MANY_HOPS =
+        Silent("failed to forward cancel request because its TTL was exhausted");
+    /// A CancelRequest for a pooler that is not among our peers.
+    CANCEL_WITHOUT_PEER = Silent("could not find peer to forward request to");
+    /// The operator has taken away the pooler that the request was meant for.
+    PEER_REMOVED = Silent("peer removed");
+
     /// An SSLRequest through TLS.
     SSL_INSIDE_SSL = Silent("SSL req inside SSL");
     /// The answer to an SSLRequest cannot be sent.

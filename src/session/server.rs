@@ -86,6 +86,16 @@ pub enum State {
         /// Who asked; `None`: we did, for its client has gone.
         requester: Option<ClientKey>,
     },
+    /// Carries one CancelRequest to another pooler, whose client is meant, then ends. Leaves to
+    /// `Closing`.
+    Forwarding {
+        /// The other pooler's number.
+        peer: u16,
+        /// Who asked.
+        requester: ClientKey,
+        /// Since when.
+        since: Instant,
+    },
     /// We have ended the connection, and it keeps its place among those that a limit counts until it
     /// has gone. See `engine::departures`. Leaves to `Closing`.
     Leaving(Leave),
@@ -105,11 +115,31 @@ pub enum Purpose {
         /// Who asked; `None`: we did, for its client has gone.
         requester: Option<ClientKey>,
     },
+    /// To carry one CancelRequest to another pooler.
+    Forward {
+        /// The other pooler's number.
+        peer: u16,
+        /// Who asked.
+        requester: ClientKey,
+    },
     /// To find out whether PostgreSQL stands still.
     Probe {
         /// The server that has not ended when it was told to.
         overdue: ServerKey,
     },
+}
+
+impl State {
+    /// The other pooler that it is a connection to.
+    pub fn peer(&self) -> Option<u16> {
+        match *self {
+            State::Connecting(Purpose::Forward { peer, .. })
+            | State::AskingForTls(Purpose::Forward { peer, .. })
+            | State::StartingTls(Purpose::Forward { peer, .. })
+            | State::Forwarding { peer, .. } => Some(peer),
+            _ => None,
+        }
+    }
 }
 
 /// How far it is with a server that has to leave.
@@ -159,7 +189,20 @@ pub enum ServerAddress {
     Unix(PathBuf),
 }
 
-/// One connection to PostgreSQL.
+impl ServerAddress {
+    /// That of TCP, or the one that the socket file is named after.
+    pub fn port(&self) -> u16 {
+        match self {
+            ServerAddress::Tcp(to) => to.port(),
+            ServerAddress::Unix(path) => {
+                let port = path.extension().and_then(|port| port.to_str()?.parse().ok());
+                port.unwrap_or(0)
+            }
+        }
+    }
+}
+
+/// One connection to PostgreSQL, or to another pooler.
 #[derive(Debug)]
 pub struct Server {
     /// Changed by `pool::queues` alone.
@@ -174,7 +217,7 @@ pub struct Server {
     pub statements: ServerStatements,
     /// Its tracked parameters, as it reported them.
     pub parameters: Parameters,
-    /// Whose it is.
+    /// Whose it is; [`PoolKey::NONE`] if it leads to another pooler.
     pub pool: PoolKey,
     /// The client for whom it replicates. It serves nobody else, before or after.
     pub replicates_for: Option<ClientKey>,

@@ -139,9 +139,12 @@ pub fn parameter_status(ring: &mut Ring, name: &[u8], value: &[u8]) -> Result<()
     })
 }
 
-/// BackendKeyData.
-pub fn backend_key_data(ring: &mut Ring, key: &[u8]) -> Result<(), Full> {
-    message(ring, Some(b'K'), |body| body.bytes(key))
+/// BackendKeyData: the process id, and a key of which the rest is empty before protocol 3.2.
+pub fn backend_key_data(ring: &mut Ring, key: &[u8], rest: &[u8]) -> Result<(), Full> {
+    message(ring, Some(b'K'), |body| {
+        body.bytes(key);
+        body.bytes(rest);
+    })
 }
 
 /// ReadyForQuery.
@@ -155,10 +158,14 @@ pub fn ready_for_query(ring: &mut Ring, status: TxStatus) -> Result<(), Full> {
     })
 }
 
-/// NegotiateProtocolVersion: we speak 3.0 and none of these options.
-pub fn negotiate_protocol_version(ring: &mut Ring, options: &[&[u8]]) -> Result<(), Full> {
+/// NegotiateProtocolVersion: we speak this minor version of protocol 3 and none of these options.
+pub fn negotiate_protocol_version(
+    ring: &mut Ring,
+    minor: u16,
+    options: &[&[u8]],
+) -> Result<(), Full> {
     message(ring, Some(b'v'), |body| {
-        body.int(startup::PROTOCOL_3 as i32);
+        body.int((startup::PROTOCOL_3 | u32::from(minor)) as i32);
         body.int(i32::try_from(options.len()).expect("fewer options than bytes in a Startup"));
         for option in options {
             body.text(option);
@@ -254,8 +261,16 @@ mod tests {
             b"E\0\0\0\x22SFATAL\0C08P01\0Mbad packet\0\0"[..].replace_length()
         );
         assert_eq!(
-            written(|ring| negotiate_protocol_version(ring, &[b"_pq_.foo"])),
+            written(|ring| negotiate_protocol_version(ring, 0, &[b"_pq_.foo"])),
             b"v\0\0\0\x15\0\x03\0\0\0\0\0\x01_pq_.foo\0"
+        );
+        assert_eq!(
+            written(|ring| negotiate_protocol_version(ring, 2, &[])),
+            b"v\0\0\0\x0c\0\x03\0\x02\0\0\0\0"
+        );
+        assert_eq!(
+            written(|ring| backend_key_data(ring, b"12345678", b"9")),
+            b"K\0\0\0\x0d123456789"
         );
         let parameters = [("database", "d"), ("user", "u")];
         assert_eq!(

@@ -2,6 +2,7 @@
 
 use crate::ring::{Position, Ring};
 use crate::wire::backend::take_text;
+use std::ops::RangeInclusive;
 
 /// Code of an SSLRequest.
 pub const SSL_REQUEST: u32 = 80_877_103;
@@ -13,10 +14,16 @@ pub const GSSENC_REQUEST: u32 = 80_877_104;
 pub const CANCEL_REQUEST: u32 = 80_877_102;
 /// Protocol 3.0.
 pub const PROTOCOL_3: u32 = 0x3_0000;
+/// The newest minor version of protocol 3 that we speak.
+pub const NEWEST_MINOR: u16 = 2;
+/// From this one on keys for CancelRequests are longer.
+pub const LONGER_KEYS_SINCE: u16 = 2;
 /// Length word and code.
 pub const HEADER_BYTES: u64 = 8;
 /// The longest untagged packet.
 pub const MAX_BYTES: u32 = 65_535;
+/// The shortest and the longest CancelRequest: with a process id and a key of 4 to 256 bytes.
+pub const CANCEL_BYTES: RangeInclusive<u64> = HEADER_BYTES + 8..=HEADER_BYTES + 260;
 
 /// What a connection that has not logged in sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,6 +161,12 @@ fn unescape(text: &[u8]) -> (Vec<u8>, &[u8]) {
     (argument, &[])
 }
 
+/// The version that is spoken with a client that asks for this one: the newest that both know.
+/// There never was a 3.1.
+pub fn spoken_minor(asked: u16) -> u16 {
+    if asked < NEWEST_MINOR { 0 } else { NEWEST_MINOR }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -201,6 +214,11 @@ mod tests {
         }
         assert_eq!(first(&packet), First::SslRequest);
         assert_eq!(first(b"p\0\0\0"), First::NeedMore);
+    }
+
+    #[test]
+    fn there_are_two_minor_versions() {
+        assert_eq!([0, 1, 2, 3, u16::MAX].map(spoken_minor), [0, 0, 2, 2, 2]);
     }
 
     #[test]

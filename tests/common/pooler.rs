@@ -14,6 +14,7 @@ use std::time::Instant;
 pub struct Ini {
     databases: Vec<(String, String)>,
     users: Vec<(String, String)>,
+    peers: Vec<(String, String)>,
     settings: Vec<(String, String)>,
     /// Names and secrets of the user list.
     secrets: Vec<(String, String)>,
@@ -26,6 +27,7 @@ impl Ini {
         let mut ini = Ini {
             databases: Vec::new(),
             users: Vec::new(),
+            peers: Vec::new(),
             settings: Vec::new(),
             secrets: Vec::new(),
             environment: Vec::new(),
@@ -63,6 +65,18 @@ impl Ini {
     /// One line of `[users]`.
     pub fn user(&mut self, name: &str, settings: &str) -> &mut Ini {
         replace(&mut self.users, name, settings);
+        self
+    }
+
+    /// One line of `[peers]`; a later one of the same number replaces it.
+    pub fn peer(&mut self, id: u16, connect: &str) -> &mut Ini {
+        replace(&mut self.peers, &id.to_string(), connect);
+        self
+    }
+
+    /// No such peer any more.
+    pub fn forget_peer(&mut self, id: u16) -> &mut Ini {
+        self.peers.retain(|(known, _)| *known != id.to_string());
         self
     }
 
@@ -111,6 +125,7 @@ impl Ini {
         };
         section("databases", &self.databases)
             + &section("users", &self.users)
+            + &section("peers", &self.peers)
             + &section("pgbouncer", &self.settings)
     }
 }

@@ -55,14 +55,27 @@ pub fn socket_columns() -> Vec<Column> {
 }
 
 /// Where a connection stands among the rows: its pool's names, then a rank within it.
-type Place<'a> = (bool, &'a str, &'a str, u8);
+type Place<'a> = (Part<'a>, u8);
+
+/// The parts of a table, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Part<'a> {
+    /// A pool, by its database and user.
+    Pool(&'a str, &'a str),
+    /// What is on its way to a peer.
+    Peer(u16),
+    /// Clients that log in.
+    LoggingIn,
+}
 
 /// All clients that are logged in, pool by pool.
 pub fn clients(view: &View<'_>) -> Vec<Conn> {
     let rank = |client: &Client| match client_standing(&client.state) {
         ClientStanding::Active | ClientStanding::Console => Some(0),
         ClientStanding::Waiting => Some(1),
-        ClientStanding::AwaitingCancel | ClientStanding::CancelDialled => Some(3),
+        ClientStanding::AwaitingCancel
+        | ClientStanding::CancelDialled
+        | ClientStanding::AwaitingPeer => Some(3),
         ClientStanding::Gone if matches!(client.state, client::State::Cancelling { .. }) => Some(2),
         ClientStanding::LoggingIn | ClientStanding::Gone => None,
     };
@@ -98,9 +111,10 @@ pub fn sockets(view: &View<'_>) -> Vec<Conn> {
         ClientStanding::Active | ClientStanding::Console => Some(0),
         ClientStanding::Waiting => Some(1),
         ClientStanding::LoggingIn => Some(9),
-        ClientStanding::AwaitingCancel | ClientStanding::CancelDialled | ClientStanding::Gone => {
-            None
-        }
+        ClientStanding::AwaitingCancel
+        | ClientStanding::CancelDialled
+        | ClientStanding::AwaitingPeer
+        | ClientStanding::Gone => None,
     };
     let server_rank = |server: &Server| match server_standing(&server.state)? {
         ServerStanding::Active => Some(2),
@@ -123,11 +137,13 @@ fn client_places<'a>(
     let place = |client: &'a Client| {
         let rank = rank(client)?;
         let pool = client.pool.and_then(|pool| house.pools.get(pool));
-        Some(match pool {
-            _ if client.state == client::State::LoggingIn => (true, "", "", rank),
-            Some(pool) => (false, pool.database.name.as_str(), pool.user.as_str(), rank),
-            None => (false, CONSOLE, CONSOLE, rank),
-        })
+        let part = match (pool, house.peer_of(client)) {
+            _ if client.state == client::State::LoggingIn => Part::LoggingIn,
+            (_, Some(peer)) => Part::Peer(peer),
+            (Some(pool), None) => Part::Pool(&pool.database.name, &pool.user),
+            (None, None) => Part::Pool(CONSOLE, CONSOLE),
+        };
+        Some((part, rank))
     };
     let clients = house.clients.iter();
     clients.filter_map(|(key, client)| Some((place(client)?, Conn::Client(key)))).collect()
@@ -139,8 +155,14 @@ fn server_places<'a>(
 ) -> Vec<(Place<'a>, Conn)> {
     let house = view.engine.house();
     let place = |server: &Server| {
-        let pool = house.pools.get(server.pool)?;
-        Some((false, pool.database.name.as_str(), pool.user.as_str(), rank(server)?))
+        let part = match server.state.peer() {
+            Some(peer) => Part::Peer(peer),
+            None => {
+                let pool = house.pools.get(server.pool)?;
+                Part::Pool(&pool.database.name, &pool.user)
+            }
+        };
+        Some((part, rank(server)?))
     };
     let servers = house.servers.iter();
     servers.filter_map(|(key, server)| Some((place(server)?, Conn::Server(key)))).collect()
@@ -239,7 +261,7 @@ fn client_facts<'a>(
         (State::Idle | State::Console { .. }, false) => "idle",
         (State::Waiting { .. } | State::AwaitingWelcome { .. }, false) => "waiting",
         (State::Cancelling { .. }, _) => "active_cancel_req",
-        (State::AwaitingCancel { .. }, _) => "waiting_cancel_req",
+        (State::AwaitingCancel { .. } | State::AwaitingPeer(_), _) => "waiting_cancel_req",
         (State::Closing, _) => return None,
     };
     // A command of the console takes no time.
@@ -290,7 +312,7 @@ fn server_facts<'a>(
     as_lists: bool,
 ) -> Option<Facts<'a>> {
     use server::State;
-    let pool = view.engine.house().pools.get(server.pool)?;
+    let pool = view.engine.house().pools.get(server.pool);
     let state = match (&server.state, as_lists) {
         (
             State::Connecting(_)
@@ -317,7 +339,7 @@ fn server_facts<'a>(
         (State::Resetting { .. } | State::Checking { .. } | State::Rescuing(_), false) => "tested",
         (State::Active { .. } | State::Asking { .. } | State::Unlinked { .. }, false) => "active",
         (State::HeldForCancel, _) => "being_canceled",
-        (State::CarryingCancel { .. }, _) => "active_cancel",
+        (State::CarryingCancel { .. } | State::Forwarding { .. }, _) => "active_cancel",
         (State::Leaving(_) | State::Closing, _) => return None,
     };
     let unconnected = || ("(bad-af)".to_owned(), 0);
@@ -327,8 +349,8 @@ fn server_facts<'a>(
         Some(ServerAddress::Tcp(address)) => {
             ((address.ip().to_string(), i32::from(address.port())), local_end(view, conn))
         }
-        Some(ServerAddress::Unix(_)) => {
-            (("unix".to_owned(), i32::from(pool.database.port)), local_end(view, conn))
+        Some(address @ ServerAddress::Unix(_)) => {
+            (("unix".to_owned(), i32::from(address.port())), local_end(view, conn))
         }
     };
     let own = server.replicates_for.and_then(|key| view.engine.house().clients.get(key));
@@ -338,8 +360,8 @@ fn server_facts<'a>(
     };
     Some(Facts {
         letter: "S",
-        user: &pool.user,
-        database: &pool.database.name,
+        user: pool.map_or("(nouser)", |pool| &pool.user),
+        database: pool.map_or("(nodb)", |pool| &pool.database.name),
         replication: replication(own),
         state,
         ends: [remote, local],

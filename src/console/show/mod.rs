@@ -184,7 +184,7 @@ impl Topic {
             Topic::Users => users::rows(view),
             Topic::Version => misc::version(view),
             Topic::Peers => pools::peers(view),
-            Topic::PeerPools => Vec::new(),
+            Topic::PeerPools => pools::peer_pools(view),
             Topic::Fds => misc::fds(view),
             Topic::Lists => misc::lists(view),
             Topic::Mem => misc::mem(view),

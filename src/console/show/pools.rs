@@ -5,6 +5,7 @@ use super::databases::load_balance_hosts;
 use crate::config::CONSOLE;
 use crate::console::table::{Cell, Column, Row, Type::Int, Type::Text};
 use crate::pool::Pool;
+use crate::pool::peers::{Counts, PeerPool};
 use crate::pool::queues::ServerStanding;
 use std::time::Duration;
 
@@ -105,8 +106,7 @@ fn console_row(view: &View<'_>) -> Row {
 
 pub fn peers(view: &View<'_>) -> Vec<Row> {
     let config = view.engine.config();
-    let size =
-        |own: Option<i32>| own.filter(|n| *n >= 0).unwrap_or(config.settings.default_pool_size);
+    let size = |own: Option<i32>| own.unwrap_or(config.settings.default_pool_size);
     let peers = config.peers.values();
     peers
         .map(|peer| {
@@ -118,4 +118,15 @@ pub fn peers(view: &View<'_>) -> Vec<Row> {
             ]
         })
         .collect()
+}
+
+/// Of the peers that a request was ever meant for.
+pub fn peer_pools(view: &View<'_>) -> Vec<Row> {
+    let house = view.engine.house();
+    let row = |(id, pool): (&u16, &PeerPool)| {
+        let Counts { waiting, opening, sent } = house.peer_counts(pool);
+        let numbers = [sent, waiting, sent, opening].map(Cell::count);
+        std::iter::once(Cell::Int(i32::from(*id))).chain(numbers).collect()
+    };
+    house.peer_pools.iter().map(row).collect()
 }
