@@ -3,8 +3,10 @@
 
 mod common;
 
-use common::raw::{bind, close, execute, parse, query, sync, tags};
+use common::desk::Desk;
+use common::raw::{bind, close, execute, message, parse, query, sync, tags};
 use common::{Pooler, Raw};
+use ringbouncer::engine::io::Input;
 
 fn pooler() -> Pooler {
     Pooler::start(|ini| {
@@ -85,4 +87,38 @@ fn what_is_new_behind_them_stays_known() {
             false => client.expect_fatal("prepared statement did not exist"),
         }
     }
+}
+
+/// D3: an error that is still under way may have the server skip our own Parse. What relies on that in
+/// the next batch waits until it is known.
+#[test]
+fn what_relies_on_a_parse_that_may_be_skipped_waits() {
+    let mut desk = Desk::new(
+        "[databases]\napp = host=127.0.0.1\n[pgbouncer]\npool_mode = transaction\n\
+         default_pool_size = 1\nmax_prepared_statements = 10\n",
+    );
+    let client = desk.client("alice", "app");
+    let first = desk.server();
+    desk.take(client);
+    desk.feed(client, &[parse("s", "SELECT 1"), sync()].concat());
+    let prepared = [message(b'1', b""), message(b'Z', b"I")].concat();
+    desk.take(first);
+    desk.feed(first, &prepared);
+    assert_eq!(desk.take(client), prepared);
+    desk.handle(Input::ReadClosed { conn: first });
+    desk.perform();
+    // The next server does not have it, and the batch fails before that is mended.
+    let use_it = [bind("s", &[]), execute(0), sync()].concat();
+    desk.feed(client, &[parse("", "nonsense"), use_it.clone(), use_it].concat());
+    let server = desk.server();
+    let own =
+        [parse("PGBOUNCER_1", "SELECT 1"), bind("PGBOUNCER_1", &[]), execute(0), sync()].concat();
+    assert_eq!(desk.take(server), [parse("", "nonsense"), own.clone()].concat());
+    let failed = [message(b'E', b"SERROR\0C42601\0Mno\0\0"), message(b'Z', b"I")].concat();
+    desk.feed(server, &failed);
+    assert_eq!(desk.take(client), failed);
+    assert_eq!(desk.take(server), own, "prepared anew");
+    let done = [message(b'2', b""), message(b'C', b"SELECT 0\0"), message(b'Z', b"I")].concat();
+    desk.feed(server, &[message(b'1', b""), done.clone()].concat());
+    assert_eq!(desk.take(client), done);
 }

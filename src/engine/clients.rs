@@ -378,7 +378,7 @@ fn next_unless(result: Result<(), Trouble>, server: &Server) -> Step {
         Ok(()) => Step::Next,
         // Names that fill a ring.
         Err(Trouble::Full) if server.egress.is_empty() => Step::Close(Reason::BROKEN_BIND),
-        Err(Trouble::Full) => Step::Wait,
+        Err(Trouble::Full | Trouble::Unsure) => Step::Wait,
         Err(Trouble::Close(reason)) => Step::Close(reason),
     }
 }

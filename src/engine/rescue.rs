@@ -264,7 +264,7 @@ fn need(server: &Server, rescue: &Rescue, has_reset_query: bool, now: Instant) -
             _ if server.pipeline.awaits_copy_end() => Need::CopyEnd,
             _ if server.activity == Activity::Busy && server.pipeline.is_empty() => Need::Sync,
             // Once a COPY has begun, a Sync ahead of its end ends nothing.
-            _ if !rescue.has_flushed && server.pipeline.wants_sync() => Need::Flush,
+            _ if !rescue.has_flushed && is_open(&server.pipeline) => Need::Flush,
             // Our own words to it take no time.
             Cancel::NotBefore(at) if at <= now && !server.pipeline.is_next_ours() => Need::Cancel,
             _ => Need::Nothing,
@@ -279,6 +279,11 @@ fn need(server: &Server, rescue: &Rescue, has_reset_query: bool, now: Instant) -
         rescue::Step::Resetting if has_said_all => Need::Freedom,
         rescue::Step::RollingBack { .. } | rescue::Step::Resetting => Need::Nothing,
     }
+}
+
+/// Whether something is owed to a batch that its client did not end.
+fn is_open(pipeline: &Pipeline) -> bool {
+    !pipeline.is_empty() && pipeline.wants_sync()
 }
 
 /// Takes the next message of a server that is being brought back.

@@ -44,6 +44,8 @@ pub(super) enum Trouble {
     /// The server's egress has no room for what we would have to write: try again when it has
     /// sent something.
     Full,
+    /// Whether the server has the statement is not known yet: try again when it has said more.
+    Unsure,
     /// The conversation ends.
     Close(Reason),
 }
@@ -93,7 +95,9 @@ pub(super) fn collected(
     if result.is_ok() {
         tools.counters.received_bytes += message.len() as u64;
     }
-    if let (Err(Trouble::Full), Some(statements)) = (&result, &mut client.statements) {
+    if let (Err(Trouble::Full | Trouble::Unsure), Some(statements)) =
+        (&result, &mut client.statements)
+    {
         statements.collected = message;
     }
     result
@@ -212,6 +216,9 @@ fn parse(
     let naming = tools.statements.name(name, rest);
     let statement = naming.statement().clone();
     let is_there = server.statements.has(&statement);
+    if is_there && server.pipeline.is_unsure_of(&statement) {
+        return Err(Trouble::Unsure);
+    }
     if !is_there {
         send_parse(server, &statement, tools)?;
     }
@@ -238,6 +245,9 @@ fn ready_statement(
         log::error!("prepared statement '{}' not found", String::from_utf8_lossy(name));
         return Err(Trouble::Close(Reason::NO_SUCH_STATEMENT));
     };
+    if server.pipeline.is_unsure_of(&statement) {
+        return Err(Trouble::Unsure);
+    }
     if !server.statements.touch(&statement) {
         send_parse(server, &statement, tools)?;
         prepared(server, statement.clone(), (Action::Swallow, 0), tools);

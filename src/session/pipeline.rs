@@ -10,6 +10,9 @@
 //! CopyInResponse is here. It is owed no reply: if no COPY takes it, it goes unnoticed.
 
 mod packing;
+mod prospects;
+
+pub use prospects::Behind;
 
 use crate::session::prepared::Statement;
 use crate::wire::backend::Reply;
@@ -98,15 +101,8 @@ pub struct Pipeline {
     rounds: usize,
     /// The newest may be a command that forgets all prepared statements.
     forgetting: bool,
-}
-
-/// What was asked for behind a command that forgot all prepared statements.
-#[derive(Debug, Default)]
-pub struct Behind {
-    /// Numbers of the statements that the server will have all the same.
-    pub prepared: Vec<u64>,
-    /// The client's namings that came later.
-    pub serials: Vec<u32>,
+    /// How many of those that are owed prepare a statement on the server.
+    parses: usize,
 }
 
 impl Pipeline {
@@ -134,7 +130,7 @@ impl Pipeline {
     /// the middle of several that belong together.
     pub fn ends_a_round(&self) -> bool {
         let is_ended = self.owed.back().is_some_and(|owed| is_copy_end(owed.request));
-        if self.copying_in && !is_ended {
+        if self.copying_in && (!is_ended || self.wants_sync()) {
             return false;
         }
         let mut requests = self.owed.iter().rev().map(|owed| owed.request);
@@ -188,36 +184,6 @@ impl Pipeline {
         self.push(Owed { request, action, serial, statement, is_behind_data: false });
     }
 
-    /// The request that was noted last may be a command that forgets all prepared statements.
-    pub fn note_forgetting(&mut self) {
-        self.forgetting = true;
-    }
-
-    /// Whether such a command is under way: what is on the server will be known when it has been
-    /// answered.
-    pub fn is_forgetting(&self) -> bool {
-        self.forgetting && !self.owed.is_empty()
-    }
-
-    /// What was asked for behind the command that is being answered now.
-    pub fn behind(&self) -> Behind {
-        let mut behind = Behind::default();
-        for owed in &self.owed {
-            let Some(id) = owed.statement.as_ref().map(|statement| statement.id()) else {
-                continue;
-            };
-            match (owed.request, owed.action) {
-                (Request::Close, _) => behind.prepared.retain(|other| *other != id),
-                (_, Action::MakeUp) => behind.serials.push(owed.serial),
-                _ => {
-                    behind.prepared.push(id);
-                    behind.serials.push(owed.serial);
-                }
-            }
-        }
-        behind
-    }
-
     fn push(&mut self, owed: Owed) {
         self.forgetting = false;
         match owed.request {
@@ -227,6 +193,7 @@ impl Pipeline {
             _ => {}
         }
         self.rounds += usize::from(ends_round(owed.request));
+        self.parses += usize::from(owed.prepares());
         self.owed.push_back(owed);
     }
 
@@ -283,9 +250,10 @@ impl Pipeline {
             self.drop_strays();
             return Action::Forward;
         }
-        let action = self.owed.pop_front().map_or(Action::Forward, |owed| owed.action);
+        let settled = self.owed.pop_front();
+        self.parses -= usize::from(settled.as_ref().is_some_and(Owed::prepares));
         self.drop_strays();
-        action
+        settled.map_or(Action::Forward, |owed| owed.action)
     }
 
     /// Whether the reply that is coming now is simply passed on: nothing of ours is involved,
@@ -408,10 +376,16 @@ impl Pipeline {
     /// Several have gone at once.
     fn count_rounds(&mut self) {
         self.rounds = self.owed.iter().filter(|owed| ends_round(owed.request)).count();
+        self.parses = self.owed.iter().filter(|owed| owed.prepares()).count();
     }
 }
 
 impl Owed {
+    /// Whether it prepares a statement that we know of on the server.
+    fn prepares(&self) -> bool {
+        self.request == Request::Parse && self.action != Action::MakeUp && self.statement.is_some()
+    }
+
     fn lost(self, failed: bool) -> Option<Lost> {
         if self.request == Request::Parse && self.statement.is_none() {
             return Some(Lost::Unnamed { is_ours: self.action == Action::Swallow });

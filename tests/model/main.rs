@@ -101,7 +101,6 @@ fn model(
     let manners = Manners {
         has_transactions: mode != "statement",
         has_names: max_prepared != "0" || mode == "session",
-        keeps_its_server: mode == "session",
     };
     let counts = Counts::default();
     let mut twins: Vec<Twins> =

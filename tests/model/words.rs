@@ -10,8 +10,6 @@ pub struct Manners {
     pub has_transactions: bool,
     /// Names of statements.
     pub has_names: bool,
-    /// Whatever is prepared stays, in any case: session pooling.
-    pub keeps_its_server: bool,
 }
 
 /// One client's talk, and the names that it has given.
@@ -120,9 +118,8 @@ impl Talk {
                 let end = ["COMMIT", "ROLLBACK", "SAVEPOINT s", "ROLLBACK TO s"];
                 batch.push(raw::query(end[random.below(end.len())]));
             }
-            // D3: elsewhere a Bind behind an error whose news is still under way relies on a Parse
-            // that the server has skipped.
-            32 if self.manners.keeps_its_server => {
+            // D3: the Parse of that name may be skipped because of an error that is still under way.
+            32 if self.manners.has_names => {
                 if let Some(name) = self.any_name(random) {
                     batch.extend([raw::bind(&name, &[]), raw::execute(0)]);
                 }

@@ -1,0 +1,65 @@
+//! What a server will have prepared when it has dealt with all that is under way, as far as anybody
+//! can tell.
+
+use super::{Action, Pipeline};
+use crate::session::prepared::Statement;
+use crate::wire::frontend::Request;
+
+/// What was asked for behind a command that forgot all prepared statements.
+#[derive(Debug, Default)]
+pub struct Behind {
+    /// Numbers of the statements that the server will have all the same.
+    pub prepared: Vec<u64>,
+    /// The client's namings that came later.
+    pub serials: Vec<u32>,
+}
+
+impl Pipeline {
+    /// Whether nobody can tell yet if a statement will be there for the next message. Its Parse is under
+    /// way, and a Sync behind it: if something fails ahead of the Parse, that is skipped, and what comes
+    /// behind the Sync is not. It will be known when that Sync has been answered, at the latest.
+    pub fn is_unsure_of(&self, statement: &Statement) -> bool {
+        if self.parses == 0 {
+            return false;
+        }
+        let mut has_sync = false;
+        for owed in self.owed.iter().rev() {
+            has_sync |= owed.request == Request::Sync;
+            let is_it = |other: &std::sync::Arc<Statement>| other.id() == statement.id();
+            if owed.prepares() && owed.statement.as_ref().is_some_and(is_it) {
+                return has_sync;
+            }
+        }
+        false
+    }
+
+    /// The request that was noted last may be a command that forgets all prepared statements.
+    pub fn note_forgetting(&mut self) {
+        self.forgetting = true;
+    }
+
+    /// Whether such a command is under way: what is on the server will be known when it has been
+    /// answered.
+    pub fn is_forgetting(&self) -> bool {
+        self.forgetting && !self.owed.is_empty()
+    }
+
+    /// What was asked for behind the command that is being answered now.
+    pub fn behind(&self) -> Behind {
+        let mut behind = Behind::default();
+        for owed in &self.owed {
+            let Some(id) = owed.statement.as_ref().map(|statement| statement.id()) else {
+                continue;
+            };
+            match (owed.request, owed.action) {
+                (Request::Close, _) => behind.prepared.retain(|other| *other != id),
+                (_, Action::MakeUp) => behind.serials.push(owed.serial),
+                _ => {
+                    behind.prepared.push(id);
+                    behind.serials.push(owed.serial);
+                }
+            }
+        }
+        behind
+    }
+}
