@@ -426,7 +426,7 @@ fn deaf(visits: &Arc<AtomicUsize>, deaf_to: &'static [&'static str]) -> FakeServ
             return;
         }
         visit.send(&fake::welcome());
-        while let Some(question) = visit.message().filter(|message| message.tag != b'X') {
+        while let Some(question) = visit.message() {
             let text = String::from_utf8_lossy(&question.body).into_owned();
             let is_open = text.starts_with("BEGIN");
             if question.tag != b'Q' || deaf_to.iter().any(|word| text.starts_with(word)) {

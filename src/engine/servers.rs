@@ -404,7 +404,9 @@ pub(super) fn take_note(server: &mut Server, client: Option<&mut Client>, note: 
                     (Lost::Parse { failed_serial: Some(serial), .. }, Some(statements)) => {
                         statements.take_back(serial);
                     }
-                    (Lost::Unnamed { is_ours }, _) => client.unnamed.is_lost(is_ours),
+                    (Lost::Unnamed { is_ours }, _) if !server.pipeline.owes_unnamed() => {
+                        client.unnamed.is_lost(is_ours);
+                    }
                     _ => {}
                 }
             }

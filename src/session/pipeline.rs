@@ -121,6 +121,11 @@ impl Pipeline {
         self.owed.len()
     }
 
+    /// Whether an unnamed statement is being prepared.
+    pub fn owes_unnamed(&self) -> bool {
+        self.owed.iter().any(|owed| owed.request == Request::Parse && owed.statement.is_none())
+    }
+
     /// How many ReadyForQuery are owed.
     pub fn rounds(&self) -> usize {
         self.rounds

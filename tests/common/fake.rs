@@ -111,7 +111,8 @@ impl Visit {
         let len = u32::from_be_bytes(head[1..].try_into().expect("four bytes"));
         let mut body = vec![0; usize::try_from(len).expect("fits").saturating_sub(4)];
         self.stream.read_exact(&mut body).ok()?;
-        Some(Message { tag: head[0], body })
+        // As PostgreSQL, which hangs up when it is told goodbye.
+        (head[0] != b'X').then_some(Message { tag: head[0], body })
     }
 
     /// Reads the Startup packet and welcomes the pooler as PostgreSQL would.

@@ -262,7 +262,7 @@ pub fn conversation(random: &mut Random, manners: Manners) -> Vec<Saying> {
     let end = || saying([raw::sync()], b"Z");
     let mut words = match random.below(8) {
         // Prepared now and bound later, when another server may work for it.
-        6 | 7 => {
+        6 | 7 if manners.has_names => {
             let sql = format!("SELECT 'split {}'", random.below(1 << 40));
             let describe = raw::describe(b'S', "");
             let mut words = vec![saying([raw::parse("", &sql), describe, raw::sync()], b"Z")];
