@@ -316,3 +316,51 @@ fn a_question_that_does_not_fit_is_a_configuration_error() {
     assert!(desk.is_closed(server));
     assert_eq!(ended(&desk, Side::Server, "unable to send auth_query"), 1);
 }
+
+/// Reasons that no test can bring about, and why.
+const OUT_OF_REACH: [(&str, &str); 5] = [
+    ("SSL_NOT_ANSWERED", "a byte always fits into the buffer of a socket that is new"),
+    ("OBSOLETE", "who is to be closed is closed when it comes free, so nobody finds it idle"),
+    ("CLIENT_LEFT_UNSENT", "what is under way to a server makes it busy, and that goes first"),
+    ("DEAD_ADMIN", "the next process would have to go in the middle of one system call"),
+    ("PROBE_ANSWERED", "for the log alone; `standstill` shows what comes of it"),
+];
+
+/// client.md §9: each reason in `farewell` is one that some test has seen, by its text.
+#[test]
+fn each_reason_has_a_test_that_has_seen_it() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let table = std::fs::read_to_string(root.join("src/session/farewell.rs")).expect("the table");
+    let start = table.find("reasons! {\n    ///").expect("its beginning");
+    let table = &table[start..start + table[start..].find("\n}\n").expect("its end")];
+    let mut tests = String::new();
+    let mut directories = vec![root.join("tests")];
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(directory).expect("a directory").flatten() {
+            let path = entry.path();
+            match path.extension() {
+                _ if path.is_dir() => directories.push(path),
+                Some(extension) if extension == "rs" => {
+                    tests += &std::fs::read_to_string(&path).expect("a test");
+                }
+                _ => {}
+            }
+        }
+    }
+    // As rustfmt breaks long texts.
+    let tests: String = tests.split("\\\n").map(str::trim_start).collect();
+    let mut seen = 0;
+    for row in table.split(';') {
+        let Some((name, text)) = row.split_once(" = ") else {
+            continue;
+        };
+        let name = name.rsplit(char::is_whitespace).next().expect("a name");
+        let text =
+            text[text.find('"').expect("a text") + 1..].trim_end_matches([')', '"', ' ', '\n']);
+        let is_out_of_reach = OUT_OF_REACH.iter().any(|(known, _)| *known == name);
+        let is_named = tests.contains(text) || tests.contains(&format!("Reason::{name}"));
+        assert!(is_named || is_out_of_reach, "{name}: no test says {text:?}");
+        seen += 1;
+    }
+    assert!(seen > 100, "{seen}");
+}
