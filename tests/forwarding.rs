@@ -156,6 +156,22 @@ fn a_foreign_request_goes_to_its_peer_with_one_hop_fewer() {
     assert_eq!(counts(&desk, 2), Some(Counts::default()), "the pool stays, as SHOW shows it");
 }
 
+/// Requests as PgBouncer 1.26.1 was seen to hand them on, with our number for its: not a bit but the
+/// hops is different, whatever else is in the key.
+#[test]
+fn a_request_is_handed_on_as_pgbouncer_does_it() {
+    let head = [0, 0, 0, 16, 0x04, 0xd2, 0x16, 0x2e];
+    for (told, handed_on) in [
+        ([0x1f, 2, 0, 0x22, 0, 0x67, 0xe6, 0x53], [0x1f, 2, 0, 0x22, 0, 0x67, 0xe6, 0x52]),
+        ([0xff, 2, 0, 0x22, 0, 0x67, 0xe6, 0x55], [0xff, 2, 0, 0x22, 0, 0x67, 0xe6, 0x54]),
+    ] {
+        let mut desk = desk();
+        cancel(&mut desk, &told);
+        let (_, _, bytes) = arrive(&mut desk);
+        assert_eq!(bytes, [head, handed_on].concat());
+    }
+}
+
 #[test]
 fn a_peer_may_be_at_a_unix_socket_or_in_a_list() {
     let mut desk = Desk::new(&text(

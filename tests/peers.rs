@@ -165,6 +165,8 @@ fn a_request_at_the_wrong_pooler_stops_the_right_query() {
         }
     }
     for (own, other) in [(0, 2), (1, 1)] {
+        let connected = format!(": peer-{other}@127.0.0.1:{} new", poolers[1 - own].port);
+        assert_eq!(poolers[own].log().matches(&connected).count(), 3, "as PgBouncer says it");
         assert_eq!(peer_pools(&poolers[own]), [[other, 0, 0, 0, 0]], "only the other was asked");
     }
 }

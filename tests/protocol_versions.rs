@@ -54,6 +54,32 @@ fn the_newest_version_that_both_know_is_spoken() {
     }
 }
 
+/// As long as one of the peers is a PgBouncer, which drops requests with long keys, everybody gets
+/// a short one.
+#[test]
+fn the_newest_version_may_be_the_old_one() {
+    let mut pooler = Pooler::start(|ini| _ = ini.set("max_protocol_version", "3.0"));
+    for asked in [0x3_0002, 0x3_270f] {
+        let client = pooler.raw_with(alice(asked));
+        assert_eq!(
+            (client.welcome[0].tag, &client.welcome[0].body[..4]),
+            (b'v', &[0, 3, 0, 0][..])
+        );
+        assert_eq!(client.cancel_key().len(), 8);
+    }
+    let mut sleeper = Sleeper::new(&pooler, 0x3_0002);
+    let mut console =
+        pooler.raw_with(Startup::v3().param("user", "postgres").param("database", "pgbouncer"));
+    pooler.rewrite(|ini| _ = ini.set("max_protocol_version", "3.2"));
+    assert_eq!(tags(&console.query("RELOAD")), "CZ");
+    let newer = pooler.raw_with(alice(0x3_0002));
+    assert_eq!((newer.welcome[0].tag, newer.cancel_key().len()), (b'R', 36));
+    cancel(&pooler, &sleeper.key);
+    sleeper.expect_cancelled();
+    let answer = console.query("SET max_protocol_version = '3.1'");
+    assert_eq!(tags(&answer), "EZ", "there never was one");
+}
+
 /// Keys are nobody else's, and hardly a bit of them is the same in all.
 #[test]
 fn long_keys_are_random() {

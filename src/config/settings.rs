@@ -7,8 +7,8 @@
 
 use super::complaint::Complaint;
 use super::values::{
-    AuthType, BadValue, CompatVersion, DirectoryWords, List, LogFormat, PoolMode, SslMode, Switch,
-    Value,
+    AuthType, BadValue, CompatVersion, DirectoryWords, List, LogFormat, PoolMode, ProtocolVersion,
+    SslMode, Switch, Value,
 };
 use std::time::Duration;
 
@@ -325,6 +325,8 @@ settings! {
     max_pipeline_depth: i32 = "16", reload, ours;
     /// Where metrics are shown over HTTP: addr:port or the path of a Unix socket.
     metrics_listen: String = "", boot, ours;
+    /// The newest protocol spoken with clients: 3.2, or 3.0 if a PgBouncer is among the peers.
+    max_protocol_version: ProtocolVersion = "3.2", reload, ours;
 }
 
 /// The admin console is no database in which a query could run.

@@ -227,6 +227,27 @@ impl CompatVersion {
 }
 
 words! {
+    /// A version of the protocol.
+    ProtocolVersion {
+        /// The only one that PgBouncer knows.
+        V3_0 = "3.0",
+        /// With longer keys to cancel with.
+        #[default]
+        V3_2 = "3.2",
+    }
+}
+
+impl ProtocolVersion {
+    /// What stands behind the point.
+    pub fn minor(self) -> u16 {
+        match self {
+            Self::V3_0 => 0,
+            Self::V3_2 => 2,
+        }
+    }
+}
+
+words! {
     /// The form of a log line.
     LogFormat {
         /// As PgBouncer writes them.

@@ -142,7 +142,8 @@ impl Engine {
     /// Tells a client what we do not speak of that which it asks for, if there is anything; and has
     /// it get the key that goes with its version.
     fn negotiate(&mut self, key: ClientKey, asked: u16, options: &[Vec<u8>]) -> Result<(), Reason> {
-        let spoken = startup::spoken_minor(asked);
+        let spoken =
+            startup::spoken_minor(asked, self.config.settings.max_protocol_version.minor());
         if let Some(client) = self.house.clients.get_mut(key) {
             let is_longer = spoken >= startup::LONGER_KEYS_SINCE;
             client.secret_tail = is_longer.then(|| Box::new(Tail::random()));

@@ -110,25 +110,22 @@ impl Engine {
         let Some(server) = self.house.servers.get(key) else {
             return;
         };
-        match server.state {
-            State::Connecting(purpose @ Purpose::Cancel { .. }) => {
-                self.introduce(key, purpose, now)
+        let State::Connecting(purpose) = server.state else {
+            return;
+        };
+        if self.config.settings.log_connections.is_on() {
+            let name = self.house.server_name(key);
+            match local {
+                Some(local) => log::info!("{name} new connection to server (from {local})"),
+                None => log::info!("{name} new connection to server"),
             }
-            State::Connecting(Purpose::Forward { peer, requester }) => {
+        }
+        match purpose {
+            Purpose::Serve | Purpose::Cancel { .. } => self.introduce(key, purpose, now),
+            Purpose::Forward { peer, requester } => {
                 self.send_forward(key, (peer, requester), now);
             }
-            State::Connecting(purpose @ Purpose::Probe { .. }) => self.probe(key, purpose, now),
-            State::Connecting(purpose @ Purpose::Serve) => {
-                if self.config.settings.log_connections.is_on() {
-                    let name = self.house.server_name(key);
-                    match local {
-                        Some(local) => log::info!("{name} new connection to server (from {local})"),
-                        None => log::info!("{name} new connection to server"),
-                    }
-                }
-                self.introduce(key, purpose, now);
-            }
-            _ => {}
+            Purpose::Probe { .. } => self.probe(key, purpose, now),
         }
     }
 

@@ -14,8 +14,6 @@ pub const GSSENC_REQUEST: u32 = 80_877_104;
 pub const CANCEL_REQUEST: u32 = 80_877_102;
 /// Protocol 3.0.
 pub const PROTOCOL_3: u32 = 0x3_0000;
-/// The newest minor version of protocol 3 that we speak.
-pub const NEWEST_MINOR: u16 = 2;
 /// From this one on keys for CancelRequests are longer.
 pub const LONGER_KEYS_SINCE: u16 = 2;
 /// Length word and code.
@@ -161,10 +159,10 @@ fn unescape(text: &[u8]) -> (Vec<u8>, &[u8]) {
     (argument, &[])
 }
 
-/// The version that is spoken with a client that asks for this one: the newest that both know.
-/// There never was a 3.1.
-pub fn spoken_minor(asked: u16) -> u16 {
-    if asked < NEWEST_MINOR { 0 } else { NEWEST_MINOR }
+/// The minor version that is spoken with a client that asks for this one, where `newest` is the
+/// newest that we speak: 0 or 2, as there never was a 3.1.
+pub fn spoken_minor(asked: u16, newest: u16) -> u16 {
+    if asked < newest { 0 } else { newest }
 }
 
 #[cfg(test)]
@@ -218,7 +216,8 @@ mod tests {
 
     #[test]
     fn there_are_two_minor_versions() {
-        assert_eq!([0, 1, 2, 3, u16::MAX].map(spoken_minor), [0, 0, 2, 2, 2]);
+        assert_eq!([0, 1, 2, 3, u16::MAX].map(|asked| spoken_minor(asked, 2)), [0, 0, 2, 2, 2]);
+        assert_eq!([0, 1, 2, 3, u16::MAX].map(|asked| spoken_minor(asked, 0)), [0; 5]);
     }
 
     #[test]
