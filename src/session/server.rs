@@ -225,6 +225,8 @@ pub struct Server {
     pub replicates_for: Option<ClientKey>,
     /// See [`Activity`].
     pub activity: Activity,
+    /// Which client it worked for last, or works for.
+    pub last_client: Option<ClientKey>,
     /// How many queries its client has asked since it got the server.
     pub asked: u32,
     /// Whether the last ReadyForQuery was one within a transaction.
@@ -282,6 +284,7 @@ impl Server {
             pool,
             replicates_for: None,
             activity: Activity::Busy,
+            last_client: None,
             asked: 0,
             in_transaction: false,
             transaction_failed: false,
