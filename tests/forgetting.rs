@@ -122,3 +122,37 @@ fn what_relies_on_a_parse_that_may_be_skipped_waits() {
     desk.feed(server, &[message(b'1', b""), done.clone()].concat());
     assert_eq!(desk.take(client), done);
 }
+
+/// The same of a statement that had to make room behind a Parse that is skipped: it is still there,
+/// and a second Parse of it would fail.
+#[test]
+fn what_was_to_make_room_may_still_be_there() {
+    let pooler = Pooler::start(|ini| {
+        ini.set("default_pool_size", "1").set("max_prepared_statements", "1");
+    });
+    let (mut client, mut other) = (pooler.raw("alice"), pooler.raw("alice"));
+    let give = |name: &str, sql: &str| [parse(name, sql), sync()].concat();
+    let use_it = |name: &str| [bind(name, &[]), execute(0), sync()].concat();
+    for round in 0..3 {
+        let (old, new) = (format!("SELECT 'old {round}'"), format!("SELECT 'new {round}'"));
+        let (one, two) = (format!("one{round}"), format!("two{round}"));
+        assert_eq!(answer(&mut client, &[&give(&one, &old)], 1), "1Z");
+        let failing = [parse("", "nonsense"), give(&two, &new)].concat();
+        // Behind it the old one is wanted again: by the same name, or by another.
+        match round {
+            0 => {
+                assert_eq!(answer(&mut client, &[&failing, &use_it(&one)], 2), "EZ2DCZ");
+            }
+            1 => {
+                let again = [give("again", &old), use_it("again")].concat();
+                assert_eq!(answer(&mut client, &[&failing, &again], 3), "EZ1Z2DCZ");
+            }
+            _ => {
+                assert_eq!(answer(&mut client, &[&failing], 1), "EZ");
+                assert_eq!(answer(&mut other, &[&give("theirs", &old)], 1), "1Z");
+                assert_eq!(answer(&mut other, &[&use_it("theirs")], 1), "2DCZ");
+            }
+        }
+        assert_eq!(answer(&mut client, &[&use_it(&two), &use_it(&one)], 2), "2DCZ2DCZ");
+    }
+}

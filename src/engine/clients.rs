@@ -6,7 +6,7 @@ use crate::engine::cancels::called_off_step;
 use crate::engine::io::Effect;
 use crate::engine::statements::{self, Tools, Trouble};
 use crate::engine::step::{Step, last_step};
-use crate::engine::unnamed;
+use crate::engine::unnamed::{self, About};
 use crate::keys::{ClientKey, Conn, ServerKey};
 use crate::pool::House;
 use crate::pool::link::Acquired;
@@ -15,6 +15,7 @@ use crate::session::call_off::CallOff;
 use crate::session::client::{Client, Rules, State, Verdict};
 use crate::session::farewell::Reason;
 use crate::session::pipeline::Action;
+use crate::session::prepared::Carried;
 use crate::session::relay;
 use crate::session::server::{Activity, Server, Turn};
 use crate::wire::backend::TxStatus;
@@ -241,6 +242,7 @@ fn unlinked_step(client: &mut Client, rules: Rules, tools: &mut Tools) -> Step {
             }
         }
         Verdict::Deallocate { bytes } => {
+            client.unnamed = Carried::default();
             match statements::deallocate(client, (bytes, TxStatus::Idle), tools) {
                 Ok(()) => Step::Next,
                 Err(Full) => Step::Close(Reason::UNEXPECTED_EOF),
@@ -320,17 +322,23 @@ fn linked_step(client: &mut Client, server: &mut Server, rules: Rules, tools: &m
         }
         Verdict::Deallocate { bytes } => deallocating_step(client, server, bytes, rules, tools),
         Verdict::Relay { bytes, request } => {
-            if rules.tracks_statements
-                && let Err(trouble) = unnamed::meet(client, server, (bytes, request), tools)
-            {
-                return next_unless(Err(trouble), server);
-            }
+            let about = match rules.tracks_statements {
+                true => unnamed::meet(client, server, (bytes, request), tools),
+                false => Ok(About::Other),
+            };
+            let about = match about {
+                Ok(about) => about,
+                Err(trouble) => return next_unless(Err(trouble), server),
+            };
             let forgets = request == Some(Request::Query)
                 && rules.tracks_statements
                 && !server.statements.is_empty()
                 && client.may_forget_statements(bytes) == Some(true);
             tools.counters.request_begins(client, tools.now);
             tools.counters.received_bytes += pass_on(client, server, bytes, request, rules);
+            if let About::Unnamed { kept } = about {
+                server.pipeline.note_unnamed(kept);
+            }
             if forgets {
                 server.pipeline.note_forgetting();
             }
@@ -368,7 +376,10 @@ fn deallocating_step(
         (false, false) => TxStatus::Idle,
     };
     match statements::deallocate(client, (bytes, status), tools) {
-        Ok(()) => Step::Next,
+        Ok(()) => {
+            server.pipeline.unnamed.on_unseen_query();
+            Step::Next
+        }
         Err(Full) => Step::Wait,
     }
 }

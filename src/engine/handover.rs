@@ -18,7 +18,7 @@ use crate::session::handover::{Packer, Unpacker, VERSION};
 use crate::session::params::{Parameters, Tracked, Values};
 use crate::session::pipeline::Pipeline;
 use crate::session::prepared::{
-    ClientStatements, ServerStatements, Statement, Statements, Unnamed,
+    Carried, ClientStatements, ServerStatements, Statement, Statements,
 };
 use crate::session::server::{self, Activity, Purpose, Server};
 use std::collections::HashMap;
@@ -286,6 +286,7 @@ impl Engine {
         // Who replicates keeps the server that was opened for it, and nobody else ever gets that.
         if let Some(server) = self.house.servers.get_mut(server) {
             server.replicates_for = replicates.then_some(client);
+            server.last_client = Some(client);
         }
         self.house.set_client_state(client, client::State::Active { server, copying_in });
         self.house.set_server_state(server, server::State::Active { client }, End::Back);
@@ -404,15 +405,11 @@ fn unpack_client(
         client.statements = Some(Box::new(statements));
     }
     client.replicator = unpack_replicator(&mut unpacker)?;
-    if !unpacker.0.is_empty() {
-        let tail = unpacker.text()?;
-        let is_longer = !tail.is_empty();
-        client.secret_tail = match is_longer {
-            true => Some(Box::new(Tail(tail.try_into().ok()?))),
-            false => None,
-        };
-    }
-    client.unnamed = Unnamed::unpack(&mut unpacker, &statement)?;
+    client.secret_tail = match unpacker.text()? {
+        [] => None,
+        tail => Some(Box::new(Tail(tail.try_into().ok()?))),
+    };
+    client.unnamed = Carried::unpack(&mut unpacker, &statement)?;
     Some(copying_in)
 }
 
@@ -438,10 +435,7 @@ fn unpack_server(
     server.connected_at = unpack_age(&mut unpacker, now)?;
     server.statements = ServerStatements::unpack(&mut unpacker, &statement)?;
     server.pipeline = Pipeline::unpack(&mut unpacker, &statement)?;
-    server.in_transaction = match unpacker.0.is_empty() {
-        false => unpacker.flag()?,
-        true => server.activity == Activity::InTransaction,
-    };
-    server.transaction_failed = !unpacker.0.is_empty() && unpacker.flag()?;
+    server.in_transaction = unpacker.flag()?;
+    server.transaction_failed = unpacker.flag()?;
     Some(())
 }

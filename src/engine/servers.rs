@@ -394,20 +394,13 @@ pub(super) fn take_note(server: &mut Server, client: Option<&mut Client>, note: 
             return server.pipeline.settle(Reply::Command);
         }
         Note::Error => {
-            let mut client = client;
+            let mut statements = client.and_then(|client| client.statements.as_mut());
             for lost in server.pipeline.on_error() {
                 server.statements.undo(&lost);
-                let Some(client) = client.as_mut() else {
-                    continue;
-                };
-                match (lost, &mut client.statements) {
-                    (Lost::Parse { failed_serial: Some(serial), .. }, Some(statements)) => {
-                        statements.take_back(serial);
-                    }
-                    (Lost::Unnamed { is_ours }, _) if !server.pipeline.owes_unnamed() => {
-                        client.unnamed.is_lost(is_ours);
-                    }
-                    _ => {}
+                if let Lost::Parse { failed_serial: Some(serial), .. } = lost
+                    && let Some(statements) = &mut statements
+                {
+                    statements.take_back(serial);
                 }
             }
         }

@@ -155,7 +155,6 @@ pub(super) fn deallocate(
     if !client.egress.has_own_room(DEALLOCATED_BYTES) {
         return Err(Full);
     }
-    client.unnamed.kept = None;
     client.egress.push_own(tools.rings, |ring| {
         match status {
             TxStatus::Failed => emit::error(ring, IN_FAILED_TRANSACTION, ABORTED)?,
@@ -216,7 +215,7 @@ fn parse(
     let naming = tools.statements.name(name, rest);
     let statement = naming.statement().clone();
     let is_there = server.statements.has(&statement);
-    if is_there && server.pipeline.is_unsure_of(&statement) {
+    if server.pipeline.is_unsure_of(&statement) {
         return Err(Trouble::Unsure);
     }
     if !is_there {

@@ -8,52 +8,61 @@
 use crate::engine::statements::{Tools, Trouble};
 use crate::session::client::Client;
 use crate::session::inbox::Inbox;
-use crate::session::pipeline::Action;
+use crate::session::pipeline::{Action, Meeting};
+use crate::session::prepared::Statement;
 use crate::session::server::{Activity, Server};
 use crate::wire::emit;
 use crate::wire::frame::HEADER_BYTES;
 use crate::wire::frontend::{self, Request};
+use std::sync::Arc;
 
 /// A Describe of the unnamed statement.
 const DESCRIBE_BYTES: u64 = HEADER_BYTES as u64 + 2;
 
-/// A message that names no statement that we follow is about to go to the server: the unnamed
-/// statement of that server is the client's, or nobody's.
+/// What is noted of a message that goes to the server.
+pub(super) enum About {
+    /// Nothing.
+    Other,
+    /// It is a Parse or a Close of the unnamed statement.
+    Unnamed {
+        /// What it prepares, if the client may bind it when another server works for it.
+        kept: Option<Arc<Statement>>,
+    },
+}
+
+/// A message that names no statement that we follow is about to go to the server. If it is about
+/// the unnamed statement of that server, this has to be the client's own, or nobody's.
 #[inline]
 pub(super) fn meet(
     client: &mut Client,
     server: &mut Server,
     (bytes, request): (u64, Option<Request>),
     tools: &mut Tools,
-) -> Result<(), Trouble> {
+) -> Result<About, Trouble> {
     match request {
         // After an error the server ignores all this.
         _ if server.pipeline.is_skipping() => {}
-        Some(Request::Parse) => note(client, bytes, tools),
-        Some(Request::Bind) if !client.unnamed.is_here => bring(client, server, tools)?,
-        Some(Request::Describe) if !client.unnamed.is_here && is_of_statement(&client.inbox) => {
-            bring(client, server, tools)?;
+        Some(Request::Parse) => {
+            return Ok(About::Unnamed { kept: text_to_keep(&client.inbox, bytes, tools) });
         }
-        Some(Request::Close) if is_of_statement(&client.inbox) => client.unnamed.kept = None,
-        // PostgreSQL forgets it with every simple query.
-        Some(Request::Query) => client.unnamed.kept = None,
+        Some(Request::Close) if is_of_statement(&client.inbox) => {
+            return Ok(About::Unnamed { kept: None });
+        }
+        Some(Request::Bind) => bring(server, tools)?,
+        Some(Request::Describe) if is_of_statement(&client.inbox) => bring(server, tools)?,
         _ => {}
     }
-    Ok(())
+    Ok(About::Other)
 }
 
-/// It has prepared one. Its text is kept if it has not bound it in the same breath. A text larger
-/// than a ring is not: so much of it there is at most for each client.
-fn note(client: &mut Client, bytes: u64, tools: &mut Tools) {
-    client.unnamed.is_here = true;
-    client.unnamed.kept = None;
-    if client.inbox.unjudged() < bytes || is_bound_behind(&client.inbox, bytes) {
-        return;
+/// The text of a Parse is kept if it is not bound in the same breath. One that is larger than a ring
+/// is not: so much of it there is at most for each client.
+fn text_to_keep(inbox: &Inbox, bytes: u64, tools: &mut Tools) -> Option<Arc<Statement>> {
+    if inbox.unjudged() < bytes || is_bound_behind(inbox, bytes) {
+        return None;
     }
-    let body = client.inbox.window(HEADER_BYTES as u64 + 1, bytes);
-    if frontend::is_statement(&body) {
-        client.unnamed.kept = Some(tools.statements.intern(&body));
-    }
+    let body = inbox.window(HEADER_BYTES as u64 + 1, bytes);
+    frontend::is_statement(&body).then(|| tools.statements.intern(&body))
 }
 
 /// Whether a Bind comes behind the Parse, at once or after a Describe.
@@ -75,18 +84,23 @@ fn byte(inbox: &Inbox, skip: u64) -> Option<u8> {
     ring.array::<1>(inbox.judged() + skip).map(|[byte]| byte)
 }
 
-/// The server has another client's unnamed statement, or none. It gets this client's; if that is
-/// not known, it forgets what it has, so that nobody runs another one's statement by mistake and
+/// The server may have another client's unnamed statement, or none. It gets this client's; if that
+/// is not known, it forgets what it has, so that nobody runs another one's statement by mistake and
 /// PostgreSQL says the truth.
-fn bring(client: &mut Client, server: &mut Server, tools: &mut Tools) -> Result<(), Trouble> {
-    match &client.unnamed.kept {
+fn bring(server: &mut Server, tools: &mut Tools) -> Result<(), Trouble> {
+    let kept = match server.pipeline.meets_unnamed() {
+        Meeting::Own => return Ok(()),
+        Meeting::Unsure => return Err(Trouble::Unsure),
+        Meeting::Foreign(kept) => kept,
+    };
+    let request = match &kept {
         Some(statement) => {
             let rest_bytes = statement.body().len();
             server.egress.push_own(tools.rings, |ring| {
                 emit::message_head(ring, b'P', rest_bytes, |body| body.text(b""))
             })?;
             server.egress.push_text(statement.clone());
-            server.pipeline.expect(Request::Parse, Action::Swallow);
+            Request::Parse
         }
         None => {
             server.egress.push_own(tools.rings, |ring| {
@@ -95,10 +109,11 @@ fn bring(client: &mut Client, server: &mut Server, tools: &mut Tools) -> Result<
                     body.text(b"");
                 })
             })?;
-            server.pipeline.expect(Request::Close, Action::Swallow);
+            Request::Close
         }
-    }
+    };
+    server.pipeline.expect(request, Action::Swallow);
+    server.pipeline.note_unnamed(kept);
     server.activity = Activity::Busy;
-    client.unnamed.is_here = true;
     Ok(())
 }

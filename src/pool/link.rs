@@ -11,6 +11,7 @@ use crate::session::farewell::Reason;
 use crate::session::inbox::Rest;
 use crate::session::params;
 use crate::session::pipeline::Action;
+use crate::session::prepared::Carried;
 use crate::session::rescue::{MAX_PADDING_BYTES, Remains, Rescue};
 use crate::session::server::{self, Activity, Server};
 use crate::wire::frontend::Request;
@@ -108,8 +109,11 @@ impl House {
         let is_own = server.replicates_for.is_some();
         assert!(!is_own || server.replicates_for == Some(client_key), "it is another one's own");
         server.has_served = true;
-        client.unnamed.is_here = false;
         server.has_worked = true;
+        let stayed =
+            client.unnamed.last_at == Some(server_key) && server.last_client == Some(client_key);
+        server.pipeline.unnamed.begin(client.unnamed.kept.take(), stayed);
+        server.last_client = Some(client_key);
         (server.asked, server.in_transaction) = (0, false);
         server.transaction_failed = false;
         let began = client.transaction_since.unwrap_or(client.spoke_at);
@@ -124,6 +128,7 @@ impl House {
         };
         for _ in 0..caught_up {
             server.pipeline.expect(Request::Query, Action::Swallow);
+            server.pipeline.unnamed.on_own_query();
             server.activity = Activity::Busy;
         }
         let active = client::State::Active { server: server_key, copying_in: false };
@@ -151,6 +156,7 @@ impl House {
             client.egress.keep(ring, rings);
         }
         client.served_at = server.spoke_at;
+        client.unnamed = Carried { kept: server.pipeline.unnamed.end(), last_at: Some(server_key) };
         let cut_off = !server.egress.is_empty() || client.inbox.is_mid_message();
         server.egress.clear(rings);
         client.inbox.tidy(None, rings);

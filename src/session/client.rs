@@ -9,7 +9,7 @@ use crate::session::farewell::Reason;
 use crate::session::inbox::Inbox;
 use crate::session::line::Line;
 use crate::session::params::Parameters;
-use crate::session::prepared::{ClientStatements, Unnamed};
+use crate::session::prepared::{Carried, ClientStatements};
 use crate::session::server::Turn;
 use crate::wire::frame::{HEADER_BYTES, Header, Peek};
 use crate::wire::frontend::{self, Message, Request};
@@ -154,7 +154,7 @@ pub struct Client {
     /// The prepared statements that it has named.
     pub statements: Option<Box<ClientStatements>>,
     /// The one that it has given no name.
-    pub unnamed: Unnamed,
+    pub unnamed: Carried,
     /// What it has cancelled while no server worked for it.
     pub call_off: CallOff,
     /// Its login, while that waits for something.
@@ -215,7 +215,7 @@ impl Client {
             parameters,
             parameters_proven: false,
             statements: None,
-            unnamed: Unnamed::default(),
+            unnamed: Carried::default(),
             call_off: CallOff::Nothing,
             login: None,
             replicator: None,

@@ -11,8 +11,10 @@
 
 mod packing;
 mod prospects;
+mod unnamed;
 
 pub use prospects::Behind;
+pub use unnamed::{Meeting, Unnamed};
 
 use crate::session::prepared::Statement;
 use crate::wire::backend::Reply;
@@ -44,6 +46,8 @@ struct Owed {
     serial: u32,
     /// What is prepared by a Parse that we know of, or closed by a Close of our own.
     statement: Option<Arc<Statement>>,
+    /// Whether a Parse or a Close is about the statement without a name.
+    is_of_unnamed: bool,
     /// CopyData was sent between the request before it and this one.
     is_behind_data: bool,
 }
@@ -77,11 +81,6 @@ pub enum Lost {
         /// Which.
         statement: Arc<Statement>,
     },
-    /// Whatever the server has as its unnamed statement, it is not what was asked for.
-    Unnamed {
-        /// That was a Parse of our own, of what the client had asked for before.
-        is_ours: bool,
-    },
 }
 
 /// See the module's page.
@@ -103,6 +102,8 @@ pub struct Pipeline {
     forgetting: bool,
     /// How many of those that are owed prepare a statement on the server.
     parses: usize,
+    /// What the server has as its unnamed statement, as of the last reply.
+    pub unnamed: Unnamed,
 }
 
 impl Pipeline {
@@ -119,11 +120,6 @@ impl Pipeline {
     /// How many replies are owed.
     pub fn len(&self) -> usize {
         self.owed.len()
-    }
-
-    /// Whether an unnamed statement is being prepared.
-    pub fn owes_unnamed(&self) -> bool {
-        self.owed.iter().any(|owed| owed.request == Request::Parse && owed.statement.is_none())
     }
 
     /// How many ReadyForQuery are owed.
@@ -174,7 +170,7 @@ impl Pipeline {
     /// A request was passed on.
     pub fn expect(&mut self, request: Request, action: Action) {
         let is_behind_data = std::mem::take(&mut self.data_sent);
-        self.push(Owed { request, action, serial: 0, statement: None, is_behind_data });
+        self.push(Owed { is_behind_data, ..Owed::new(request, action) });
     }
 
     /// A Parse of a statement that we know, or a Close of our own, was sent.
@@ -186,7 +182,7 @@ impl Pipeline {
         statement: Arc<Statement>,
     ) {
         let statement = Some(statement);
-        self.push(Owed { request, action, serial, statement, is_behind_data: false });
+        self.push(Owed { serial, statement, ..Owed::new(request, action) });
     }
 
     fn push(&mut self, owed: Owed) {
@@ -256,16 +252,24 @@ impl Pipeline {
             return Action::Forward;
         }
         let settled = self.owed.pop_front();
-        self.parses -= usize::from(settled.as_ref().is_some_and(Owed::prepares));
         self.drop_strays();
-        settled.map_or(Action::Forward, |owed| owed.action)
+        settled.map_or(Action::Forward, |owed| {
+            self.parses -= usize::from(owed.prepares());
+            if owed.is_of_unnamed {
+                self.unnamed.on_done(owed.request, owed.action, owed.statement);
+            }
+            owed.action
+        })
     }
 
     /// Whether the reply that is coming now is simply passed on: nothing of ours is involved,
     /// neither with it nor behind it, and no COPY.
     #[inline]
     pub fn is_plain(&self) -> bool {
-        let is_plain = |owed: Option<&Owed>| owed.is_none_or(|owed| owed.action == Action::Forward);
+        // What stands behind the end of a COPY that there was not may be ours all the same.
+        let is_plain = |owed: Option<&Owed>| {
+            owed.is_none_or(|owed| owed.action == Action::Forward && !is_copy_end(owed.request))
+        };
         !self.copying_in && is_plain(self.owed.front()) && is_plain(self.owed.get(1))
     }
 
@@ -332,7 +336,12 @@ impl Pipeline {
             Some(Request::Query) if self.doubt == Doubt::Grave && !was_answered => Action::Forward,
             Some(Request::Query | Request::FunctionCall | Request::Sync) => {
                 self.rounds -= 1;
-                self.owed.pop_front().map_or(Action::Forward, |owed| owed.action)
+                self.owed.pop_front().map_or(Action::Forward, |owed| {
+                    if owed.request == Request::Query {
+                        self.unnamed.on_query(owed.action);
+                    }
+                    owed.action
+                })
             }
             _ => Action::Forward,
         };
@@ -370,6 +379,9 @@ impl Pipeline {
     /// The server ignores everything up to the next Sync. `failed`: the oldest request is what
     /// failed.
     fn skip_to_sync(&mut self, failed: bool) -> Vec<Lost> {
+        if let Some(oldest) = self.owed.front().filter(|owed| failed && owed.is_of_unnamed) {
+            self.unnamed.on_failed(oldest.action);
+        }
         let sync = self.owed.iter().position(|owed| owed.request == Request::Sync);
         self.skipping = sync.is_none();
         let skipped = self.owed.drain(..sync.unwrap_or(self.owed.len())).enumerate();
@@ -386,17 +398,27 @@ impl Pipeline {
 }
 
 impl Owed {
-    /// Whether it prepares a statement that we know of on the server.
+    fn new(request: Request, action: Action) -> Self {
+        let (serial, statement) = (0, None);
+        Self { request, action, serial, statement, is_of_unnamed: false, is_behind_data: false }
+    }
+
+    /// Which named statement of ours this is about.
+    fn named(&self) -> Option<&Arc<Statement>> {
+        self.statement.as_ref().filter(|_| !self.is_of_unnamed)
+    }
+
+    /// Whether it prepares a named statement that we know of on the server.
     fn prepares(&self) -> bool {
-        self.request == Request::Parse && self.action != Action::MakeUp && self.statement.is_some()
+        self.request == Request::Parse && self.action != Action::MakeUp && self.named().is_some()
     }
 
     fn lost(self, failed: bool) -> Option<Lost> {
-        if self.request == Request::Parse && self.statement.is_none() {
-            return Some(Lost::Unnamed { is_ours: self.action == Action::Swallow });
-        }
         // What we make up was not asked of the server.
-        let statement = self.statement.filter(|_| self.action != Action::MakeUp)?;
+        if self.action == Action::MakeUp || self.is_of_unnamed {
+            return None;
+        }
+        let statement = self.statement?;
         Some(match self.request {
             Request::Close => Lost::Close { statement },
             _ => {

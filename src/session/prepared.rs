@@ -7,6 +7,7 @@
 
 mod packing;
 
+use crate::keys::ServerKey;
 use crate::session::pipeline::Lost;
 use lru::LruCache;
 use std::borrow::Borrow;
@@ -200,24 +201,14 @@ impl PartialEq for ByKey {
 
 impl Eq for ByKey {}
 
-/// The statement that a client has prepared without a name.
+/// What is known of a client's unnamed statement while no server works for it. (While one does, that
+/// server's pipeline knows.)
 #[derive(Debug, Default)]
-pub struct Unnamed {
+pub struct Carried {
     /// What it is, if the client may bind it when another server works for it.
     pub kept: Option<Arc<Statement>>,
-    /// Whether the linked server's unnamed statement is this client's, or surely nobody's.
-    pub is_here: bool,
-}
-
-impl Unnamed {
-    /// An error kept the server from preparing it. What it has instead is known to the server
-    /// alone, unless that was only the client's old one prepared again.
-    pub fn is_lost(&mut self, is_ours: bool) {
-        self.is_here = false;
-        if !is_ours {
-            self.kept = None;
-        }
-    }
+    /// Which server it used last: that one may still have it.
+    pub last_at: Option<ServerKey>,
 }
 
 /// The names that one client has given.
@@ -384,7 +375,6 @@ impl ServerStatements {
                 self.0.pop(&statement.id);
             }
             Lost::Close { statement } => self.add(statement.clone()),
-            Lost::Unnamed { .. } => {}
         }
     }
 }

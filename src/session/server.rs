@@ -145,16 +145,18 @@ impl State {
 /// How far it is with a server that has to leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Leave {
-    /// It has been told, and is expected to go at once. Leaves to `Overdue`, or the end.
+    /// It has been told, and is expected to go at once. Leaves to `Overdue`, `Busy`, or the end.
     Told {
         /// When.
         since: Instant,
     },
-    /// It did not go: whether PostgreSQL stands still is being found out. Leaves to `Last`, or the
-    /// end.
+    /// It did not go: whether PostgreSQL stands still is being found out. Leaves to `Last`,
+    /// `Busy`, or the end.
     Overdue,
-    /// PostgreSQL lives. It is waited for once more, and then no longer.
+    /// PostgreSQL lives. It is waited for once more. Leaves to `Busy`, or the end.
     Last,
+    /// It has a query to finish. Its place is held as long as nobody has need of it.
+    Busy,
 }
 
 /// For how long a client that asks one thing after the other may go on. A client is never stopped
@@ -223,6 +225,8 @@ pub struct Server {
     pub replicates_for: Option<ClientKey>,
     /// See [`Activity`].
     pub activity: Activity,
+    /// Which client it worked for last, or works for.
+    pub last_client: Option<ClientKey>,
     /// How many queries its client has asked since it got the server.
     pub asked: u32,
     /// Whether the last ReadyForQuery was one within a transaction.
@@ -280,6 +284,7 @@ impl Server {
             pool,
             replicates_for: None,
             activity: Activity::Busy,
+            last_client: None,
             asked: 0,
             in_transaction: false,
             transaction_failed: false,

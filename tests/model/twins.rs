@@ -207,7 +207,7 @@ fn until_one_of(client: &mut Raw, last: &[u8]) -> Vec<Message> {
 /// Of an error what does not depend on the names that statements have on servers.
 fn comparable(message: &Message) -> (u8, Vec<u8>) {
     match message.tag {
-        b'E' | b'N' if message.field('M').contains("PGBOUNCER_") => {
+        b'E' | b'N' if message.field('M').contains("prepared statement \"") => {
             (message.tag, message.field('C').into_bytes())
         }
         tag => (tag, message.body.clone()),

@@ -93,7 +93,7 @@ impl Talk {
     }
 
     fn anything(&self, random: &mut Random, batch: &mut Vec<Vec<u8>>) {
-        match random.below(34) {
+        match random.below(35) {
             0..10 => simple(random, batch),
             10..22 => extended(random, batch),
             22 | 23 => {
@@ -124,6 +124,7 @@ impl Talk {
                     batch.extend([raw::bind(&name, &[]), raw::execute(0)]);
                 }
             }
+            33 if self.manners.has_names => bound_late(random, batch),
             _ => {}
         }
     }
@@ -184,6 +185,28 @@ fn extended(random: &mut Random, batch: &mut Vec<Vec<u8>>) {
         15 => batch.extend([raw::close(b'S', ""), raw::close(b'P', "nowhere")]),
         _ => batch.extend(unnamed("")),
     }
+}
+
+/// An unnamed statement that is bound in a later round, with errors, and a statement that is skipped
+/// because of them, in between.
+fn bound_late(random: &mut Random, batch: &mut Vec<Vec<u8>>) {
+    let sql = format!("SELECT 'late {}'", random.below(1 << 40));
+    batch.extend([raw::sync(), raw::parse("", &sql)]);
+    if random.below(2) == 0 {
+        batch.push(raw::describe(b'S', ""));
+    }
+    batch.push(raw::sync());
+    for _ in 0..random.below(4) {
+        match random.below(6) {
+            0 => batch.extend([execute_portal("nowhere", 0), raw::sync()]),
+            1 => batch.extend([execute_portal("nowhere", 0), raw::parse("", "SELECT 'skipped'")]),
+            2 => batch.extend([execute_portal("nowhere", 0), raw::bind("", &[]), raw::sync()]),
+            3 => batch.push(function_call(177, &["5", "6"])),
+            4 => batch.extend([raw::bind("", &[]), raw::execute(0)]),
+            _ => batch.push(raw::sync()),
+        }
+    }
+    batch.extend([raw::sync(), raw::bind("", &[]), raw::execute(0), raw::sync()]);
 }
 
 /// Several portals at once, some of them closed too early.

@@ -1,5 +1,6 @@
 //! A pipeline on its way to another process.
 
+use super::unnamed::{Holder, Unnamed};
 use super::{Action, Doubt, Owed, Pipeline};
 use crate::session::handover::{Packer, Unpacker};
 use crate::session::prepared::Statement;
@@ -20,6 +21,7 @@ const REQUESTS: [Request; 10] = [
     Request::CopyFail,
 ];
 const ACTIONS: [Action; 3] = [Action::Forward, Action::Swallow, Action::MakeUp];
+const HOLDERS: [Holder; 3] = [Holder::Nobody, Holder::Linked, Holder::Other];
 const DOUBTS: [Doubt; 3] = [Doubt::None, Doubt::Slight, Doubt::Grave];
 
 impl Pipeline {
@@ -37,8 +39,10 @@ impl Pipeline {
             packer.number(u64::from(owed.serial));
             // No statement has the number zero.
             packer.number(owed.statement.as_ref().map_or(0, |statement| statement.id()));
+            packer.flag(owed.is_of_unnamed);
             packer.flag(owed.is_behind_data);
         }
+        self.unnamed.pack(packer);
     }
 
     /// Reads it. `None`: that is none.
@@ -58,13 +62,49 @@ impl Pipeline {
                 0 => None,
                 id => Some(statement(id)?),
             };
-            let is_behind_data = unpacker.flag()?;
-            owed.push_back(Owed { request, action, serial, statement, is_behind_data });
+            let (is_of_unnamed, is_behind_data) = (unpacker.flag()?, unpacker.flag()?);
+            owed.push_back(Owed {
+                request,
+                action,
+                serial,
+                statement,
+                is_of_unnamed,
+                is_behind_data,
+            });
         }
-        let mut read =
-            Self { owed, copying_in, skipping, doubt, answered, data_sent, ..Self::default() };
+        let unnamed = Unnamed::unpack(unpacker, statement)?;
+        let mut read = Self {
+            owed,
+            copying_in,
+            skipping,
+            doubt,
+            answered,
+            data_sent,
+            unnamed,
+            ..Self::default()
+        };
         read.count_rounds();
         Some(read)
+    }
+}
+
+impl Unnamed {
+    fn pack(&self, packer: &mut Packer) {
+        packer.number(self.holder as u64);
+        // No statement has the number zero.
+        packer.number(self.kept.as_ref().map_or(0, |statement| statement.id()));
+    }
+
+    fn unpack(
+        unpacker: &mut Unpacker<'_>,
+        statement: &dyn Fn(u64) -> Option<Arc<Statement>>,
+    ) -> Option<Self> {
+        let holder = *HOLDERS.get(usize::try_from(unpacker.number()?).ok()?)?;
+        let kept = match unpacker.number()? {
+            0 => None,
+            id => Some(statement(id)?),
+        };
+        Some(Self { holder, kept })
     }
 }
 
@@ -80,6 +120,9 @@ mod tests {
         for (index, action) in ACTIONS.iter().enumerate() {
             assert_eq!(*action as usize, index);
         }
+        for (index, holder) in HOLDERS.iter().enumerate() {
+            assert_eq!(*holder as usize, index);
+        }
         for (index, doubt) in DOUBTS.iter().enumerate() {
             assert_eq!(*doubt as usize, index);
         }
@@ -90,6 +133,7 @@ mod tests {
         let mut pipeline = Pipeline::default();
         pipeline.expect(Request::Query, Action::Swallow);
         pipeline.expect(Request::Parse, Action::Forward);
+        pipeline.note_unnamed(None);
         pipeline.expect(Request::Sync, Action::Forward);
         let mut packer = Packer::default();
         pipeline.pack(&mut packer);

@@ -15,9 +15,10 @@ pub struct Behind {
 }
 
 impl Pipeline {
-    /// Whether nobody can tell yet if a statement will be there for the next message. Its Parse is under
-    /// way, and a Sync behind it: if something fails ahead of the Parse, that is skipped, and what comes
-    /// behind the Sync is not. It will be known when that Sync has been answered, at the latest.
+    /// Whether nobody can tell yet if a statement will be there for the next message. Its Parse or our
+    /// Close is under way, and a Sync behind it: if something fails ahead of that, it is skipped, and
+    /// what comes behind the Sync is not. It will be known when that Sync has been answered, at the
+    /// latest.
     pub fn is_unsure_of(&self, statement: &Statement) -> bool {
         if self.parses == 0 {
             return false;
@@ -25,8 +26,8 @@ impl Pipeline {
         let mut has_sync = false;
         for owed in self.owed.iter().rev() {
             has_sync |= owed.request == Request::Sync;
-            let is_it = |other: &std::sync::Arc<Statement>| other.id() == statement.id();
-            if owed.prepares() && owed.statement.as_ref().is_some_and(is_it) {
+            let is_it = owed.named().is_some_and(|other| other.id() == statement.id());
+            if is_it && (owed.prepares() || owed.request == Request::Close) {
                 return has_sync;
             }
         }
@@ -48,7 +49,7 @@ impl Pipeline {
     pub fn behind(&self) -> Behind {
         let mut behind = Behind::default();
         for owed in &self.owed {
-            let Some(id) = owed.statement.as_ref().map(|statement| statement.id()) else {
+            let Some(id) = owed.named().map(|statement| statement.id()) else {
                 continue;
             };
             match (owed.request, owed.action) {

@@ -1,6 +1,6 @@
 //! Prepared statements on their way to another process.
 
-use super::{ClientStatements, Named, ServerStatements, Statement, Statements, Unnamed};
+use super::{Carried, ClientStatements, Named, ServerStatements, Statement, Statements};
 use crate::session::handover::{Packer, Unpacker};
 use std::sync::Arc;
 
@@ -65,29 +65,23 @@ impl ClientStatements {
     }
 }
 
-impl Unnamed {
-    /// Writes it.
+impl Carried {
+    /// Writes it. (Servers get other keys in the other process.)
     pub fn pack(&self, packer: &mut Packer) {
-        packer.flag(self.is_here);
         // No statement has the number zero.
         packer.number(self.kept.as_ref().map_or(0, |statement| statement.id()));
     }
 
-    /// Reads it. A process that does not know of it has written nothing; then what the linked
-    /// server has is the client's.
+    /// Reads it.
     pub fn unpack(
         unpacker: &mut Unpacker<'_>,
         statement: &dyn Fn(u64) -> Option<Arc<Statement>>,
     ) -> Option<Self> {
-        if unpacker.0.is_empty() {
-            return Some(Self { kept: None, is_here: true });
-        }
-        let is_here = unpacker.flag()?;
         let kept = match unpacker.number()? {
             0 => None,
             id => Some(statement(id)?),
         };
-        Some(Self { kept, is_here })
+        Some(Self { kept, last_at: None })
     }
 }
 
