@@ -67,8 +67,8 @@ fn lines_of_an_end_have_their_order() {
     let log = pooler.log();
     let sides: Vec<char> = log[reason..told]
         .lines()
-        .filter_map(|line| line.contains(crashed).then(|| line.contains(" S-0x")))
-        .map(|is_server| if is_server { 'S' } else { 'C' })
+        .filter(|line| line.contains(crashed))
+        .map(|line| if line.contains(" S-0x") { 'S' } else { 'C' })
         .collect();
     assert_eq!(sides, ['S', 'C'], "{log}");
     // It leaves: its line, then its server's.
