@@ -207,6 +207,9 @@ fn until_one_of(client: &mut Raw, last: &[u8]) -> Vec<Message> {
 /// Of an error what does not depend on the names that statements have on servers.
 fn comparable(message: &Message) -> (u8, Vec<u8>) {
     match message.tag {
+        // In a transaction that has failed our own Parse is refused in place of the client's Bind: in
+        // the same words, but at another line of PostgreSQL's source.
+        b'E' if message.field('C') == "25P02" => (b'E', message.field('M').into_bytes()),
         b'E' | b'N' if message.field('M').contains("prepared statement \"") => {
             (message.tag, message.field('C').into_bytes())
         }
