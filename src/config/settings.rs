@@ -319,7 +319,7 @@ settings! {
     log_format: LogFormat = "text", reload, ours;
     /// The first pause after a host has failed, doubled up to server_login_retry; 0 is that one.
     server_login_retry_min: Duration = "0", reload, ours;
-    /// How long bringing a server back from a client that broke off may take; 0 closes it.
+    /// How long to bring a server back whose client broke off or timed out; 0 closes it.
     server_rescue_timeout: Duration = "0", reload, ours;
     /// Queries in a row from a client while others wait for its server; 0 is no limit.
     max_pipeline_depth: i32 = "16", reload, ours;

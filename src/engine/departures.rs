@@ -5,17 +5,28 @@
 //! taken until it has gone: a limit that we keep is to be kept in PostgreSQL's eyes, too.
 //!
 //! ```text
-//!         goes, or goes on with an answer that is for nobody
-//! Told ─────────────────────────────────────────────────────▶ the place is free
-//!   └── nothing for a second ──▶ Overdue: is PostgreSQL alive?  ◀──┐
-//!                                   ├── no answer ─────────────────┘
-//!                                   ├── nobody listens ─────────▶ the place is free
-//!                                   └── yes ──▶ Last ── goes, or a second later ──▶ the same
+//!         goes
+//! Told ───────────────────────────────────────────────────────▶ the place is free
+//!   ├── nothing for a second ──▶ Overdue: is PostgreSQL alive?  ◀──┐
+//!   │                               ├── no answer ─────────────────┘
+//!   │                               ├── nobody listens ─────────▶ the place is free
+//!   │                               └── yes ──▶ Last ── goes ───▶ the same
+//!   └── goes on with an answer                   │ not in a second
+//!             └──▶ Busy ◀────────────────────────┘
+//!                   └── goes, or somebody has need of its place ▶ the same
 //! ```
 //!
 //! As long as PostgreSQL stands still nobody could be served, so the place is held for as long as
 //! that; and when it goes on, whoever has to leave has a second for it. If it lives, and the backend
-//! is still there, that one is busy with a query that we must not cancel: nobody waits for that.
+//! is still there, that one is busy with a query: its place is held as long as nobody has waited for
+//! it for a second. Then a client that asks for nothing but its turn comes first, and until the
+//! query ends there is a backend more than the limit says.
+//!
+//! That could be helped by cancelling the query only. We must not do so unasked: PostgreSQL finishes
+//! what a client has asked for before it went, and commits it; applications that send an UPDATE and
+//! leave rely on that, and as with PgBouncer a `query_timeout` ends a connection and not a query.
+//! Whoever wants limits kept at that price sets `server_rescue_timeout`: then the query is cancelled,
+//! and the server is never one too many (see `rescue`).
 
 use crate::engine::Engine;
 use crate::engine::io::{Effect, ServerAddress};
@@ -112,20 +123,37 @@ impl Engine {
                     // What lay on the line already came at once.
                     let is_at_work = server.spoke_at > since + PATIENCE / 2;
                     if is_at_work || !self.house.is_met_again(server) {
-                        self.has_left(key, now);
+                        self.hold_if_unneeded(key, pool, now);
                         continue;
                     }
                     let overdue = State::Leaving(Leave::Overdue);
                     self.house.set_server_state(key, overdue, End::Back);
                     self.ask_whether_alive(key, pool, now);
-                    // Nobody counts on its place any more: another one may have to make room.
-                    self.place_is_free(pool, now);
-                    self.staff(pool, now);
+                    self.is_not_expected(pool, now);
                 }
                 State::Leaving(Leave::Overdue) => self.ask_whether_alive(key, pool, now),
-                State::Leaving(Leave::Last) => _ = self.has_left(key, now),
+                State::Leaving(Leave::Last | Leave::Busy) => self.hold_if_unneeded(key, pool, now),
                 _ => {}
             }
+        }
+    }
+
+    /// Nobody counts on a place to become free soon: another server may have to make room.
+    fn is_not_expected(&mut self, pool: PoolKey, now: Instant) {
+        self.place_is_free(pool, now);
+        self.staff(pool, now);
+    }
+
+    /// A server that is busy keeps its place unless somebody needs that.
+    fn hold_if_unneeded(&mut self, key: ServerKey, pool: PoolKey, now: Instant) {
+        if self.house.needs_place_of(pool, now) {
+            self.has_left(key, now);
+            return;
+        }
+        let was_expected = self.house.servers.get(key).is_some_and(Server::leaves_soon);
+        self.wait_for_leaving(key, Leave::Busy, now);
+        if was_expected {
+            self.is_not_expected(pool, now);
         }
     }
 
@@ -207,6 +235,23 @@ impl House {
             }
             (ServerAddress::Tcp(_), None) => false,
         }
+    }
+
+    /// Whether a client has waited for so long that it would get a place that a server of this pool
+    /// holds, and could have it at once: in this pool, or in one that shares a limit with it.
+    fn needs_place_of(&self, key: PoolKey, now: Instant) -> bool {
+        let groups = self.pools.get(key).map(|pool| pool.groups).into_iter().flatten();
+        let blocked = groups.filter_map(|group| self.groups.longest_blocked(group, key));
+        let has_need = |key: PoolKey| {
+            // One server is opened at a time.
+            let pool = self.pools.get(key);
+            let pool = pool.filter(|pool| pool.servers.count(ServerStanding::Login) == 0)?;
+            let (client, since) = self.first_waiting(pool)?;
+            let patience = self.clients.get(client)?.patience;
+            let limit = if patience.is_zero() { PATIENCE } else { PATIENCE.min(patience / 2) };
+            (now.saturating_duration_since(since) >= limit).then_some(())
+        };
+        blocked.chain([key]).any(|key| has_need(key).is_some())
     }
 
     /// Whether a place of this pool becomes free soon: somebody is leaving it, as far as we know.

@@ -450,7 +450,7 @@ impl Engine {
         while let Some(due) = self.house.next_due(&self.config, now) {
             match due {
                 Due::Client(key, reason) => self.close_client(key, reason, now),
-                Due::Server(key, reason) => self.close_server(key, reason, now),
+                Due::Server(key, reason) => self.server_is_late(key, reason, now),
                 Due::Query(key) => self.rescue_goes_on(key, now),
                 Due::Unused(key) => self.server_is_used(key, now),
             }

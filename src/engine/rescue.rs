@@ -1,4 +1,5 @@
-//! Bringing a server back whose client has gone in the middle of something.
+//! Bringing a server back whose client has gone in the middle of something, or was thrown out for
+//! taking too long.
 //!
 //! PostgreSQL would go on with the query until it notices, and a new connection costs a fork and a
 //! login. With `server_rescue_timeout` the query is cancelled, what is left of its answer is read,
@@ -51,6 +52,22 @@ impl Engine {
         !self.config.settings.server_rescue_timeout.is_zero()
             && *reason != Reason::DATABASE_REMOVED
             && self.house.can_take_back(key, reason)
+    }
+
+    /// A server's time is up. Where it is its client who has kept it for too long, that one goes, and
+    /// the server stays, if that is wanted.
+    pub(super) fn server_is_late(&mut self, key: ServerKey, reason: Reason, now: Instant) {
+        let is_clients = [
+            Reason::QUERY_TIMED_OUT,
+            Reason::IDLE_TRANSACTION_TIMEOUT,
+            Reason::TRANSACTION_TIMEOUT,
+        ]
+        .contains(&reason);
+        let client = self.house.servers.get(key).and_then(Server::client);
+        match client.filter(|_| is_clients && self.may_rescue(key, &reason)) {
+            Some(client) => self.close_client(client, reason, now),
+            None => self.close_server(key, reason, now),
+        }
     }
 
     /// Takes a server from its client.

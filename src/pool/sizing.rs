@@ -159,7 +159,7 @@ impl House {
     }
 
     /// Who has waited the longest for a server of this pool, be it only to ask it something.
-    pub(super) fn first_waiting(&self, pool: &Pool) -> Option<(ClientKey, Instant)> {
+    pub fn first_waiting(&self, pool: &Pool) -> Option<(ClientKey, Instant)> {
         let first = [pool.waiting.first(), pool.askers.front().copied()].into_iter().flatten();
         let first = first.filter_map(|client| Some((client, self.waiting_since(client)?)));
         first.min_by_key(|(_, since)| *since)

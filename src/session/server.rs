@@ -145,16 +145,18 @@ impl State {
 /// How far it is with a server that has to leave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Leave {
-    /// It has been told, and is expected to go at once. Leaves to `Overdue`, or the end.
+    /// It has been told, and is expected to go at once. Leaves to `Overdue`, `Busy`, or the end.
     Told {
         /// When.
         since: Instant,
     },
-    /// It did not go: whether PostgreSQL stands still is being found out. Leaves to `Last`, or the
-    /// end.
+    /// It did not go: whether PostgreSQL stands still is being found out. Leaves to `Last`,
+    /// `Busy`, or the end.
     Overdue,
-    /// PostgreSQL lives. It is waited for once more, and then no longer.
+    /// PostgreSQL lives. It is waited for once more. Leaves to `Busy`, or the end.
     Last,
+    /// It has a query to finish. Its place is held as long as nobody has need of it.
+    Busy,
 }
 
 /// For how long a client that asks one thing after the other may go on. A client is never stopped

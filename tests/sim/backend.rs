@@ -179,6 +179,11 @@ impl Backend {
         (moved, first)
     }
 
+    /// Whether it was opened for a CancelRequest.
+    pub fn is_carrier(&self) -> bool {
+        self.pool.0.is_empty()
+    }
+
     fn flush(&mut self, socket: &mut Socket) -> bool {
         if !self.may_flush && self.out.len() < 8192 {
             return false;

@@ -8,6 +8,7 @@ mod backend;
 mod book;
 mod client;
 mod directed;
+mod directed_rescue;
 mod directed_times;
 mod faults;
 mod guard;

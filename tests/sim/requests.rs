@@ -53,6 +53,12 @@ impl Backend {
     }
 
     pub(crate) fn on_request(&mut self, bytes: &[u8], book: &mut Book) {
+        if bytes[0] == b'H' && self.exchange == Exchange::None {
+            // Where nothing is under way, it begins nothing.
+            self.set_flush();
+            self.owner = self.owner.filter(|_| self.tx != b'I');
+            return;
+        }
         let texts = wire::split_texts(&bytes[5..]);
         if self.tx == b'I' && self.undo.is_none() {
             self.undo = Some(self.params.clone());

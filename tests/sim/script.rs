@@ -25,7 +25,7 @@ impl Client {
         self.planned.push_back(Planned::Message { unit, bytes, in_copy: false });
     }
 
-    fn begin_unit(&mut self) -> u32 {
+    pub fn begin_unit(&mut self) -> u32 {
         let unit = self.next_unit;
         self.next_unit += 1;
         self.outstanding.push_back(unit);

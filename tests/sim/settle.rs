@@ -107,10 +107,10 @@ impl World {
             moved |= self.client_acts(id, !self.is_directed);
         }
         moved |= self.network_acts(true);
-        self.shell.turn(&mut self.rng);
+        self.turn();
         moved |= self.servers_act(true);
         moved |= self.network_acts(true);
-        self.shell.turn(&mut self.rng);
+        self.turn();
         let dials = self.shell.dials.iter().any(|dial| dial.fate != Fate::Hangs);
         moved || dials || !self.shell.keys.is_empty() || before != self.moved_bytes()
     }

@@ -73,6 +73,8 @@ pub struct Shell {
     pub was_reloaded: bool,
     /// Kernel buffers hold so many bytes at most.
     pub buffer_bytes: usize,
+    /// Clients of the world that the engine has closed since somebody looked.
+    pub closed: Vec<usize>,
     socket_of: HashMap<Conn, usize>,
     postponed: Vec<Conn>,
 }
@@ -93,6 +95,7 @@ impl Shell {
             is_calm: true,
             was_reloaded: false,
             buffer_bytes: 1 << 18,
+            closed: Vec::new(),
             socket_of: HashMap::new(),
             postponed: Vec::new(),
         }
@@ -308,6 +311,9 @@ impl Shell {
                         self.sockets[socket].is_cut_off |= self.owed(conn) > 0;
                     }
                     self.sockets[socket].is_closed = true;
+                }
+                if let Conn::Client(client) = conn {
+                    self.closed.extend(self.ids.get(&client));
                 }
                 if let Conn::Server(server) = conn {
                     let is_its =

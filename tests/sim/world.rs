@@ -110,9 +110,17 @@ impl World {
             }
             _ => {
                 self.network_acts(false);
-                self.shell.turn(&mut self.rng);
+                self.turn();
                 self.look_for_new_servers();
             }
+        }
+    }
+
+    /// One turn of the engine's loop. Whom it has closed has left.
+    pub fn turn(&mut self) {
+        self.shell.turn(&mut self.rng);
+        for id in std::mem::take(&mut self.shell.closed) {
+            self.book.accounts[id].has_left = true;
         }
     }
 
