@@ -5,7 +5,6 @@ mod common;
 use common::names::{NameServer, Says};
 use common::pooler::Ini;
 use common::{Lease, Pooler, Postgres, Raw, Startup, wait_for};
-use std::collections::BTreeMap;
 use std::net::{TcpListener, TcpStream};
 
 /// A pooler whose database `named` is at the host of this name, and knows this name server only.
@@ -23,25 +22,9 @@ fn startup() -> Startup {
     Startup::v3().param("user", "alice").param("database", "named")
 }
 
-/// A table of the console, by the names of its columns.
-fn table(pooler: &Pooler, query: &str) -> Vec<BTreeMap<String, String>> {
-    let mut console =
-        pooler.raw_with(Startup::v3().param("user", "postgres").param("database", "pgbouncer"));
-    let answer = console.query(query);
-    let mut names = Vec::new();
-    let mut rest = &answer[0].body[2..];
-    while !rest.is_empty() {
-        let end = rest.iter().position(|byte| *byte == 0).expect("a name ends");
-        names.push(String::from_utf8_lossy(&rest[..end]).into_owned());
-        rest = &rest[end + 19..];
-    }
-    let rows = answer.iter().filter(|message| message.tag == b'D');
-    rows.map(|row| names.iter().cloned().zip(row.columns()).collect()).collect()
-}
-
 /// The addresses of the servers of `named`, sorted.
 fn servers(pooler: &Pooler) -> Vec<String> {
-    let rows = table(pooler, "SHOW SERVERS");
+    let rows = pooler.table("SHOW SERVERS");
     let own = rows.into_iter().filter(|row| row["database"] == "named");
     let mut addresses: Vec<String> = own.map(|row| row["addr"].clone()).collect();
     addresses.sort();
@@ -86,16 +69,16 @@ fn addresses_take_turns_and_one_look_up_is_enough() {
     assert_eq!(servers(&pooler), ["127.0.0.1", "127.0.0.1", "127.0.0.2", "127.0.0.2"]);
     // The TTL of the records is zero, and does not count.
     assert_eq!(names.asked("db.zone.test"), 1);
-    let hosts = table(&pooler, "SHOW DNS_HOSTS");
+    let hosts = pooler.table("SHOW DNS_HOSTS");
     assert_eq!(hosts.len(), 1);
     assert_eq!(hosts[0]["hostname"], "db.zone.test");
     assert_eq!(hosts[0]["addrs"], "127.0.0.1:0,127.0.0.2:0");
     let ttl: u32 = hosts[0]["ttl"].parse().unwrap();
     assert!((1..1000).contains(&ttl), "{ttl}");
-    let zones = table(&pooler, "SHOW DNS_ZONES");
+    let zones = pooler.table("SHOW DNS_ZONES");
     let zone = ["zonename", "serial", "count"].map(|column| zones[0][column].clone());
     assert_eq!(zone, ["zone.test", "0", "1"]);
-    let lists = table(&pooler, "SHOW LISTS");
+    let lists = pooler.table("SHOW LISTS");
     let items = |list: &str| lists.iter().find(|row| row["list"] == list).unwrap()["items"].clone();
     assert_eq!(["dns_names", "dns_zones", "dns_queries"].map(items), ["1", "1", "0"]);
 }
@@ -112,7 +95,7 @@ fn failures_are_kept_and_logged_once() {
     wait_for("several attempts", || count("closing because: server DNS lookup failed") >= 3);
     assert_eq!(count("DNS lookup failed: gone.test: result=0"), 1);
     assert_eq!((names.asked("gone.test"), names.asked("gone.test.searched.test")), (1, 1));
-    assert_eq!(table(&pooler, "SHOW DNS_HOSTS")[0]["addrs"], "");
+    assert_eq!(pooler.table("SHOW DNS_HOSTS")[0]["addrs"], "");
     pooler.assert_serves();
 }
 
@@ -169,7 +152,7 @@ fn what_does_not_fit_comes_over_tcp_and_garbage_is_passed_over() {
     for host in ["long.test", "garbage.test", "short"] {
         let pooler = pooler(&names, host, |_| {});
         assert_eq!(pooler.raw_with(startup()).value("SELECT 1"), "1", "{host}");
-        assert_eq!(table(&pooler, "SHOW DNS_HOSTS")[0]["addrs"], "127.0.0.1:0", "{host}");
+        assert_eq!(pooler.table("SHOW DNS_HOSTS")[0]["addrs"], "127.0.0.1:0", "{host}");
     }
     assert_eq!(names.asked_over_tcp(), 1);
 }
@@ -192,7 +175,7 @@ fn a_zone_whose_serial_grows_has_its_names_looked_up() {
     names.say("zone.test", Says::Zone(6));
     wait_for("the idle server to end", || servers(&pooler).is_empty());
     assert!(pooler.log().contains("zone 'zone.test' serial changed: old=5 new=6"));
-    assert_eq!(table(&pooler, "SHOW DNS_ZONES")[0]["serial"], "6");
+    assert_eq!(pooler.table("SHOW DNS_ZONES")[0]["serial"], "6");
 }
 
 #[test]
@@ -208,7 +191,7 @@ fn show_hosts_tells_how_each_host_is() {
     let mut client = pooler.unnamed();
     client.send(&Startup::v3().param("user", "alice").param("database", "dead").bytes());
     let host = |name: &str| {
-        let rows = table(&pooler, "SHOW HOSTS");
+        let rows = pooler.table("SHOW HOSTS");
         rows.into_iter().find(|row| row["host"] == name).expect("it is listed")
     };
     wait_for("the failure", || host("127.0.0.3")["state"] == "failing");

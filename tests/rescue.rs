@@ -10,7 +10,6 @@ use common::tls::{Certs, SecurePostgres};
 use common::{Lease, Pooler, Postgres, Raw, Startup, wait_for};
 use ringbouncer::engine::io::Input;
 use ringbouncer::keys::Conn;
-use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::sync::Arc;
@@ -23,22 +22,6 @@ fn rescuer(change: impl FnOnce(&mut Ini)) -> Pooler {
         ini.set("default_pool_size", "1").set("server_rescue_timeout", "60");
         change(ini);
     })
-}
-
-/// A table of the console, by the names of its columns.
-fn table(pooler: &Pooler, query: &str) -> Vec<BTreeMap<String, String>> {
-    let mut console =
-        pooler.raw_with(Startup::v3().param("user", "postgres").param("database", "pgbouncer"));
-    let answer = console.query(query);
-    let mut names = Vec::new();
-    let mut rest = &answer[0].body[2..];
-    while !rest.is_empty() {
-        let end = rest.iter().position(|byte| *byte == 0).expect("a name ends");
-        names.push(String::from_utf8_lossy(&rest[..end]).into_owned());
-        rest = &rest[end + 19..];
-    }
-    let rows = answer.iter().filter(|message| message.tag == b'D');
-    rows.map(|row| names.iter().cloned().zip(row.columns()).collect()).collect()
 }
 
 /// Whether PostgreSQL runs this just now.
@@ -355,7 +338,7 @@ fn whom_the_operator_throws_out_leaves_his_server() {
     let pid = client.backend_pid();
     client.send(&raw::query("SELECT pg_sleep(1030)"));
     wait_for("the sleep", || runs("SELECT pg_sleep(1030)"));
-    let clients = table(&pooler, "SHOW CLIENTS");
+    let clients = pooler.table("SHOW CLIENTS");
     let own = clients.iter().find(|row| row["user"] == "alice").expect("a row");
     let mut console =
         pooler.raw_with(Startup::v3().param("user", "postgres").param("database", "pgbouncer"));
@@ -458,7 +441,7 @@ fn is_closed_in_time(deaf_to: &'static [&'static str], state: &str) {
     });
     let startup = || Startup::v3().param("user", "alice").param("database", "fake");
     let is_held =
-        |state: &str| table(&pooler, "SHOW HOLDERS").iter().any(|row| row["state"] == state);
+        |state: &str| pooler.table("SHOW HOLDERS").iter().any(|row| row["state"] == state);
     let mut client = pooler.raw_with(startup());
     client.query("BEGIN");
     if cancels {
@@ -467,7 +450,7 @@ fn is_closed_in_time(deaf_to: &'static [&'static str], state: &str) {
     }
     drop(client);
     wait_for(state, || is_held(state));
-    assert_eq!(table(&pooler, "SHOW SERVERS")[0]["state"], "tested");
+    assert_eq!(pooler.table("SHOW SERVERS")[0]["state"], "tested");
     let mut next = pooler.raw_with(startup());
     next.send(&raw::query("UPDATE"));
     next.expect_tags("CZ");
@@ -475,7 +458,7 @@ fn is_closed_in_time(deaf_to: &'static [&'static str], state: &str) {
     assert!(log.contains("closing because: server rescue timeout"), "{log}");
     // Asked again after a second: the first request may have come too early.
     assert_eq!(visits.load(Ordering::Acquire) > 1, cancels);
-    let errors = table(&pooler, "SHOW ERRORS");
+    let errors = pooler.table("SHOW ERRORS");
     let timeouts = errors.iter().find(|row| row["cause"] == "server rescue timeout");
     assert_eq!(timeouts.expect("a row")["count"], "1");
     assert_eq!(server.visits(), 2 + visits.load(Ordering::Acquire));
@@ -495,7 +478,7 @@ fn the_cancel_is_sent_over_tls_if_the_server_speaks_it() {
     let pid = client.backend_pid();
     client.send(&raw::query("SELECT pg_sleep(1000)"));
     wait_for("the query to be sent", || {
-        table(&pooler, "SHOW HOLDERS").iter().any(|row| row["state"] == "active")
+        pooler.table("SHOW HOLDERS").iter().any(|row| row["state"] == "active")
     });
     drop(client);
     let mut next = pooler.raw("alice");
@@ -518,8 +501,8 @@ fn rescues_are_counted() {
         pooler.raw("alice").query("BEGIN");
     }
     wait_for("the servers to be back", || pooler.log().matches("rescued (in ").count() == 3);
-    assert!(table(&pooler, "SHOW HOLDERS").is_empty());
-    let pools = table(&pooler, "SHOW POOLS");
+    assert!(pooler.table("SHOW HOLDERS").is_empty());
+    let pools = pooler.table("SHOW POOLS");
     let pool = pools.iter().find(|row| row["database"] == "app").expect("a pool");
     assert_eq!((pool["sv_idle"].as_str(), pool["sv_tested"].as_str()), ("1", "0"));
     let mut metrics = TcpStream::connect(("127.0.0.1", lease.port)).expect("connect");

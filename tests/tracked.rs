@@ -552,7 +552,7 @@ fn a_value_that_the_server_refuses_costs_its_client_and_its_server() {
     assert_ne!(other.backend_pid(), before);
     other.query("DROP TABLE tracked_refused");
     let log = pooler.log();
-    assert!(log.contains("varcache_apply failed: ERROR invalid value for parameter"), "{log}");
+    assert!(log.contains("varcache_apply failed: ERROR: invalid value for parameter"), "{log}");
     assert!(log.contains("closing because: invalid server parameter"), "{log}");
 }
 
@@ -629,6 +629,28 @@ fn a_server_that_dies_during_the_catch_up_is_a_crashed_one() {
     client.send(&raw::query("SELECT 1"));
     client.expect_fatal("server conn crashed?");
     assert_eq!(pooler.raw_with(startup("fake")).value("SELECT 1"), "served");
+}
+
+/// Its last word is no verdict on a value: the client gets to read it.
+#[test]
+fn a_server_that_is_told_to_go_during_the_catch_up_says_so() {
+    let server = FakeServer::start(|visit| {
+        visit.welcome();
+        while let Some(question) = visit.message() {
+            if text(&question).starts_with("SET ") {
+                visit.send(&raw::message(b'E', b"SFATAL\0VFATAL\0C57P01\0Mgo\0\0"));
+                return;
+            }
+            visit.send(&fake::one_row("served"));
+        }
+    });
+    let pooler = in_front_of(&server, |_| ());
+    let mut client = pooler.raw_with(startup("fake").param("timezone", "CET"));
+    client.send(&raw::query("SELECT 1"));
+    let last_word = client.message();
+    assert_eq!((last_word.field('C').as_str(), last_word.field('M').as_str()), ("57P01", "go"));
+    client.expect_fatal("server conn crashed?");
+    assert!(!pooler.log().contains("varcache_apply failed"));
 }
 
 #[test]

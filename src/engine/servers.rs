@@ -345,7 +345,7 @@ fn linked_step(server: &mut Server, client: &mut Client, rules: Rules, tools: &m
             Step::Next
         }
         Verdict::Pass { note: Note::Error, bytes } if swallowing => {
-            refused_parameter(server, bytes)
+            refused_parameter(server, client, bytes)
         }
         Verdict::Pass { note: Note::Ready(status), .. } if !rules.allows(status) => {
             Step::Close(Reason::TRANSACTION_IN_STATEMENT_MODE)
@@ -420,14 +420,19 @@ pub(super) fn take_note(server: &mut Server, client: Option<&mut Client>, note: 
     Action::Forward
 }
 
-/// A value in our own `SET` was refused: the client cannot have the session it asked for.
-fn refused_parameter(server: &mut Server, bytes: u64) -> Step {
+/// A value in our own `SET` was refused: the client cannot have the session it asked for. If the
+/// server says goodbye instead, for reasons of its own, that is for the client, as it always is.
+fn refused_parameter(server: &mut Server, client: &mut Client, bytes: u64) -> Step {
     if !server.inbox.has(bytes) && server.inbox.can_hold(bytes) {
         return Step::Wait;
     }
     let here = bytes.min(server.inbox.unjudged());
     let error = ErrorFields::parse(&server.inbox.copy(frame::HEADER_BYTES, here));
-    log::error!("varcache_apply failed: {error}");
+    if error.is_last_word {
+        pass(server, client, bytes, false);
+        return Step::Next;
+    }
+    log::error!("varcache_apply failed: {}", error.with_colon());
     Step::Close(Reason::INVALID_SERVER_PARAMETER)
 }
 

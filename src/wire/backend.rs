@@ -117,6 +117,8 @@ pub fn parameter_status(mut body: &[u8]) -> Option<(&[u8], &[u8])> {
 pub struct ErrorFields {
     /// `S`
     pub severity: Option<String>,
+    /// `V`: the server has nothing more to say.
+    pub is_last_word: bool,
     /// `C`, if it has five characters as it must.
     pub code: Option<SqlState>,
     /// `M`
@@ -135,6 +137,7 @@ impl ErrorFields {
             let words = || Some(String::from_utf8_lossy(text).into_owned());
             match kind {
                 b'S' => fields.severity = words(),
+                b'V' => fields.is_last_word = matches!(text, b"FATAL" | b"PANIC"),
                 b'C' => fields.code = text.try_into().ok(),
                 b'M' => fields.message = words(),
                 _ => {}

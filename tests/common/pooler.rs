@@ -1,6 +1,7 @@
 //! One pooler process for one test: configured by a builder, watched while it lives, ended on drop.
 
-use super::{Lease, PATIENCE, Postgres, Raw, Startup, account, postgresql, sys, temp_dir};
+use super::{Lease, PATIENCE, Postgres, Raw, Startup, account, postgresql, raw, sys, temp_dir};
+use std::collections::BTreeMap;
 use std::fs;
 use std::net::TcpStream;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -275,6 +276,15 @@ impl Pooler {
     /// A client of the `postgres` crate as `alice` on `app`.
     pub fn client(&self) -> postgres::Client {
         self.config("alice", "app").connect(postgres::NoTls).expect("connect through the pooler")
+    }
+
+    /// A table of the console: its rows by the names of the columns.
+    pub fn table(&self, query: &str) -> Vec<BTreeMap<String, String>> {
+        let console = Startup::v3().param("user", "postgres").param("database", "pgbouncer");
+        let answer = self.raw_with(console).query(query);
+        let names = raw::column_names(&answer[0]);
+        let rows = answer.iter().filter(|message| message.tag == b'D');
+        rows.map(|row| names.iter().cloned().zip(row.columns()).collect()).collect()
     }
 
     pub fn resident_bytes(&self) -> u64 {

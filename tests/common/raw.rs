@@ -433,3 +433,15 @@ fn last_words(messages: &[Message]) -> String {
         None => tags(messages),
     }
 }
+
+/// The names in a RowDescription.
+pub fn column_names(description: &Message) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut rest = &description.body[2..];
+    while !rest.is_empty() {
+        let end = rest.iter().position(|byte| *byte == 0).expect("a name ends");
+        names.push(String::from_utf8_lossy(&rest[..end]).into_owned());
+        rest = &rest[end + 19..];
+    }
+    names
+}

@@ -84,10 +84,10 @@ impl<'a> Twins<'a> {
         batch.push(raw::query(&format!("ROLLBACK; SELECT '{mark}'")));
         let _told = Told(format!("{name}: {}", readable(&batch)));
         self.send(&batch, random);
-        let expected = until_mark(&mut self.direct, &mark);
-        let is_thrown_out = expected.last().is_none_or(|last| last.tag != b'Z');
+        let (expected, is_whole) = until_mark(&mut self.direct, &mark);
+        let is_thrown_out = !is_whole;
         self.pooled.lenient = is_thrown_out;
-        let seen = until_mark(&mut self.pooled, &mark);
+        let (seen, _) = until_mark(&mut self.pooled, &mark);
         if is_thrown_out {
             // PostgreSQL gives up on who asks for something in the middle of a COPY. Through the
             // pooler its last word is followed by the pooler's own.
@@ -173,9 +173,9 @@ fn send_in_pieces(client: &mut Raw, bytes: &[u8], random: &mut Random) {
     }
 }
 
-/// Everything up to the ReadyForQuery behind the row that says so. What is told of parameters
-/// depends on who was on a server before.
-fn until_mark(client: &mut Raw, mark: &str) -> Vec<Message> {
+/// Everything up to the ReadyForQuery behind the row that says so, and whether it came to that. What
+/// is told of parameters depends on who was on a server before.
+fn until_mark(client: &mut Raw, mark: &str) -> (Vec<Message>, bool) {
     let (mut messages, mut found) = (Vec::new(), false);
     while let Some(message) = client.try_message() {
         found |= message.tag == b'D' && message.columns() == [mark];
@@ -184,10 +184,10 @@ fn until_mark(client: &mut Raw, mark: &str) -> Vec<Message> {
             messages.push(message);
         }
         if is_last {
-            break;
+            return (messages, true);
         }
     }
-    messages
+    (messages, false)
 }
 
 /// Everything up to one of these; an error that no ReadyForQuery follows is the last, too.
@@ -207,6 +207,9 @@ fn until_one_of(client: &mut Raw, last: &[u8]) -> Vec<Message> {
 /// Of an error what does not depend on the names that statements have on servers.
 fn comparable(message: &Message) -> (u8, Vec<u8>) {
     match message.tag {
+        // In a transaction that has failed our own Parse is refused in place of the client's Bind: in
+        // the same words, but at another line of PostgreSQL's source.
+        b'E' if message.field('C') == "25P02" => (b'E', message.field('M').into_bytes()),
         b'E' | b'N' if message.field('M').contains("prepared statement \"") => {
             (message.tag, message.field('C').into_bytes())
         }
