@@ -439,7 +439,10 @@ impl Shell {
             let Some(ServerAddress::Tcp(at)) = &server.address else {
                 continue;
             };
-            let pool = house.pools.get(server.pool).expect("a server's pool outlives it");
+            // With a database that has been dropped its pools have gone.
+            let Some(pool) = house.pools.get(server.pool) else {
+                continue;
+            };
             let is_its = pool.database.hosts().any(|name| name == host);
             let has_moved = known.contains(&at.ip()) && !self.addresses.contains(&at.ip());
             let backend = &mut self.backends[*index];
