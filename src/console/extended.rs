@@ -26,6 +26,8 @@ pub enum Trouble {
     },
     /// The conversation ends.
     End(Reason),
+    /// The same, after an ERROR that tells of which type the message is.
+    Unsupported,
 }
 
 fn failed<T>(code: &'static str, text: impl Into<String>) -> Result<T, Trouble> {
@@ -79,12 +81,7 @@ impl Extended {
                 return Ok(vec![Task::Ready]);
             }
             b'H' => return Ok(Vec::new()),
-            b'F' => {
-                let text = format!("unsupported packet type for admin console: {tag}");
-                table::error(out, "08P01", &text);
-                table::ready(out);
-                return Err(Trouble::End(Reason::Told("bad packet")));
-            }
+            b'F' => return Err(Trouble::Unsupported),
             b'P' | b'B' | b'D' | b'E' | b'C' => self.in_pipeline = true,
             _ => return Err(Trouble::End(Reason::UNKNOWN_PACKET)),
         }

@@ -283,6 +283,13 @@ impl Session {
                     self.fail(desk.engine, desk.client, code, &text);
                 }
                 Err(super::extended::Trouble::End(reason)) => end(desk, reason),
+                Err(super::extended::Trouble::Unsupported) => {
+                    let text = format!("unsupported packet type for admin console: {tag}");
+                    self.fail(desk.engine, desk.client, "08P01", &text);
+                    table::ready(&mut self.output);
+                    self.flush(desk.engine, desk.client);
+                    end(desk, Reason::Told("bad packet"));
+                }
             },
         }
     }

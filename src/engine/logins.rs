@@ -79,9 +79,13 @@ impl Engine {
     /// `None`: it is not logging in any more.
     fn first_packet(&self, key: ClientKey) -> Option<First> {
         let client = self.house.clients.get(key)?;
-        if !matches!(client.state, State::LoggingIn) || client.line.is_starting() {
-            return None;
-        }
+        let is_new = matches!(client.state, State::LoggingIn) && !client.line.is_starting();
+        if is_new { self.peek_first(key) } else { None }
+    }
+
+    /// The untagged packet that comes next, or what comes instead.
+    pub(super) fn peek_first(&self, key: ClientKey) -> Option<First> {
+        let client = self.house.clients.get(key)?;
         let ring = client.inbox.ring()?;
         Some(startup::peek(ring, client.inbox.judged(), self.config.settings.max_packet_size))
     }
@@ -90,7 +94,7 @@ impl Engine {
         self.house.clients.get(key).is_some_and(|client| client.inbox.has(bytes))
     }
 
-    fn bad_header(&self, key: ClientKey) -> Reason {
+    pub(super) fn bad_header(&self, key: ClientKey) -> Reason {
         let hex = self.house.clients.get(key).map(|client| client.inbox.hex());
         Reason::bad_header(&hex.unwrap_or_default())
     }

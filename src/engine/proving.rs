@@ -17,6 +17,7 @@ use crate::session::line::Secured;
 use crate::sys;
 use crate::wire::emit;
 use crate::wire::frame::{HEADER_BYTES, Peek};
+use crate::wire::startup::First;
 use std::time::Instant;
 
 /// How somebody has to prove who he is, and by which map of names.
@@ -165,9 +166,10 @@ impl Engine {
             State::Proving(proving) if proving.step.awaits_answer() => {}
             _ => return Ok(None),
         }
-        let tag = client.inbox.peek_tag();
+        if client.inbox.peek_tag() == Some(0) {
+            return self.on_first_packet_again(key).map(|()| None);
+        }
         let header = match client.inbox.peek(limit) {
-            _ if tag == Some(0) => return Err(Reason::STARTUP_AGAIN),
             Peek::NeedMore => return Ok(None),
             Peek::Bad => return Err(Reason::bad_header(&client.inbox.hex())),
             Peek::Header(header) => header,
@@ -181,6 +183,21 @@ impl Engine {
         let body = client.inbox.copy(HEADER_BYTES, header.bytes);
         client.inbox.skip(header.bytes);
         Ok(Some(body))
+    }
+
+    /// A packet without a type byte where a password is awaited. As PgBouncer: somebody may still
+    /// ask for encryption; ours does not begin in the middle of a login.
+    fn on_first_packet_again(&mut self, key: ClientKey) -> Result<(), Reason> {
+        match self.peek_first(key) {
+            None | Some(First::NeedMore) => Ok(()),
+            Some(First::SslRequest) if self.secured(key).is_some() => Err(Reason::SSL_INSIDE_SSL),
+            Some(First::SslRequest) => self.decline(key, Reason::DATA_AFTER_SSL),
+            Some(First::GssEncRequest) => self.decline(key, Reason::DATA_AFTER_GSSENC),
+            Some(First::CancelRequest(_) | First::Tagged(_)) => Err(Reason::BAD_PACKET),
+            Some(First::Startup { .. }) => Err(Reason::STARTUP_AGAIN),
+            Some(First::OldStartup) => Err(Reason::OLD_PROTOCOL),
+            Some(First::Bad) => Err(self.bad_header(key)),
+        }
     }
 
     fn on_answer(&mut self, key: ClientKey, body: &[u8], now: Instant) -> Result<(), Reason> {
