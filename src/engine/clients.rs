@@ -4,6 +4,7 @@ use crate::config::values::PoolMode;
 use crate::engine::Engine;
 use crate::engine::cancels::called_off_step;
 use crate::engine::io::Effect;
+use crate::engine::plain;
 use crate::engine::statements::{self, Tools, Trouble};
 use crate::engine::step::{Step, last_step};
 use crate::engine::unnamed::{self, About};
@@ -226,6 +227,10 @@ fn unlinked_step(client: &mut Client, rules: Rules, tools: &mut Tools) -> Step {
     if statements::has_collected(client) {
         return Step::NeedServer;
     }
+    if plain::needs_server(client, rules) {
+        tools.counters.request_begins(client, tools.now);
+        return Step::NeedServer;
+    }
     match client.judge(rules) {
         Verdict::NeedMore => Step::Wait,
         Verdict::NeedServer => {
@@ -299,6 +304,9 @@ fn linked_step(client: &mut Client, server: &mut Server, rules: Rules, tools: &m
     }
     if statements::has_collected(client) {
         return next_unless(statements::collected(client, server, tools), server);
+    }
+    if plain::pass_on(client, server, rules, tools) {
+        return Step::Next;
     }
     match client.judge(rules) {
         Verdict::NeedMore => Step::Wait,

@@ -28,6 +28,7 @@ mod naming;
 mod newcomers;
 pub mod openings;
 pub mod operate;
+mod plain;
 mod proving;
 mod replication;
 mod rescue;

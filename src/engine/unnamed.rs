@@ -17,7 +17,9 @@ use crate::wire::frontend::{self, Request};
 use std::sync::Arc;
 
 /// A Describe of the unnamed statement.
-const DESCRIBE_BYTES: u64 = HEADER_BYTES as u64 + 2;
+const DESCRIBE_BYTES: usize = HEADER_BYTES + 2;
+/// What has to be seen behind a Parse.
+const BEHIND_BYTES: u64 = DESCRIBE_BYTES as u64 + 1;
 
 /// What is noted of a message that goes to the server.
 pub(super) enum About {
@@ -43,7 +45,15 @@ pub(super) fn meet(
         // After an error the server ignores all this.
         _ if server.pipeline.is_skipping() => {}
         Some(Request::Parse) => {
-            return Ok(About::Unnamed { kept: text_to_keep(&client.inbox, bytes, tools) });
+            let here = client.inbox.unjudged();
+            if here < bytes {
+                return Ok(About::Unnamed { kept: None });
+            }
+            let body = client.inbox.window(HEADER_BYTES as u64, bytes);
+            let behind = client.inbox.window(bytes, here.min(bytes + BEHIND_BYTES));
+            return Ok(About::Unnamed {
+                kept: text_to_keep(Request::Parse, &body, &behind, tools),
+            });
         }
         Some(Request::Close) if is_of_statement(&client.inbox) => {
             return Ok(About::Unnamed { kept: None });
@@ -57,31 +67,30 @@ pub(super) fn meet(
 
 /// The text of a Parse is kept if it is not bound in the same breath. One that is larger than a ring
 /// is not: so much of it there is at most for each client.
-fn text_to_keep(inbox: &Inbox, bytes: u64, tools: &mut Tools) -> Option<Arc<Statement>> {
-    if inbox.unjudged() < bytes || is_bound_behind(inbox, bytes) {
-        return None;
-    }
-    let body = inbox.window(HEADER_BYTES as u64 + 1, bytes);
-    frontend::is_statement(&body).then(|| tools.statements.intern(&body))
+pub(super) fn text_to_keep(
+    request: Request,
+    body: &[u8],
+    behind: &[u8],
+    tools: &mut Tools,
+) -> Option<Arc<Statement>> {
+    // Behind the empty name.
+    let text = body.get(1..).filter(|_| request == Request::Parse && !is_bound(behind))?;
+    frontend::is_statement(text).then(|| tools.statements.intern(text))
 }
 
 /// Whether a Bind comes behind the Parse, at once or after a Describe.
-fn is_bound_behind(inbox: &Inbox, bytes: u64) -> bool {
-    match byte(inbox, bytes) {
+fn is_bound(behind: &[u8]) -> bool {
+    match behind.first() {
         Some(b'B') => true,
-        Some(b'D') => byte(inbox, bytes + DESCRIBE_BYTES) == Some(b'B'),
+        Some(b'D') => behind.get(DESCRIBE_BYTES) == Some(&b'B'),
         _ => false,
     }
 }
 
 /// Whether a Describe or a Close is about a statement, not about a portal.
 fn is_of_statement(inbox: &Inbox) -> bool {
-    byte(inbox, HEADER_BYTES as u64) == Some(b'S')
-}
-
-fn byte(inbox: &Inbox, skip: u64) -> Option<u8> {
-    let ring = inbox.ring().filter(|_| skip < inbox.unjudged())?;
-    ring.array::<1>(inbox.judged() + skip).map(|[byte]| byte)
+    let at = inbox.judged() + HEADER_BYTES as u64;
+    inbox.ring().and_then(|ring| ring.array::<1>(at)) == Some(*b"S")
 }
 
 /// The server may have another client's unnamed statement, or none. It gets this client's; if that

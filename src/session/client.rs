@@ -394,7 +394,7 @@ impl Client {
         let here = bytes.min(self.inbox.unjudged());
         let first = self.inbox.ring().filter(|_| here > head)?;
         let [first] = first.array::<1>(self.inbox.judged() + head)?;
-        if !matches!(first, b'D' | b'd') && !first.is_ascii_whitespace() {
+        if frontend::is_harmless(first) {
             return Some(false);
         }
         let begin = self.inbox.window(head, here.min(head + frontend::FIRST_WORDS_BYTES as u64));

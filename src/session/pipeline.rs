@@ -429,7 +429,8 @@ impl Owed {
     }
 }
 
-fn ends_round(request: Request) -> bool {
+/// Whether a ReadyForQuery ends the answer to this.
+pub fn ends_round(request: Request) -> bool {
     matches!(request, Request::Query | Request::FunctionCall | Request::Sync)
 }
 

@@ -108,6 +108,12 @@ const FORGETTING: [&[u8]; 2] = [b"DEALLOCATE", b"DISCARD"];
 /// What stands farther behind in a query is not looked at.
 pub const FIRST_WORDS_BYTES: usize = 64;
 
+/// Whether a simple query that begins with this byte forgets no prepared statement: nearly all.
+#[inline]
+pub fn is_harmless(first: u8) -> bool {
+    !matches!(first, b'D' | b'd') && !first.is_ascii_whitespace()
+}
+
 /// Whether a simple query that begins so may forget all prepared statements. `None`: too little of it
 /// has come in to tell.
 pub fn may_forget_statements(begin: &[u8], is_whole: bool) -> Option<bool> {

@@ -75,6 +75,8 @@ pub struct Backend {
     pub hangs: bool,
     /// The entry that it was opened with has changed; only this client may go on using it.
     pub retired: Option<Option<usize>>,
+    /// It is new, and is to be asked this first.
+    greeting: Option<&'static str>,
     received: u64,
     input: Pipe,
     out: Pipe,
@@ -112,6 +114,7 @@ impl Backend {
             rejects: None,
             hangs: false,
             retired: None,
+            greeting: None,
             received: 0,
             input: Pipe::default(),
             out: Pipe::default(),
@@ -431,7 +434,7 @@ impl Backend {
             self.end(socket, End::Orderly);
             return First::Nothing;
         }
-        let _ = book;
+        self.greeting = book.greeting;
         match Guard::at(self.port) {
             None => self.let_in(),
             Some((guard, request)) => {
@@ -516,6 +519,7 @@ impl Backend {
     /// A new piece of work for a client.
     fn begin(&mut self, client: usize, book: &mut Book) {
         let account = &book.accounts[client];
+        assert_eq!(self.greeting, None, "a new server has not been asked its connect_query");
         assert_eq!(self.pool, account.pool, "a client is served by its own pool");
         // Who asks before it has read its welcome does not know yet what it has.
         if let Some(desired) = &account.desired {
@@ -538,6 +542,26 @@ impl Backend {
         self.is_reset = false;
     }
 
+    /// `connect_query`: whatever becomes of it, nobody hears of it.
+    fn on_greeting(&mut self, text: &str, book: &mut Book) {
+        self.plan.push_back(Act::Work(2));
+        match text {
+            "fail" => self.fail(book, "42601", "sim: connect_query"),
+            "notice" => {
+                let notice = wire::report(b'N', "NOTICE", "00000", "sim: connect_query");
+                self.plan.push_back(Act::Send(notice));
+                self.plan.push_back(Act::Send(wire::complete("DO")));
+                self.plan.push_back(Act::EndQuery);
+            }
+            _ => {
+                self.plan.push_back(Act::Send(wire::row_description()));
+                self.plan.push_back(Act::Row(10, 0));
+                self.plan.push_back(Act::Send(wire::complete("SELECT 1")));
+                self.plan.push_back(Act::EndQuery);
+            }
+        }
+    }
+
     fn on_own_query(&mut self, text: &str, claim: Option<usize>, book: &mut Book) {
         if let (Some(client), "ROLLBACK") = (claim, text) {
             self.on_rollback(client, book);
@@ -546,6 +570,12 @@ impl Backend {
         assert!(self.owner.is_none(), "the pooler's query in the middle of a client's: {text}");
         assert!(self.exchange == Exchange::None && self.tx == b'I' && self.copy.is_none());
         self.exchange = Exchange::Own;
+        if let Some(greeting) = self.greeting.take() {
+            assert_eq!((text, claim), (greeting, None), "the connect_query comes first");
+            book.greeted += 1;
+            self.on_greeting(greeting, book);
+            return;
+        }
         if text == "DISCARD ALL" {
             let is_free = claim.is_none_or(|client| book.accounts[client].has_left);
             assert!(is_free, "the reset runs when the client has gone");

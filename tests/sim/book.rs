@@ -56,6 +56,9 @@ pub struct Cancel {
 /// See the module's page.
 #[derive(Default)]
 pub struct Book {
+    /// What a new server is asked first (`connect_query`).
+    pub greeting: Option<&'static str>,
+    pub greeted: u64,
     pub cancels: Vec<Cancel>,
     pub accounts: Vec<Account>,
     pub strays: Vec<Stray>,

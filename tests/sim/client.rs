@@ -80,6 +80,10 @@ pub struct Client {
     /// It has no more to ask.
     pub has_finished: bool,
     pub largest: usize,
+    /// As whom it has logged in.
+    pub login: String,
+    /// So many parameters follow it.
+    pub tracked: usize,
     welcome: Vec<(String, String)>,
     startup: Vec<u8>,
     outbox: Pipe,
@@ -126,6 +130,8 @@ impl Client {
             waits_since: None,
             has_finished: false,
             largest: 3000,
+            login: login.to_string(),
+            tracked: 5,
             welcome: Vec::new(),
             startup: wire::startup(&pairs),
             outbox: Pipe::default(),

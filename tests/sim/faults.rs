@@ -33,6 +33,10 @@ pub struct Faults {
     pub naughty: bool,
     /// Servers stop working for a while.
     pub hangs: bool,
+    /// Names get other addresses.
+    pub moves: bool,
+    /// The operator suspends everything, and resumes.
+    pub suspends: bool,
 }
 
 impl Faults {
@@ -55,6 +59,8 @@ impl Faults {
             naughty: is_on(),
             hangs: is_on(),
             pauses: is_on(),
+            moves: is_on(),
+            suspends: is_on(),
         }
     }
 
@@ -74,7 +80,9 @@ impl Faults {
             "idle transaction timeout" => is_reached(limits.idle_transaction, waited),
             "transaction timeout" => is_reached(limits.transaction, waited),
             "client_idle_timeout" => is_reached(limits.client_idle, waited),
-            "database removed" | "database configuration changed" => self.reloads,
+            "database removed" => self.reloads,
+            "database configuration changed" => self.reloads || self.moves,
+            "suspend_timeout" => self.suspends,
             REJECTION => self.rejects,
             text if text.starts_with("server login has been failing") => unreachable,
             text if text.starts_with("no such database") => self.reloads,

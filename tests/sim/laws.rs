@@ -171,6 +171,36 @@ impl Rested {
     }
 }
 
+/// In a complete suspension no byte of anybody lies with us, and nobody is in the middle of
+/// something that only we know of.
+pub fn check_quiet(engine: &Engine) {
+    let house = engine.house();
+    if !house.mode.is_quiet() {
+        return;
+    }
+    for (key, client) in house.clients.iter() {
+        let is_still = client.inbox.unjudged() == 0 && !client.inbox.is_mid_message();
+        match client.state {
+            State::Idle | State::Active { .. } => {
+                assert!(is_still && client.egress.is_empty(), "{key:?} is not still");
+            }
+            State::Console { .. } | State::Closing => {}
+            _ => panic!("{key:?} is {:?}", client.state),
+        }
+    }
+    for (key, server) in house.servers.iter() {
+        let is_still = server.inbox.unjudged() == 0 && !server.inbox.is_mid_message();
+        match server.state {
+            server::State::Idle { .. } | server::State::Active { .. } => {
+                assert!(is_still && server.egress.is_empty(), "{key:?} is not still");
+            }
+            server::State::Leaving(_) | server::State::Closing => {}
+            // Whether PostgreSQL stands still may be asked at any time.
+            _ => assert!(server.is_probe(), "{key:?} is {:?}", server.state),
+        }
+    }
+}
+
 /// Limits hold: at the end of a turn nobody is over his.
 pub fn check_times(engine: &Engine, now: Instant) {
     let house = engine.house();

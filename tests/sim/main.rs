@@ -7,6 +7,7 @@
 mod backend;
 mod book;
 mod client;
+mod customs;
 mod directed;
 mod directed_rescue;
 mod directed_times;
@@ -43,6 +44,11 @@ struct Seen {
     executed: u64,
     cancelled: u64,
     rescued: u64,
+    /// New servers asked their `connect_query`, servers whose address had gone, turns in which all
+    /// was quiet.
+    greeted: u64,
+    moved: u64,
+    quiet: u64,
     /// Why connections ended.
     endings: BTreeMap<String, u64>,
 }
@@ -51,6 +57,9 @@ impl Seen {
     fn add(&mut self, world: &World) {
         self.executed += world.book.executed;
         self.cancelled += world.book.cancelled;
+        self.greeted += world.book.greeted;
+        self.moved += world.shell.moved;
+        self.quiet += world.shell.quiet;
         self.rescued += world.shell.engine.house().rescues.kept;
         for (_, cause, count) in world.shell.engine.house().endings.iter() {
             *self.endings.entry(cause.to_owned()).or_default() += count;
@@ -59,7 +68,9 @@ impl Seen {
 }
 
 /// Limits that some worlds have, and how connections end for them.
-const LIMITS: [&str; 13] = [
+const LIMITS: [&str; 15] = [
+    "suspend_timeout",
+    "close unsafe file descriptors on suspend",
     "query_timeout",
     "query timeout",
     "idle transaction timeout",
@@ -107,7 +118,9 @@ fn no_reply_ever_reaches_another_client() {
     for seed in first..first + seeds {
         run(seed, false, &mut seen);
     }
-    let Seen { executed, cancelled, rescued, endings } = seen;
+    let Seen { executed, cancelled, rescued, greeted, moved, quiet, endings } = seen;
+    eprintln!("{greeted} greeted, {moved} moved, {quiet} quiet turns");
+    assert!(greeted.min(quiet) > seeds && moved > 0 || seeds < SEEDS, "{greeted} {moved} {quiet}");
     eprintln!("{seeds} seeds: {executed} queries, {cancelled} of them cancelled, {endings:#?}");
     assert!(rescued > seeds || seeds < SEEDS, "{rescued} servers rescued");
     assert!(executed > 100 * seeds || seeds < 20, "the world is busy");

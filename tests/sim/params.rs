@@ -1,13 +1,14 @@
 //! Session parameters, as PostgreSQL keeps and reports them.
 
 /// The parameters that follow a client from server to server.
-pub const TRACKED: [&str; 6] = [
+pub const TRACKED: [&str; 7] = [
     "DateStyle",
     "client_encoding",
     "TimeZone",
     "standard_conforming_strings",
     "application_name",
     "IntervalStyle",
+    "search_path",
 ];
 
 /// Reported once, never tracked.
@@ -16,13 +17,14 @@ pub const UNTRACKED: [(&str, &str); 3] =
 
 /// One value for each of [`TRACKED`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Params(pub [String; 6]);
+pub struct Params(pub [String; 7]);
 
 impl Params {
     /// What a server behind this port begins with.
     pub fn defaults(port: u16) -> Self {
         let zone = if port.is_multiple_of(2) { "Etc/UTC" } else { "Asia/Tokyo" };
-        Self(["ISO, MDY", "UTF8", zone, "on", "", "postgres"].map(String::from))
+        let all = ["ISO, MDY", "UTF8", zone, "on", "", "postgres", "\"$user\", public"];
+        Self(all.map(String::from))
     }
 
     pub fn index(name: &str) -> Option<usize> {
@@ -60,7 +62,14 @@ pub fn read_sets(text: &str) -> Vec<(usize, String)> {
     while let Some(after) = rest.strip_prefix("SET ") {
         let (name, literal) = after.split_once('=').expect("a name and a value");
         let index = Params::index(name).expect("only tracked names are set");
-        let (value, behind) = read_literal(literal);
+        let (value, behind) = match TRACKED[index] {
+            // The server has quoted it already.
+            "search_path" => {
+                let (value, _) = literal.split_once(';').expect("a semicolon");
+                (value.to_string(), &literal[value.len()..])
+            }
+            _ => read_literal(literal),
+        };
         sets.push((index, value));
         rest = behind.strip_prefix(';').expect("a semicolon behind each SET");
     }

@@ -7,7 +7,7 @@ use crate::prng::Prng;
 use crate::wire;
 
 /// Values that clients ask for.
-pub const VALUES: [(usize, &str); 10] = [
+pub const VALUES: [(usize, &str); 12] = [
     (0, "ISO, DMY"),
     (0, "german"),
     (1, "LATIN1"),
@@ -18,7 +18,15 @@ pub const VALUES: [(usize, &str); 10] = [
     (4, "psql"),
     (4, "PSQL"),
     (5, "iso_8601"),
+    (6, "app, public"),
+    (6, "\"My Schema\""),
 ];
+
+/// One of them, for one of the first parameters.
+pub fn value(rng: &mut Prng, tracked: usize) -> (usize, &'static str) {
+    let (index, value) = *rng.pick(&VALUES);
+    if index < tracked { (index, value) } else { VALUES[0] }
+}
 
 impl Client {
     fn push(&mut self, unit: u32, bytes: Vec<u8>) {
@@ -94,7 +102,7 @@ impl Client {
             1 => "notice".to_string(),
             2 => format!("slow {}", rng.between(1, 9)),
             3 if self.mode != Mode::Statement => {
-                let (index, value) = *rng.pick(&VALUES);
+                let (index, value) = value(rng, self.tracked);
                 format!("set {}={value}", TRACKED[index])
             }
             4 => "set TimeZone=no such zone".to_string(),

@@ -29,6 +29,7 @@ impl World {
             world.clients.iter().all(|client| client.phase == Phase::Over || client.has_finished)
         });
         self.check_rest();
+        self.dismiss();
         for client in &mut self.clients {
             let how = if client.id % 2 == 0 { None } else { Some(End::Orderly) };
             let socket = &mut self.shell.sockets[client.socket];

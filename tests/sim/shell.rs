@@ -1,8 +1,8 @@
 //! The shell around the engine, as `net` does it, but without sockets: the turn, the latches, one
 //! read and one write at a time.
 
-use crate::backend::Backend;
-use crate::laws::{Fresh, Queues, Rested, check_limits, check_times};
+use crate::backend::{Backend, Phase};
+use crate::laws::{Fresh, Queues, Rested, check_limits, check_quiet, check_times};
 use crate::prng::Prng;
 use crate::socket::{Outcome, Socket};
 use crate::trace;
@@ -11,6 +11,7 @@ use ringbouncer::engine::Engine;
 use ringbouncer::engine::io::{ClientAddress, Effect, Input, ServerAddress};
 use ringbouncer::keys::{ClientKey, Conn, ServerKey};
 use ringbouncer::pool::queues::ServerStanding;
+use ringbouncer::session::server::{Purpose, Server, State};
 use std::collections::HashMap;
 use std::io::IoSlice;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -25,6 +26,11 @@ pub struct Dial {
     pub fate: Fate,
     /// In so many turns.
     pub turns: usize,
+}
+
+/// One of those that a name may have.
+pub fn address(last: u8) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(10, 0, 0, last))
 }
 
 /// What is being found out.
@@ -71,6 +77,12 @@ pub struct Shell {
     pub is_calm: bool,
     /// The configuration has changed since the last effects.
     pub was_reloaded: bool,
+    /// Where names lead, and which answer was the last for each.
+    pub addresses: Vec<IpAddr>,
+    answered: HashMap<String, Vec<IpAddr>>,
+    /// How many servers had an address that had gone; in how many turns all was quiet.
+    pub moved: u64,
+    pub quiet: u64,
     /// Kernel buffers hold so many bytes at most.
     pub buffer_bytes: usize,
     /// Clients of the world that the engine has closed since somebody looked.
@@ -94,6 +106,10 @@ impl Shell {
             backend_of: HashMap::new(),
             is_calm: true,
             was_reloaded: false,
+            addresses: vec![address(9)],
+            answered: HashMap::new(),
+            moved: 0,
+            quiet: 0,
             buffer_bytes: 1 << 18,
             closed: Vec::new(),
             socket_of: HashMap::new(),
@@ -164,7 +180,12 @@ impl Shell {
             }
         }
         self.tell(Input::Tick);
-        check_times(&self.engine, self.now);
+        if self.engine.house().mode.is_suspended() {
+            check_quiet(&self.engine);
+            self.quiet += u64::from(self.engine.house().mode.is_quiet());
+        } else {
+            check_times(&self.engine, self.now);
+        }
         while let Some(effect) = self.engine.next_effect() {
             self.perform(effect, rng);
         }
@@ -291,9 +312,8 @@ impl Shell {
                 self.keys.push((turns, conn, derivation));
             }
             Effect::Consult { .. } => panic!("nobody else is asked"),
-            Effect::Attend { .. } | Effect::CancelAttendance { .. } => {
-                panic!("nobody is on the console")
-            }
+            // Who is on the console says nothing.
+            Effect::Attend { .. } | Effect::CancelAttendance { .. } => {}
             Effect::Report(_) => {}
             Effect::HangUp { server } => {
                 if let Some(socket) = self.socket_of.get(&Conn::Server(server)) {
@@ -340,7 +360,6 @@ impl Shell {
         let Some(server) = house.servers.get(key) else {
             return;
         };
-        use ringbouncer::session::server::{Purpose, State};
         let State::Connecting(Purpose::Serve) = server.state else {
             return;
         };
@@ -387,8 +406,10 @@ impl Shell {
             let good = fate == Fate::Good;
             match what {
                 Dialled::Name(host) => {
-                    let address = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 9));
-                    let addresses = if good { vec![address] } else { Vec::new() };
+                    let addresses = if good { self.addresses.clone() } else { Vec::new() };
+                    if good {
+                        self.retire_moved(&host);
+                    }
                     self.tell(Input::Resolved { host, addresses });
                 }
                 Dialled::Zone(zone) => {
@@ -400,6 +421,35 @@ impl Shell {
                 Dialled::Server(server, _) => {
                     self.tell(Input::ConnectFailed { server, error: None });
                 }
+            }
+        }
+    }
+
+    /// Servers at an address that this name has no more are on their way out.
+    fn retire_moved(&mut self, host: &str) {
+        let known = self.answered.insert(host.to_string(), self.addresses.clone());
+        let known = known.unwrap_or_default();
+        let house = self.engine.house();
+        for (key, index) in &self.backend_of {
+            // What was written before the engine closed it may still arrive.
+            let is_there = |server: &&Server| !matches!(server.state, State::Leaving(_));
+            let Some(server) = house.servers.get(*key).filter(is_there) else {
+                continue;
+            };
+            let Some(ServerAddress::Tcp(at)) = &server.address else {
+                continue;
+            };
+            // With a database that has been dropped its pools have gone.
+            let Some(pool) = house.pools.get(server.pool) else {
+                continue;
+            };
+            let is_its = pool.database.hosts().any(|name| name == host);
+            let has_moved = known.contains(&at.ip()) && !self.addresses.contains(&at.ip());
+            let backend = &mut self.backends[*index];
+            if is_its && has_moved && backend.phase != Phase::Dead && backend.retired.is_none() {
+                self.moved += 1;
+                let gone = server.rescue().map(|rescue| rescue.client);
+                backend.retired = Some(server.client().or(gone).map(|client| self.ids[&client]));
             }
         }
     }

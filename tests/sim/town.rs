@@ -1,5 +1,6 @@
 //! The databases of a world, and the configuration that says so.
 
+use crate::customs::Customs;
 use crate::faults::Limits;
 use crate::guard;
 use crate::prng::Prng;
@@ -36,6 +37,7 @@ pub struct Town {
     pub rescues_for: u32,
     pub life: Life,
     pub means: Means,
+    pub customs: Customs,
 }
 
 /// What there is besides, in seconds where it is time.
@@ -191,14 +193,16 @@ impl Town {
             least_servers: 0,
             life: Life::eternal(),
             means: Means::plain(),
+            customs: Customs::default(),
         }
     }
 
     pub fn draw(rng: &mut Prng, is_hasty: bool) -> Self {
-        let hosts = match rng.per_mille(600) {
-            true => ["10.0.0.1", "/tmp", "db.sim", "10.0.0.4"],
-            false => ["10.0.0.1,10.0.0.2", "/tmp,10.0.0.3", "db.sim,/tmp", "db.sim"],
-        };
+        let hosts = *rng.pick(&[
+            ["10.0.0.1", "/tmp", "db.sim", "10.0.0.4"],
+            ["10.0.0.1,10.0.0.2", "/tmp,10.0.0.3", "db.sim,/tmp", "db.sim"],
+            ["db.sim", "db.sim,10.0.0.3", "other.sim", "10.0.0.4"],
+        ]);
         let names = ["alpha", "beta", "gamma", "delta"];
         let modes = [PoolMode::Transaction, PoolMode::Session, PoolMode::Statement];
         let houses = (0..rng.between(1, 4)).map(|index| House {
@@ -210,7 +214,8 @@ impl Town {
             user: (index == 3).then_some("boss"),
             is_listed: true,
         });
-        let houses = houses.collect();
+        let houses: Vec<House> = houses.collect();
+        let customs = Customs::draw(rng, &houses, is_hasty);
         Self {
             houses,
             limits: Limits::draw(rng, is_hasty),
@@ -221,16 +226,19 @@ impl Town {
             life: Life::draw(rng),
             rescues_for: *rng.pick(&[0, 2, 30]),
             means: Means::draw(rng),
+            customs,
         }
     }
 
     /// The operator changes something.
     pub fn change(&mut self, rng: &mut Prng) {
         let index = rng.below(self.houses.len());
+        // What is not listed is made from `*`, if that is there.
+        let may_go = self.customs.autodb.is_none() || index + 1 == self.houses.len();
         let house = &mut self.houses[index];
         match rng.below(4) {
             _ if !house.is_listed => house.is_listed = true,
-            0 => house.is_listed = false,
+            0 if may_go => house.is_listed = false,
             1 => house.port ^= 1,
             2 => house.port ^= 2,
             _ => house.size = *rng.pick(&[1, 2, 5]),
@@ -260,6 +268,9 @@ impl Town {
         let mut text = String::from("[databases]\n");
         for house in self.houses.iter().filter(|house| house.is_listed) {
             let House { name, host, port, mode, size, user, .. } = house;
+            let own = self.customs.of_database(name);
+            let is_last = self.houses.last().is_some_and(|last| last.name == *name);
+            let name = if is_last && self.customs.autodb.is_some() { "*" } else { *name };
             let mode = match mode {
                 PoolMode::Session => "session",
                 PoolMode::Transaction => "transaction",
@@ -268,11 +279,14 @@ impl Town {
             let user = user.map(|user| format!(" user={user}")).unwrap_or_default();
             let stays = if self.means.stays { " load_balance_hosts=disable" } else { "" };
             text.push_str(&format!(
-                "{name} = host={host} port={port} pool_mode={mode} pool_size={size}{user}{stays}\n"
+                "{name} = host={host} port={port} pool_mode={mode} pool_size={size}{user}{stays}{own}\n"
             ));
         }
+        let (users, settings) = self.customs.sections();
+        text.push_str(&users);
         text.push_str(&format!(
-            "[pgbouncer]\nauth_type = trust\nserver_tls_sslmode = disable\n\
+            "[pgbouncer]\nauth_type = trust\nadmin_users = boss\nsuspend_timeout = 2\n\
+             server_tls_sslmode = disable\n\
              client_tls_sslmode = disable\nmax_prepared_statements = 0\n\
              query_wait_timeout = {}\n\
              server_round_robin = {}\nserver_reset_query_always = {}\n\
@@ -288,6 +302,7 @@ impl Town {
         ));
         text.push_str(&self.times());
         text.push_str(&self.means.settings());
+        text.push_str(&settings);
         let config = Config::parse_text("sim.ini", &text).expect("a good configuration");
         let line = |user: &str| format!("\"{user}\" \"{}\"\n", guard::password(user));
         let lines = ["ann", "bob", "boss"].map(line).concat();

@@ -3,11 +3,11 @@
 use crate::backend::{First, Phase as Serving};
 use crate::book::{Account, Book, Cancel, Mode};
 use crate::client::{Appetite, Client, Phase};
-use crate::faults::{Faults, REJECTION};
+use crate::faults::{Faults, Limits, REJECTION};
 use crate::laws::mode_of;
 use crate::prng::Prng;
-use crate::script::VALUES;
-use crate::shell::{DialFaults, Shell};
+use crate::script::value;
+use crate::shell::{DialFaults, Shell, address};
 use crate::socket::End;
 use crate::town::Town;
 use crate::trace;
@@ -39,6 +39,8 @@ pub struct World {
     pub held: Option<usize>,
     pub born: Vec<u64>,
     most_clients: usize,
+    /// The socket of who is on the console, if somebody is.
+    operator: Option<usize>,
 }
 
 impl World {
@@ -62,9 +64,10 @@ impl World {
         if faults.dials {
             shell.dial_faults = DialFaults { refused_per_mille: 150, hangs_per_mille: 80 };
         }
+        let book = Book { greeting: town.customs.greeting, ..Book::default() };
         Self {
             shell,
-            book: Book::default(),
+            book,
             rng,
             clients: Vec::new(),
             cancellers: Vec::new(),
@@ -74,6 +77,7 @@ impl World {
             held: None,
             born: Vec::new(),
             most_clients: 0,
+            operator: None,
         }
     }
 
@@ -84,9 +88,11 @@ impl World {
         let sleep = self.rng.below(12) as u64;
         self.shell.sleep(Duration::from_millis(sleep));
         match self.rng.below(1000) {
-            0..40 if present < most => self.admit(),
+            0..40 if present < most && !self.shell.engine.holds_listeners() => self.admit(),
             40..60 if self.faults.leavers => self.someone_leaves(),
-            60..80 if self.faults.cancels => self.someone_cancels(),
+            60..80 if self.faults.cancels && !self.shell.engine.holds_listeners() => {
+                self.someone_cancels();
+            }
             80..84 if self.faults.resets => self.server_breaks(),
             84..86 if self.faults.shutdowns => self.server_shuts_down(),
             86..110 if self.faults.strays => self.server_blurts(),
@@ -96,6 +102,8 @@ impl World {
             125..140 if self.faults.slow_readers => self.someone_tires(),
             140..145 if self.faults.pauses => self.pause_or_resume(),
             145..148 if self.faults.pauses => self.pause_or_resume_one(),
+            148..152 if self.faults.suspends => self.suspend_or_resume(),
+            152..160 if self.faults.moves => self.names_move(),
             145..450 => {
                 for _ in 0..3 {
                     if let Some(id) = self.some_client() {
@@ -130,7 +138,7 @@ impl World {
         let login = *self.rng.pick(&["ann", "bob"]);
         let mut asked = Vec::new();
         while self.rng.per_mille(300) {
-            let (index, value) = *self.rng.pick(&VALUES);
+            let (index, value) = value(&mut self.rng, self.town.customs.tracked());
             if !asked.iter().any(|(other, _)| *other == index) {
                 asked.push((index, value.to_string()));
             }
@@ -158,8 +166,9 @@ impl World {
         let (key, socket) = self.shell.accept(Some(id), &mut self.rng);
         let house = &self.town.houses[house];
         let user = house.user.unwrap_or(login).to_string();
+        let user_of_pool = user.clone();
         let pool = (house.name.to_string(), user);
-        let mode = mode_of(house.mode);
+        let mode = mode_of(self.town.customs.mode(house.mode, &user_of_pool));
         trace::note(|| {
             format!("client {id} is {}: {pool:?} {mode:?} {asked:?}", Conn::Client(key))
         });
@@ -174,6 +183,7 @@ impl World {
             has_left: false,
         });
         let mut client = Client::new(id, key, socket, pool, mode, login, asked);
+        client.tracked = self.town.customs.tracked();
         client.log_in(self.rng.per_mille(300));
         self.clients.push(client);
         self.born.push(self.shell.millis());
@@ -282,11 +292,50 @@ impl World {
         let now = self.shell.now;
         let engine = &mut self.shell.engine;
         match engine.house().mode.is_paused() {
+            false if engine.house().mode.is_suspended() => {}
             true => assert!(engine.resume(now)),
             false => engine.pause(now),
         }
         trace::note(|| format!("{:?}", engine.house().mode));
         engine.check();
+    }
+
+    /// The operator suspends everything, with whom he is in for that, or resumes.
+    fn suspend_or_resume(&mut self) {
+        let mode = self.shell.engine.house().mode;
+        if mode.is_suspended() {
+            self.resume_all();
+        } else if !mode.is_paused() {
+            self.hire();
+            self.shell.engine.suspend(self.shell.now);
+        }
+        trace::note(|| format!("{:?}", self.shell.engine.house().mode));
+    }
+
+    /// Somebody is on the console; nobody is suspended for ever.
+    fn hire(&mut self) {
+        if self.operator.is_some_and(|socket| !self.shell.sockets[socket].is_closed) {
+            return;
+        }
+        let (_, socket) = self.shell.accept(None, &mut self.rng);
+        let pairs = [("user", "boss"), ("database", "pgbouncer")];
+        let pairs = pairs.map(|(name, value)| (name.to_string(), value.to_string()));
+        self.shell.sockets[socket].widen(1 << 18);
+        self.shell.sockets[socket].send(&wire::startup(&pairs));
+        self.operator = Some(socket);
+    }
+
+    /// The operator goes home.
+    pub fn dismiss(&mut self) {
+        if let Some(socket) = self.operator.take() {
+            self.shell.sockets[socket].close(End::Orderly);
+        }
+    }
+
+    fn names_move(&mut self) {
+        let last = *self.rng.pick(&[&[9][..], &[8], &[7], &[7, 8]]);
+        self.shell.addresses = last.iter().map(|last| address(*last)).collect();
+        trace::note(|| format!("names lead to {:?}", self.shell.addresses));
     }
 
     fn reload(&mut self) {
@@ -356,8 +405,16 @@ impl World {
         if let Some(text) = self.clients[id].farewell.as_ref().filter(|_| !had_farewell) {
             let client = &self.clients[id];
             let waited = now - self.born[id];
-            let excused =
-                self.faults.excuse(text, waited, self.town.limits) || self.town.means.excuses(text);
+            let town = &self.town;
+            let limits = town.customs.limits(town.limits, &client.login, &client.pool);
+            // Who waits for a server is under the limit of all.
+            let limits = match text.as_str() {
+                "query_timeout" => Limits { query: town.limits.query, ..limits },
+                _ => limits,
+            };
+            let excused = self.faults.excuse(text, waited, limits)
+                || town.means.excuses(text)
+                || town.customs.excuses(text, &client.login, &client.pool.0);
             assert!(excused || client.is_naughty, "client {id} must not be told: {text}");
         }
         moved
@@ -394,13 +451,18 @@ impl World {
     /// Bytes arrive, and those who cancel send theirs.
     pub fn network_acts(&mut self, all: bool) -> bool {
         let mut moved = false;
+        if let Some(operator) = self.operator {
+            self.shell.sockets[operator].take(usize::MAX);
+        }
         for canceller in &mut self.cancellers {
             let socket = &mut self.shell.sockets[canceller.socket];
             let sent = socket.send(&canceller.outbox);
             canceller.outbox.drain(..sent);
             let said = socket.take(usize::MAX);
             let is_late = String::from_utf8_lossy(&said).contains("client_login_timeout");
-            let is_excused = self.faults.leaps && is_late;
+            // Who has not said yet that it cancels is taken for any client.
+            let is_stopped = self.faults.suspends && said.first().is_none_or(|tag| *tag == b'E');
+            let is_excused = self.faults.leaps && is_late || is_stopped;
             assert!(said.is_empty() || is_excused, "who cancels gets: {}", wire::show(&said));
             moved |= sent > 0;
         }
@@ -408,7 +470,7 @@ impl World {
         // its time, and nobody waited for it any more.
         let sockets = &self.shell.sockets;
         let is_patient = self.town.limits.connect >= 10_000;
-        if !self.faults.hangs && is_patient {
+        if !self.faults.hangs && !self.faults.suspends && is_patient {
             self.book.cancels.retain(|cancel| !sockets[cancel.socket].is_closed);
         }
         let held = self.held;
