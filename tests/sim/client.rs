@@ -106,8 +106,10 @@ impl Client {
         mode: Mode,
         login: &str,
         asked: Vec<(usize, String)>,
+        replicates: bool,
     ) -> Self {
         let mut pairs = vec![("user".into(), login.into()), ("database".into(), pool.0.clone())];
+        pairs.extend(replicates.then(|| ("replication".into(), "database".into())));
         pairs.extend(asked.iter().map(|(index, value)| (TRACKED[*index].into(), value.clone())));
         Self {
             id,
