@@ -104,9 +104,8 @@ impl Client {
         socket: usize,
         pool: Pool,
         mode: Mode,
-        login: &str,
+        (login, replicates): (&str, bool),
         asked: Vec<(usize, String)>,
-        replicates: bool,
     ) -> Self {
         let mut pairs = vec![("user".into(), login.into()), ("database".into(), pool.0.clone())];
         pairs.extend(replicates.then(|| ("replication".into(), "database".into())));

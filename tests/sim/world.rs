@@ -198,7 +198,7 @@ impl World {
             was_cancelled: false,
             has_left: false,
         });
-        let mut client = Client::new(id, key, socket, pool, mode, login, asked, replicates);
+        let mut client = Client::new(id, key, socket, pool, mode, (login, replicates), asked);
         client.tracked = self.town.customs.tracked();
         client.log_in(self.rng.per_mille(300));
         self.clients.push(client);
