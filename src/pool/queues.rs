@@ -367,10 +367,10 @@ impl House {
             return;
         }
         server.state = state;
-        let pool = self.pools.get_mut(server.pool).expect("a server's pool outlives it");
         if from == to {
             return;
         }
+        let pool = self.pools.get_mut(server.pool).expect("a server's pool outlives it");
         if let Some(from) = from {
             pool.servers.leave(&mut self.servers, key, from);
         }
