@@ -55,13 +55,19 @@ fn working(desk: &mut Desk) -> (Conn, Conn, Vec<u8>) {
 
 /// Somebody sends this key to be cancelled.
 fn cancel(desk: &mut Desk, key: &[u8]) -> Conn {
+    let canceller = request(desk, key);
+    desk.perform();
+    canceller
+}
+
+/// The same, before the end of the turn.
+fn request(desk: &mut Desk, key: &[u8]) -> Conn {
     let from = ClientAddress::Unix { pid: 0, uid: None };
     let canceller = Conn::Client(desk.engine.accept(from, [0x11; 8], desk.now));
     let request = raw::untagged(raw::CANCEL_REQUEST, key);
     let [room, _] = desk.engine.inbox_room(canceller).unwrap();
     room[..request.len()].copy_from_slice(&request);
     desk.handle(Input::Received { conn: canceller, bytes: request.len() });
-    desk.perform();
     canceller
 }
 
@@ -391,6 +397,21 @@ fn what_is_done_to_databases_is_not_done_to_peers() {
     assert!(!desk.is_closed(peer) && !desk.engine.house().mode.is_quiet());
     leave(&mut desk, peer);
     assert!(desk.is_closed(later));
+}
+
+/// A peer that nobody can be connected to any more lets go of a crowd at once, and not by as many
+/// calls within one another.
+#[test]
+fn many_requests_for_nowhere_do_not_exhaust_the_stack() {
+    let mut desk = Desk::new(&text("[peers]\n2 = host=10.0.0.2 pool_size=1\n", "peer_id = 1"));
+    (0..20_000).for_each(|_| _ = request(&mut desk, &foreign(2, 3)));
+    desk.perform();
+    // No host at all, and the desk has no directory for sockets.
+    reload(&mut desk, "[peers]\n2 = host=, pool_size=0\n", "peer_id = 1");
+    let (peer, ..) = arrive(&mut desk);
+    leave(&mut desk, peer);
+    assert_eq!(desk.closed.len(), 2 * 20_000);
+    assert_eq!(counts(&desk, 2), Some(Counts::default()));
 }
 
 /// Reliability 19: a crowd of requests for a peer that never answers leaves nothing behind.

@@ -20,11 +20,12 @@ const METHODS: [&str; 3] = ["plain", "md5", "scram-sha-256"];
 /// The first three know the password `right`.
 const USERS: [&str; 5] = ["plain", "md5", "scram", "none", "nobody"];
 
-/// Seeds to run with; `SIM_SEED` replays one.
+/// Seeds to run with; `SIM_SEED` replays one, `SIM_SEEDS` says how many.
 fn seeds(count: u64) -> Vec<u64> {
-    match std::env::var("SIM_SEED").ok().and_then(|seed| seed.parse().ok()) {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    match number("SIM_SEED") {
         Some(seed) => vec![seed],
-        None => (1..=count).collect(),
+        None => (1..=number("SIM_SEEDS").unwrap_or(count)).collect(),
     }
 }
 
@@ -271,7 +272,14 @@ impl Town {
     fn startup(&mut self) -> Vec<u8> {
         let user = USERS[self.random.below(USERS.len())];
         let database = ["app", "app", "nowhere", "pgbouncer"][self.random.below(4)];
-        Startup::v3().param("user", user).param("database", database).bytes()
+        let version = [0x3_0000, 0x3_0000, 0x3_0002, 0x3_270f][self.random.below(4)];
+        let startup = Startup::version(version).param("user", user).param("database", database);
+        match self.random.below(8) {
+            0 => startup.param("_pq_.x", "y").param("timezone", "CET").bytes(),
+            1 => startup.param("replication", "database").param("options", "-d 5").bytes(),
+            2 => startup.param("application_name", &"a".repeat(self.random.below(20_000))).bytes(),
+            _ => startup.bytes(),
+        }
     }
 
     fn stranger_speaks(&mut self) {

@@ -146,6 +146,31 @@ fn a_pool_is_made_for_whom_there_can_be_one() {
     refused(&pooler, "alice", &long, "right", &format!("no such database: {}", &long[..63]));
 }
 
+/// Where `*` stands for any database, names that somebody without a password makes up are not kept.
+#[test]
+fn a_pool_of_a_made_up_name_goes_with_whoever_made_it_up() {
+    let port = Postgres::shared().port;
+    let pooler = pooler(|ini| {
+        ini.database("*", &format!("host=127.0.0.1 port={port}")).set("max_client_conn", "1000");
+    });
+    let mut console = let_in(&pooler, "postgres", "pgbouncer", "right");
+    let own = ("pgbouncer".to_owned(), "pgbouncer".to_owned());
+    let mut strangers: Vec<Raw> =
+        (0..50).map(|n| asked(&pooler, "alice", &format!("made up {}", n % 10))).collect();
+    assert_eq!(pools(&mut console).len(), 10 + 1);
+    for stranger in strangers.iter_mut().step_by(2) {
+        tell(stranger, "wrong");
+        stranger.expect_fatal(PASSWORD);
+    }
+    drop(strangers);
+    wait_for("all of them to be forgotten", || pools(&mut console) == [own.clone()]);
+    // That of somebody who was let in stays, as long as `autodb_idle_timeout` says.
+    drop(let_in(&pooler, "alice", "template1", "right"));
+    refused(&pooler, "alice", "template1", "wrong", PASSWORD);
+    let used = ("template1".to_owned(), "alice".to_owned());
+    assert!(pools(&mut console).contains(&used));
+}
+
 /// What is told to whoever has proven who he is, and to nobody else.
 #[test]
 fn a_good_password_comes_before_every_other_refusal() {

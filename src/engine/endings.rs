@@ -102,6 +102,7 @@ impl Engine {
             }
         }
         if let Some(pool) = left {
+            self.forget_if_made_up(pool);
             self.tend(pool, now);
         }
     }

@@ -50,6 +50,10 @@ impl Engine {
 
     /// Opens connections for the requests that wait for this peer, as many as it may have.
     fn staff_peer(&mut self, peer: u16, now: Instant) {
+        if self.is_being_staffed(peer, true) {
+            // What was to be opened ended at once: the loop below, further down the stack, goes on.
+            return;
+        }
         while let Some(requester) = self.house.next_forward(peer, &self.config) {
             let carrier = self.open(PoolKey::NONE, Purpose::Forward { peer, requester }, now);
             if let Some(mut forward) = self.forward_of(requester) {
@@ -59,6 +63,13 @@ impl Engine {
             }
             self.dial_peer(carrier, peer, now);
         }
+        self.is_being_staffed(peer, false);
+    }
+
+    /// Whether it has been, up to now.
+    fn is_being_staffed(&mut self, peer: u16, from_now_on: bool) -> bool {
+        let pool = self.house.peer_pools.get_mut(&peer);
+        pool.is_some_and(|pool| std::mem::replace(&mut pool.is_being_staffed, from_now_on))
     }
 
     fn forward_of(&self, requester: ClientKey) -> Option<Forward> {

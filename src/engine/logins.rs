@@ -303,6 +303,26 @@ impl Engine {
         Ok(pool)
     }
 
+    /// Somebody has left this pool. If nobody has ever been let into it, and its name or that of its
+    /// user is one that anybody can make up, it goes with the last of them: or else memory would
+    /// grow with each name that somebody without a password thinks of.
+    pub(super) fn forget_if_made_up(&mut self, key: PoolKey) {
+        let Some(pool) = self.house.pools.get(key) else {
+            return;
+        };
+        let was_used = pool.members > 0
+            || pool.servers.total() > 0
+            || pool.welcome.is_some()
+            || pool.stats.total.client_logins > 0;
+        let user_is_listed = pool.database.user.is_some()
+            || self.access.userlist.contains(&pool.user)
+            || self.config.users.contains_key(&pool.user);
+        let is_listed = user_is_listed && self.config.databases.contains_key(&pool.database.name);
+        if !was_used && !is_listed {
+            self.house.remove_pool(key);
+        }
+    }
+
     /// Somebody who will not get to any database counts all the same, if his name is one that we
     /// know from anywhere: or else guessing his password would not have his limit.
     pub(super) fn admit_user(&mut self, key: ClientKey, user: &str) -> Result<(), Reason> {

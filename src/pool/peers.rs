@@ -26,6 +26,9 @@ pub struct PeerPool {
     pub carriers: Queue<ServerKey>,
     /// Which host of a list comes next.
     host: usize,
+    /// Connections are being opened for one request after the other: a thousand that end at once
+    /// must not be a thousand calls deep.
+    pub is_being_staffed: bool,
 }
 
 /// How many requests and connections are how far.

@@ -89,6 +89,8 @@ impl Desk {
                     self.derivations.push_back((conn, derivation));
                 }
                 Effect::Report(averages) => self.reports.push(averages),
+                // Whoever is on the console gets no answers here.
+                Effect::Attend { .. } => {}
                 Effect::HangUp { server } => self.hung_up.push(Conn::Server(server)),
                 Effect::Close { conn } => {
                     let last = self.outgoing(conn);
