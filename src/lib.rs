@@ -32,18 +32,19 @@
 //!    from the pool of [`ring::Rings`] for that.
 //! 2. [`engine::Engine::handle`] takes the `Received` and calls `Engine::client_received` in
 //!    [`engine::clients`], which judges message after message.
-//! 3. [`session::client::Client::judge`] turns a header ([`wire::frame::peek`]) into a
-//!    [`session::client::Verdict`]. The body need not have come in: it streams. An idle client's
-//!    query gives `NeedServer`.
+//! 3. Nearly all messages need no more than a look at their heads: `engine::plain` sees that an idle
+//!    client needs a server. For the others [`session::client::Client::judge`] turns a header
+//!    ([`wire::frame::peek`]) into a [`session::client::Verdict`]. The body need not have come in: it
+//!    streams.
 //! 4. [`pool::House::acquire`] takes an idle server, or lets the client wait, and then
 //!    `Engine::staff` in `engine::staffing` asks [`pool::House::opening`] whether to open
 //!    another.
 //! 5. [`pool::House::link`] ties the two together. In it [`session::params::catch_up`] writes what
 //!    the server lacks of the client's parameters, ahead of the client's message.
-//! 6. The next verdict is `Relay`: [`session::pipeline::Pipeline::expect`] notes the reply now
-//!    owed, [`session::relay::message`] appends to the server's [`session::egress::Egress`] where
-//!    the bytes lie. Nothing is copied. The pump *drains* it: one write, straight from the client's
-//!    ring.
+//! 6. Now `engine::plain` passes on all that has come in: [`session::pipeline::Pipeline::expect`]
+//!    notes each reply now owed, [`session::relay::stretch`] appends to the server's
+//!    [`session::egress::Egress`] where the bytes lie. Nothing is copied. The pump *drains* it: one
+//!    write, straight from the client's ring.
 //! 7. The answer comes the same way: fill, `Engine::server_received` in [`engine::servers`]. Rows
 //!    need no look ([`wire::frame::relay_run`]) and most replies only settle what is owed, so
 //!    [`session::server::Server::take_plain_run`] makes one run of them all; what is left is for

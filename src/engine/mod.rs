@@ -5,7 +5,7 @@
 //! [`io`] is its border. [`clients`] and [`servers`] have one function for each thing that can
 //! happen to one, [`consoles`] what
 //! those on the admin console need, [`statements`] what their prepared statements need, `unlinked` is about servers that work for nobody; [`logins`] decides who is let in, `staffing` decides when to open servers, [`openings`] opens them, `naming` finds those that have names, `rescue` brings them back from clients that have gone, [`endings`] is
-//! the one place where a conversation ends, `departures` waits for servers that have to leave. `replication` is about clients that replicate, `cancels` takes requests to cancel, `forwarding` hands them on to other poolers, [`tls`] starts TLS on
+//! the one place where a conversation ends, `departures` waits for servers that have to leave. `replication` is about clients that replicate, `cancels` takes requests to cancel, `forwarding` hands them on to other poolers, `plain` passes on what needs no closer look, `unnamed` is about statements without a name, [`tls`] starts TLS on
 //! either side. [`operate`] is what the operator does to the house, [`databases`] to a part of it,
 //! [`check`] its laws.
 

@@ -192,11 +192,13 @@ impl Engine {
 
     /// Finds something else to do for a server whose client has just left it.
     pub(super) fn dismiss(&mut self, key: ServerKey, now: Instant) {
-        let Some(pool) = self.house.servers.get(key).map(|server| server.pool) else {
+        let Some(server) = self.house.servers.get(key) else {
             return;
         };
-        for late in self.house.stale_cancels(pool, key) {
-            self.close_client(late, Reason::CANCEL_TOO_LATE, now);
+        if server.cancels_waiting > 0 {
+            for late in self.house.stale_cancels(server.pool, key) {
+                self.close_client(late, Reason::CANCEL_TOO_LATE, now);
+            }
         }
         self.settle_down(key, true, now);
     }

@@ -110,7 +110,11 @@ pub(super) fn begin_collecting(client: &mut Client, bytes: u64) {
 }
 
 /// Goes on with that. `false`: it has not come in as a whole.
+#[inline]
 pub(super) fn go_on_collecting(client: &mut Client) -> bool {
+    if !client.inbox.is_mid_message() {
+        return true;
+    }
     let (Rest::Collect(left), Some(statements)) = (client.inbox.rest(), &mut client.statements)
     else {
         return true;
@@ -174,7 +178,11 @@ pub(super) fn deallocate(
 }
 
 /// Sends the made-up replies whose turn has come. `false`: for some of them there is no room.
+#[inline]
 pub(super) fn emit_made_up(client: &mut Client, server: &mut Server, rings: &mut Rings) -> bool {
+    if !server.pipeline.owes_made_up() {
+        return true;
+    }
     while !client.egress.is_full() {
         let Some(request) = server.pipeline.next_made_up() else {
             return true;

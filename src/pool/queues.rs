@@ -306,7 +306,7 @@ impl House {
     pub fn set_client_state(&mut self, key: ClientKey, state: client::State) -> client::State {
         let client = self.clients.get_mut(key).expect("only a client that is there moves");
         let (from, to) = (client_standing(&client.state), client_standing(&state));
-        self.closing_clients += usize::from(state == client::State::Closing);
+        self.closing_clients += usize::from(matches!(state, client::State::Closing));
         let old = std::mem::replace(&mut client.state, state);
         if from == to && to != ClientStanding::AwaitingPeer {
             return old;
@@ -367,10 +367,10 @@ impl House {
             return;
         }
         server.state = state;
-        let pool = self.pools.get_mut(server.pool).expect("a server's pool outlives it");
         if from == to {
             return;
         }
+        let pool = self.pools.get_mut(server.pool).expect("a server's pool outlives it");
         if let Some(from) = from {
             pool.servers.leave(&mut self.servers, key, from);
         }

@@ -90,13 +90,18 @@ impl Counters {
         in_transaction: bool,
         now: Instant,
     ) {
-        if let Some(since) = client.query_since.take() {
-            let took = microseconds(since, now);
+        let query = client.query_since.take();
+        let query_us = query.map(|since| microseconds(since, now));
+        if let Some(took) = query_us {
             self.query_us += took;
             times.query.record(took);
         }
         if !in_transaction && let Some(since) = client.transaction_since.take() {
-            let took = microseconds(since, now);
+            // Nearly always a query is a transaction.
+            let took = match query_us {
+                Some(took) if query == Some(since) => took,
+                _ => microseconds(since, now),
+            };
             self.transaction_us += took;
             times.transaction.record(took);
         }

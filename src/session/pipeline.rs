@@ -273,6 +273,12 @@ impl Pipeline {
         !self.copying_in && is_plain(self.owed.front()) && is_plain(self.owed.get(1))
     }
 
+    /// Whether the reply that is due now is one that we have to make up.
+    #[inline]
+    pub fn owes_made_up(&self) -> bool {
+        self.owed.front().is_some_and(|owed| owed.action == Action::MakeUp)
+    }
+
     /// The next reply that we have to make up, now that all before it have been passed on.
     pub fn next_made_up(&mut self) -> Option<Request> {
         let made_up = |owed: &mut Owed| owed.action == Action::MakeUp;
