@@ -53,8 +53,8 @@ impl Engine {
         }
         self.watch(Conn::Client(client_key), now);
         self.watch(Conn::Server(key), now);
-        self.client_goes_on(client_key, now);
-        self.make_runnable(Conn::Client(client_key));
+        // It may have said more already, and the client has asked what it was opened for.
+        self.server_goes_on(key, now);
     }
 
     /// It has not. Only its own client is told, and less than the log.

@@ -105,8 +105,10 @@ impl House {
         };
         assert!(client.egress.first_run().is_none(), "a new link begins without runs");
         assert!(!client.egress.has_kept(), "who has not taken its last reply gets no server");
-        assert!(server.is_done(), "only a server that owes nothing is handed out");
         let is_own = server.replicates_for.is_some();
+        // What one for replication says behind its login is for its client, who has it first.
+        let is_free = server.is_done() || is_own && server.owes_nothing();
+        assert!(is_free, "only a server that owes nothing is handed out");
         assert!(!is_own || server.replicates_for == Some(client_key), "it is another one's own");
         server.has_served = true;
         server.has_worked = true;
@@ -212,8 +214,13 @@ impl House {
             return false;
         };
         let is_whole = match client.inbox.rest() {
-            // The COPY will fail, so it does not matter how this ends.
-            Rest::Relay(bytes) => server.pipeline.awaits_copy_end() && bytes <= MAX_PADDING_BYTES,
+            // The COPY will fail, so it does not matter how its data ends. Anything else is not for
+            // us to complete: the server may have given up the COPY a moment ago.
+            Rest::Relay(bytes) => {
+                let is_data =
+                    server.pipeline.awaits_copy_end() && server.pipeline.is_in_copy_data();
+                is_data && bytes <= MAX_PADDING_BYTES
+            }
             Rest::None | Rest::Skip(_) | Rest::Collect(_) => true,
         };
         let is_read = reason.is_told() && client.egress.first_run().is_some();

@@ -387,11 +387,12 @@ impl Server {
     /// Whether everything asked of it has been answered, and all of that passed on. A notification
     /// may come behind the last answer: the rest of one belongs to whoever got its beginning.
     pub fn is_done(&self) -> bool {
-        self.activity == Activity::Ready
-            && self.pipeline.is_empty()
-            && self.egress.is_empty()
-            && self.inbox.unjudged() == 0
-            && !self.inbox.is_mid_message()
+        self.owes_nothing() && self.inbox.unjudged() == 0 && !self.inbox.is_mid_message()
+    }
+
+    /// Whether everything asked of it has been answered, though it may be saying something else.
+    pub fn owes_nothing(&self) -> bool {
+        self.activity == Activity::Ready && self.pipeline.is_empty() && self.egress.is_empty()
     }
 
     /// Puts a query of our own to it, of which nobody gets the answer.

@@ -51,6 +51,9 @@ pub enum Phase {
     Dead,
 }
 
+/// Where another pooler listens.
+pub const PEERS_PORT: u16 = 7000;
+
 /// What a session's first packet asks for.
 pub enum First {
     Nothing,
@@ -75,6 +78,8 @@ pub struct Backend {
     pub hangs: bool,
     /// The entry that it was opened with has changed; only this client may go on using it.
     pub retired: Option<Option<usize>>,
+    /// It belongs to one client, whose own words it was opened with.
+    replicates: bool,
     /// It is new, and is to be asked this first.
     greeting: Option<&'static str>,
     received: u64,
@@ -114,6 +119,7 @@ impl Backend {
             rejects: None,
             hangs: false,
             retired: None,
+            replicates: false,
             greeting: None,
             received: 0,
             input: Pipe::default(),
@@ -413,6 +419,11 @@ impl Backend {
     ) -> First {
         if packet[4..8] == 80_877_102u32.to_be_bytes() {
             self.phase = Phase::Carrier(rng.below(4) as u32);
+            if self.port == PEERS_PORT {
+                let wanted = book.to_forward.iter().position(|key| *key == packet[8..]);
+                book.to_forward.remove(wanted.expect("somebody asked for that"));
+                book.forwarded += 1;
+            }
             return First::Cancel(packet[8..].to_vec());
         }
         if packet == wire::ssl_request() {
@@ -426,8 +437,20 @@ impl Backend {
             match pair[0].as_str() {
                 "user" => self.pool.1.clone_from(&pair[1]),
                 "database" => self.pool.0.clone_from(&pair[1]),
-                name => panic!("a parameter that is in no entry: {name}"),
+                "replication" => self.replicates = pair[1] == "database",
+                name => {
+                    assert!(self.replicates, "a parameter that is in no entry: {name}");
+                    let index = params::Params::index(name).expect("a tracked one");
+                    self.params.0[index] = params::canonical(&pair[1]).to_string();
+                }
             }
+        }
+        self.at_login = self.params.clone();
+        self.reported = self.params.clone();
+        if self.params.0.iter().any(|value| params::is_refused(value)) {
+            self.out.push(&wire::report(b'E', "FATAL", "22023", "sim: no such value"));
+            self.end(socket, End::Orderly);
+            return First::Nothing;
         }
         if let Some(text) = self.rejects {
             self.out.push(&wire::report(b'E', "FATAL", "53300", text));
@@ -521,6 +544,9 @@ impl Backend {
         let account = &book.accounts[client];
         assert_eq!(self.greeting, None, "a new server has not been asked its connect_query");
         assert_eq!(self.pool, account.pool, "a client is served by its own pool");
+        assert_eq!(self.replicates, account.replicates, "who replicates has its own kind");
+        let is_first = self.last_owner.is_none_or(|last| last == client);
+        assert!(is_first || !self.replicates, "a server for replication got another client");
         // Who asks before it has read its welcome does not know yet what it has.
         if let Some(desired) = &account.desired {
             assert!(

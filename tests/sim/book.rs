@@ -26,6 +26,8 @@ pub type Pool = (String, String);
 pub struct Account {
     pub pool: Pool,
     pub mode: Mode,
+    /// It has a server of its own.
+    pub replicates: bool,
     /// What it has sent and no server has received yet.
     pub sent: VecDeque<Entry>,
     /// Parts of COPYs that were over: nobody needs to receive them.
@@ -59,6 +61,11 @@ pub struct Book {
     /// What a new server is asked first (`connect_query`).
     pub greeting: Option<&'static str>,
     pub greeted: u64,
+    /// So many replicate; CancelRequests that another pooler has got from us, and those that it is
+    /// to get.
+    pub replicators: u64,
+    pub forwarded: u64,
+    pub to_forward: Vec<Vec<u8>>,
     pub cancels: Vec<Cancel>,
     pub accounts: Vec<Account>,
     pub strays: Vec<Stray>,

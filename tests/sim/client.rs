@@ -104,10 +104,11 @@ impl Client {
         socket: usize,
         pool: Pool,
         mode: Mode,
-        login: &str,
+        (login, replicates): (&str, bool),
         asked: Vec<(usize, String)>,
     ) -> Self {
         let mut pairs = vec![("user".into(), login.into()), ("database".into(), pool.0.clone())];
+        pairs.extend(replicates.then(|| ("replication".into(), "database".into())));
         pairs.extend(asked.iter().map(|(index, value)| (TRACKED[*index].into(), value.clone())));
         Self {
             id,

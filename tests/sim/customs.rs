@@ -33,6 +33,10 @@ pub struct Customs {
     pub greeting: Option<&'static str>,
     /// `autodb_idle_timeout`, where the last database is made from `*`.
     pub autodb: Option<u32>,
+    /// Some clients replicate.
+    pub replicates: bool,
+    /// `peer_id` is 1, and 2 is another pooler.
+    pub has_peer: bool,
     /// `track_extra_parameters`; `None`: as it is without.
     extra: Option<&'static str>,
     databases: Vec<(&'static str, Own)>,
@@ -103,6 +107,7 @@ impl Customs {
         }
         let greeting = *rng.pick(&[None, None, Some("select 3"), Some("fail"), Some("notice")]);
         let autodb = rng.per_mille(300).then(|| *rng.pick(&[0, 1, 5]));
+        let (replicates, has_peer) = (rng.per_mille(400), rng.per_mille(400));
         let extra = *rng.pick(&[None, None, Some(""), Some("intervalstyle, search_path")]);
         let (mut databases, mut users) = (Vec::new(), Vec::new());
         for house in houses {
@@ -117,7 +122,7 @@ impl Customs {
                 users.push((user, if is_hasty { own } else { own.patient() }));
             }
         }
-        Self { greeting, autodb, extra, databases, users }
+        Self { greeting, autodb, replicates, has_peer, extra, databases, users }
     }
 
     fn database(&self, name: &str) -> Own {
@@ -188,7 +193,11 @@ impl Customs {
         let idle = self.autodb.unwrap_or(3600);
         let extra = self.extra.map(|extra| format!("track_extra_parameters = {extra}\n"));
         let settings = format!("autodb_idle_timeout = {idle}\n{}", extra.unwrap_or_default());
-        (format!("[users]\n{users}"), settings)
+        let (peers, own_id) = match self.has_peer {
+            true => ("[peers]\n2 = host=10.0.1.2 port=7000 pool_size=2\n", "peer_id = 1\n"),
+            false => ("", ""),
+        };
+        (format!("[users]\n{users}{peers}"), settings + own_id)
     }
 }
 

@@ -112,8 +112,8 @@ impl Fresh {
         let servers = house.servers.iter().filter(|(_, server)| !server.has_worked);
         let servers = servers.filter_map(|(key, server)| {
             let pool = house.pools.get(server.pool)?;
-            let queue = pool.waiting.keys(&house.clients);
-            let first = queue.into_iter().find(|client| waits_for_server(engine, *client))?;
+            // Who replicates has no use for it, but for its place.
+            let first = pool.waiting.first().filter(|client| waits_for_server(engine, *client))?;
             let standing = server_standing(&server.state);
             matches!(standing, Some(ServerStanding::Login | ServerStanding::Idle))
                 .then_some((key, first))
@@ -216,9 +216,11 @@ pub fn check_times(engine: &Engine, now: Instant) {
     }
 }
 
+/// Whoever replicates waits for a server of its own.
 fn waits_for_server(engine: &Engine, client: ClientKey) -> bool {
-    let state = engine.house().clients.get(client).map(|client| &client.state);
-    matches!(state, Some(State::Waiting { .. }))
+    let client = engine.house().clients.get(client);
+    let client = client.filter(|client| client.replicator.is_none());
+    matches!(client.map(|client| &client.state), Some(State::Waiting { .. }))
 }
 
 /// The engine and the models speak of the same modes.

@@ -148,7 +148,8 @@ impl World {
             asked.retain(|(index, _)| *index != 2);
             asked.push((2, "no such zone".to_string()));
         }
-        let id = self.admit_to(house, login, asked);
+        let replicates = self.town.customs.replicates && self.rng.per_mille(200);
+        let id = self.admit_as(house, login, asked, replicates);
         let rng = &mut self.rng;
         let client = &mut self.clients[id];
         client.is_naughty = is_naughty;
@@ -162,19 +163,34 @@ impl World {
 
     /// As above, to a house of our choice. Which client it is.
     pub fn admit_to(&mut self, house: usize, login: &str, asked: Vec<(usize, String)>) -> usize {
+        self.admit_as(house, login, asked, false)
+    }
+
+    fn admit_as(
+        &mut self,
+        house: usize,
+        login: &str,
+        asked: Vec<(usize, String)>,
+        replicates: bool,
+    ) -> usize {
         let id = self.clients.len();
         let (key, socket) = self.shell.accept(Some(id), &mut self.rng);
         let house = &self.town.houses[house];
         let user = house.user.unwrap_or(login).to_string();
         let user_of_pool = user.clone();
         let pool = (house.name.to_string(), user);
-        let mode = mode_of(self.town.customs.mode(house.mode, &user_of_pool));
+        let mode = match replicates {
+            true => Mode::Session,
+            false => mode_of(self.town.customs.mode(house.mode, &user_of_pool)),
+        };
+        self.book.replicators += u64::from(replicates);
         trace::note(|| {
             format!("client {id} is {}: {pool:?} {mode:?} {asked:?}", Conn::Client(key))
         });
         self.book.accounts.push(Account {
             pool: pool.clone(),
             mode,
+            replicates,
             sent: VecDeque::new(),
             passed_over: Vec::new(),
             expected: VecDeque::new(),
@@ -182,7 +198,7 @@ impl World {
             was_cancelled: false,
             has_left: false,
         });
-        let mut client = Client::new(id, key, socket, pool, mode, login, asked);
+        let mut client = Client::new(id, key, socket, pool, mode, (login, replicates), asked);
         client.tracked = self.town.customs.tracked();
         client.log_in(self.rng.per_mille(300));
         self.clients.push(client);
@@ -224,6 +240,10 @@ impl World {
     }
 
     fn someone_cancels(&mut self) {
+        if self.town.customs.has_peer && self.rng.per_mille(300) {
+            self.cancel_elsewhere();
+            return;
+        }
         let known: Vec<usize> = self
             .clients
             .iter()
@@ -234,6 +254,20 @@ impl World {
             let id = *self.rng.pick(&known);
             self.cancel(id);
         }
+    }
+
+    /// Asks to cancel what a client of the other pooler has running.
+    fn cancel_elsewhere(&mut self) {
+        let mut secret = self.rng.next().to_be_bytes();
+        (secret[0], secret[1], secret[2]) = (secret[0] & 0x7f, 2, 0);
+        let hops = secret[7] & 3;
+        if hops > 0 {
+            let mut passed_on = secret;
+            passed_on[7] -= 1;
+            self.book.to_forward.push(passed_on.to_vec());
+        }
+        let (_, socket) = self.shell.accept(None, &mut self.rng);
+        self.cancellers.push(Canceller { socket, outbox: wire::cancel_request(&secret) });
     }
 
     /// Asks to cancel whatever this client has running.
@@ -409,6 +443,12 @@ impl World {
             let limits = town.customs.limits(town.limits, &client.login, &client.pool);
             // Who waits for a server is under the limit of all.
             let limits = match text.as_str() {
+                // Who replicates has been told less than the log.
+                "login failed" | "connect timeout" | "failed to answer authreq"
+                    if self.book.accounts[id].replicates =>
+                {
+                    return moved;
+                }
                 "query_timeout" => Limits { query: town.limits.query, ..limits },
                 _ => limits,
             };
