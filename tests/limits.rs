@@ -392,6 +392,26 @@ fn a_database_made_from_a_star_goes_with_all_its_pools() {
     assert!(desk.engine.house().pool_of("made").is_none());
 }
 
+/// Names that strangers make up are asked about in databases that `*` makes of them, and are not kept
+/// for longer than an attempt is remembered.
+#[test]
+fn a_database_that_a_stranger_made_up_is_soon_forgotten() {
+    let text = "[databases]\n* = host=127.0.0.1\n[pgbouncer]\nauth_user = bob\n\
+                server_login_retry = 15\nautodb_idle_timeout = 0";
+    let mut desk = Desk::new(text);
+    for number in 0..30 {
+        let stranger = desk.client("stranger", &format!("made up {number}"));
+        let server = desk.connect();
+        let refusal = b"SFATAL\0C3D000\0Mdatabase does not exist\0\0";
+        desk.feed(server, &common::raw::message(b'E', refusal));
+        assert!(desk.is_closed(stranger) && desk.is_closed(server));
+    }
+    assert_eq!(desk.engine.house().pools.len(), 30, "the next attempts have to wait");
+    desk.after(SECOND * 16);
+    assert_eq!(desk.engine.house().pools.len(), 0);
+    assert!(desk.engine.house().alarms.is_empty());
+}
+
 #[test]
 fn idle_pools_are_left_alone_however_many() {
     let mut text = String::from("[databases]\n* = host=127.0.0.1 pool_size=2\n[pgbouncer]\n");

@@ -9,7 +9,7 @@ use crate::engine::Engine;
 use crate::engine::io::Effect;
 use crate::keys::{ClientKey, Conn, PoolKey};
 use crate::pool::peers::own_id;
-use crate::pool::{House, Welcome, client_address};
+use crate::pool::{House, Pool, Welcome, client_address};
 use crate::ring::{Ring, Rings};
 use crate::session::cancel_key::Tail;
 use crate::session::client::{Client, ClientAddress, Counted, State};
@@ -303,24 +303,29 @@ impl Engine {
         Ok(pool)
     }
 
-    /// Somebody has left this pool. If nobody has ever been let into it, and its name or that of its
-    /// user is one that anybody can make up, it goes with the last of them: or else memory would
-    /// grow with each name that somebody without a password thinks of.
+    /// Somebody has left this pool. If it is made up, it goes with the last of them: or else memory
+    /// would grow with each name that somebody without a password thinks of. (If it has tried to
+    /// open a server, that is remembered for as long as it takes to the next attempt.)
     pub(super) fn forget_if_made_up(&mut self, key: PoolKey) {
         let Some(pool) = self.house.pools.get(key) else {
             return;
         };
-        let was_used = pool.members > 0
-            || pool.servers.total() > 0
-            || pool.welcome.is_some()
-            || pool.stats.total.client_logins > 0;
+        let is_needed =
+            pool.members > 0 || pool.servers.total() > 0 || pool.attempts.last.is_some();
+        if !is_needed && pool.askers.is_empty() && self.is_made_up(pool) {
+            self.house.remove_pool(key);
+        }
+    }
+
+    /// Whether nobody has ever been let into this pool, by us or by a server, and its name or that of
+    /// its user is one that anybody can make up.
+    pub(super) fn is_made_up(&self, pool: &Pool) -> bool {
+        let was_used = pool.welcome.is_some() || pool.stats.total.client_logins > 0;
         let user_is_listed = pool.database.user.is_some()
             || self.access.userlist.contains(&pool.user)
             || self.config.users.contains_key(&pool.user);
         let is_listed = user_is_listed && self.config.databases.contains_key(&pool.database.name);
-        if !was_used && !is_listed {
-            self.house.remove_pool(key);
-        }
+        !was_used && !is_listed
     }
 
     /// Somebody who will not get to any database counts all the same, if his name is one that we

@@ -234,6 +234,9 @@ impl Engine {
 
     fn pool_end(&self, key: PoolKey) -> Option<Instant> {
         let pool = self.house.pools.get(key)?;
+        if self.is_made_up(pool) {
+            return pool.unused_since?.checked_add(self.config.settings.server_login_retry);
+        }
         let limit = self.config.settings.pool_idle_timeout;
         let is_kept = pool.database.user.is_some() && pool.min_size > 0;
         pool.unused_since?.checked_add(limit).filter(|_| !limit.is_zero() && !is_kept)
