@@ -80,6 +80,13 @@ fn peer_pools(pooler: &Pooler) -> Vec<[i32; 5]> {
     rows.iter().map(|row| expected.map(|name| row[name].parse().expect("a number"))).collect()
 }
 
+fn metrics_page(port: u16) -> String {
+    let mut raw = Raw::connect(port);
+    raw.send(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n");
+    let bytes: Vec<u8> = std::iter::from_fn(|| raw.byte()).collect();
+    String::from_utf8(bytes).expect("text")
+}
+
 /// A request for the query of whoever has this key.
 fn request(port: u16, key: &[u8]) -> Raw {
     let mut canceller = Raw::connect(port);
@@ -317,8 +324,10 @@ fn what_is_on_its_way_is_shown_until_its_peer_is_removed() {
         let _ = told.lock().expect("nobody panics").send(visit.first_packet());
         visit.silence();
     });
+    let metrics = Lease::take();
     let mut pooler = Pooler::start(|ini| {
         ini.set("peer_id", "1").set("cancel_wait_timeout", "0");
+        ini.set("metrics_listen", &format!("127.0.0.1:{}", metrics.port));
         ini.peer(1, "host=127.0.0.1 port=1");
         ini.peer(2, &format!("host=127.0.0.1 port={} pool_size=2", hangs.port));
         ini.peer(300, "host=/nowhere");
@@ -336,6 +345,14 @@ fn what_is_on_its_way_is_shown_until_its_peer_is_removed() {
     let key = [1, 2, 0, 4, 5, 6, 7, 0b11];
     let mut cancellers: Vec<Raw> = (0..5).map(|_| request(pooler.port, &key)).collect();
     wait_for("two to be sent", || peer_pools(&pooler) == [[2, 2, 3, 2, 0]]);
+    let page = metrics_page(metrics.port);
+    for (peer, state, number) in
+        [(2, "waiting", 3), (2, "connecting", 0), (2, "sent", 2), (300, "sent", 0)]
+    {
+        let sample =
+            format!("\nringbouncer_peer_requests{{peer=\"{peer}\",state=\"{state}\"}} {number}\n");
+        assert!(page.contains(&sample), "{sample} in {page}");
+    }
     for _ in 0..2 {
         let packet = heard.recv_timeout(common::PATIENCE).expect("a request");
         assert_eq!(

@@ -7,6 +7,7 @@ use super::show::{View, hosts, own, pools};
 use super::table::Cell;
 use crate::pool::causes::Cause;
 use crate::pool::mode::Mode;
+use crate::pool::peers::Counts;
 use crate::pool::stats::Counters;
 use crate::pool::times::{BOUNDED, Histogram, bound_us};
 use std::fmt::{Display, Write};
@@ -115,6 +116,7 @@ pub fn page(view: &View<'_>, dialect: Dialect) -> String {
     house(view, &mut page);
     statistics(view, &mut page);
     pool_numbers(view, &mut page);
+    peers(view, &mut page);
     waits(view, &mut page);
     endings(view, &mut page);
     hosts(view, &mut page);
@@ -237,6 +239,21 @@ fn pool_numbers(view: &View<'_>, page: &mut Page) {
     for (_, pool) in view.engine.house().pools.iter() {
         if let Some(size) = pool.size {
             page.sample(&[("database", &pool.database.name), ("user", &pool.user)], size);
+        }
+    }
+}
+
+/// Of each peer that there is, whether anything is on its way to it or not.
+fn peers(view: &View<'_>, page: &mut Page) {
+    let house = view.engine.house();
+    let help = "Cancel requests on their way to a peer, by how far they are.";
+    page.family("peer_requests", Kind::Gauge, help);
+    for id in view.engine.config().peers.keys() {
+        let counts = house.peer_pools.get(id).map(|pool| house.peer_counts(pool));
+        let Counts { waiting, opening, sent } = counts.unwrap_or_default();
+        let states = [("waiting", waiting - opening), ("connecting", opening), ("sent", sent)];
+        for (state, number) in states {
+            page.sample(&[("peer", &id.to_string()), ("state", state)], number);
         }
     }
 }

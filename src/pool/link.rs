@@ -214,8 +214,13 @@ impl House {
             return false;
         };
         let is_whole = match client.inbox.rest() {
-            // The COPY will fail, so it does not matter how this ends.
-            Rest::Relay(bytes) => server.pipeline.awaits_copy_end() && bytes <= MAX_PADDING_BYTES,
+            // The COPY will fail, so it does not matter how its data ends. Anything else is not for
+            // us to complete: the server may have given up the COPY a moment ago.
+            Rest::Relay(bytes) => {
+                let is_data =
+                    server.pipeline.awaits_copy_end() && server.pipeline.is_in_copy_data();
+                is_data && bytes <= MAX_PADDING_BYTES
+            }
             Rest::None | Rest::Skip(_) | Rest::Collect(_) => true,
         };
         let is_read = reason.is_told() && client.egress.first_run().is_some();

@@ -34,6 +34,11 @@ impl Pipeline {
         false
     }
 
+    /// Whether what was passed on last is CopyData: no request was noted since.
+    pub fn is_in_copy_data(&self) -> bool {
+        self.data_sent
+    }
+
     /// The request that was noted last may be a command that forgets all prepared statements.
     pub fn note_forgetting(&mut self) {
         self.forgetting = true;
