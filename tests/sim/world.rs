@@ -415,7 +415,7 @@ impl World {
                 // What was written before the engine closed it may still arrive.
                 let server = self.shell.engine.house().servers.get(*server);
                 if let Some(server) =
-                    server.filter(|server| !matches!(server.state, State::Leaving(_)))
+                    server.filter(|s| !matches!(s.state, State::Leaving(_) | State::Closing))
                 {
                     let gone = server.rescue().map(|rescue| rescue.client);
                     let heir = server.client().or(gone).map(|client| self.shell.ids[&client]);
