@@ -340,3 +340,18 @@ fn the_console_has_words_for_what_it_does_not_take() {
     operator.expect_fatal("query too long");
     pooler.assert_serves();
 }
+
+/// §9.2: a rule may ask for what this build does not have; then it lets nobody in, and says why.
+#[cfg(not(feature = "ldap"))]
+#[test]
+fn a_build_without_directories_says_so() {
+    let directory = common::outside::temp();
+    let rules = directory.join("hba");
+    std::fs::write(&rules, "host all all all ldap ldapserver=nowhere ldapprefix=x\n")
+        .expect("rules");
+    let pooler = Pooler::start(|ini| {
+        ini.set("auth_type", "hba").set("auth_hba_file", &rules.to_string_lossy());
+    });
+    let mut client = send(&pooler, &alice().bytes());
+    client.expect_fatal("ldap is not supported by this build");
+}

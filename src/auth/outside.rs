@@ -43,6 +43,14 @@ impl Oracle {
         }
     }
 
+    /// What a client is told that a build without it cannot help.
+    pub fn absence(&self) -> &'static str {
+        match self {
+            Oracle::Pam { .. } => "pam is not supported by this build",
+            Oracle::Ldap(_) => "ldap is not supported by this build",
+        }
+    }
+
     /// Whether this build can ask.
     pub fn is_built_in(&self) -> bool {
         match self {

@@ -75,8 +75,8 @@ impl Engine {
         oracle: Oracle,
     ) -> Result<(), Reason> {
         if !oracle.is_built_in() {
-            log::error!("{} this build cannot ask: {}", self.name_of(key), oracle.refusal());
-            return Err(Reason::Told(oracle.refusal()));
+            log::error!("{} {}", self.name_of(key), oracle.absence());
+            return Err(Reason::Told(oracle.absence()));
         }
         let (request, challenge) = Challenge::password();
         let step = Step::AskedFor { challenge, oracle };

@@ -2,12 +2,20 @@
 //! it wants done. It knows no socket, no clock and no thread, so that everything it decides can be
 //! tested in microseconds and replayed from a seed.
 //!
-//! [`io`] is its border. [`clients`] and [`servers`] have one function for each thing that can
-//! happen to one, [`consoles`] what
-//! those on the admin console need, [`statements`] what their prepared statements need, `unlinked` is about servers that work for nobody; [`logins`] decides who is let in, `staffing` decides when to open servers, [`openings`] opens them, `naming` finds those that have names, `rescue` brings them back from clients that have gone, [`endings`] is
-//! the one place where a conversation ends, `departures` waits for servers that have to leave. `replication` is about clients that replicate, `cancels` takes requests to cancel, `forwarding` hands them on to other poolers, `plain` passes on what needs no closer look, `unnamed` is about statements without a name, [`tls`] starts TLS on
-//! either side. [`operate`] is what the operator does to the house, [`databases`] to a part of it,
-//! [`check`] its laws.
+//! | | |
+//! |---|---|
+//! | [`io`] | its border |
+//! | [`clients`], [`servers`] | one function for each thing that can happen to one |
+//! | `plain`, [`statements`], `unnamed` | messages that need no closer look; those that name prepared statements; statements without a name |
+//! | [`logins`], `proving`, [`credentials`], [`asking`], `consulting`, `checking`, `newcomers` | who is let in, and when |
+//! | `staffing`, [`openings`], `naming`, [`tls`] | when to open servers, how, where to, and under which protection |
+//! | `unlinked`, `rescue`, `departures` | servers that work for nobody, that are brought back from clients that have gone, that have to leave |
+//! | `cancels`, `forwarding` | requests to cancel, and those that are for other poolers |
+//! | `replication` | clients that replicate |
+//! | [`endings`] | the one place where a conversation ends |
+//! | [`consoles`] | what those on the admin console need |
+//! | [`operate`], [`databases`], [`suspension`], [`handover`] | what the operator does to the house, to a part of it, and at a restart |
+//! | [`check`] | its laws |
 
 pub mod asking;
 mod cancels;

@@ -107,3 +107,101 @@ pub(super) fn pass_on(
     relay::stretch(&mut client.inbox, &mut server.egress, done as u64);
     true
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keys::{Key, ServerKey};
+    use crate::ring::Rings;
+    use crate::session::client::{ClientAddress, State, Verdict};
+    use crate::session::params::Tracked;
+    use proptest::prelude::*;
+    use std::time::Instant;
+
+    fn client_that_says(state: State, bytes: &[u8]) -> Client {
+        let (tracked, mut rings) = (Tracked::new(std::iter::empty()), Rings::new(1 << 10));
+        let from = ClientAddress::Unix { pid: 0, uid: None };
+        let mut client = Client::new(from, [0; 8], tracked.unset(), Instant::now());
+        client.state = state;
+        client.inbox.room(&mut rings)[0][..bytes.len()].copy_from_slice(bytes);
+        client.inbox.filled(bytes.len());
+        client
+    }
+
+    /// A body that often looks like one of its kind.
+    fn body() -> impl Strategy<Value = Vec<u8>> {
+        let begins: [&[u8]; 10] = [
+            b"",
+            b"S",
+            b"P",
+            b"\0",
+            b"\0\0",
+            b"a\0",
+            b"\0a\0",
+            b" discard ",
+            b"DEALLOCATE a",
+            b"select",
+        ];
+        let begin = prop::sample::select(begins.to_vec());
+        let end = prop_oneof![
+            Just(Vec::new()),
+            Just(vec![0]),
+            prop::collection::vec(0u8..3, 0..6),
+            prop::collection::vec(any::<u8>(), 0..20)
+        ];
+        (begin, end).prop_map(|(begin, end)| [begin, &end].concat())
+    }
+
+    /// What drivers say all day.
+    #[test]
+    fn ordinary_conversations_need_no_closer_look() {
+        let turn = Turn::Unlimited;
+        let (max_packet_bytes, disable_pqexec, tracks_statements) = (1000, false, true);
+        let rules = Rules { max_packet_bytes, disable_pqexec, turn, tracks_statements };
+        for (request, body) in [
+            (Request::Query, &b"SELECT 1\0"[..]),
+            (Request::Parse, b"\0SELECT 1\0\0\0"),
+            (Request::Bind, b"\0\0\0\0\0\0\0\0"),
+            (Request::Describe, b"P\0"),
+            (Request::Describe, b"S\0"),
+            (Request::Execute, b"\0\0\0\0\0"),
+            (Request::Close, b"P\0"),
+            (Request::Sync, b""),
+        ] {
+            assert!(touch(request, body, rules).is_some(), "{request:?}");
+        }
+        assert!(touch(Request::Bind, b"\0name\0\0\0\0\0\0\0", rules).is_none());
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(4000))]
+        /// Both judge alike: what is passed on here is passed on there, whole.
+        #[test]
+        fn it_decides_as_judge_does(
+            tag in prop::sample::select(b"QPBDCESFHdcfXp".to_vec()),
+            body in body(),
+            disable_pqexec: bool,
+            tracks_statements: bool,
+            max_packet_bytes in prop_oneof![Just(20u32), Just(1 << 20)],
+        ) {
+            let turn = Turn::Unlimited;
+            let rules = Rules { max_packet_bytes, disable_pqexec, turn, tracks_statements };
+            let length = u32::try_from(body.len() + 4).unwrap().to_be_bytes();
+            let message = [&[tag][..], &length, &body].concat();
+            let idle = client_that_says(State::Idle, &message);
+            if needs_server(&idle, rules) {
+                prop_assert_eq!(idle.judge(rules), Verdict::NeedServer);
+            }
+            let server = ServerKey::new(0, 0);
+            let linked = client_that_says(State::Active { server, copying_in: false }, &message);
+            let passed_on = next_request(&message, rules)
+                .filter(|(request, body)| touch(*request, body, rules).is_some())
+                .map(|(request, _)| request);
+            if let Some(request) = passed_on {
+                let bytes = message.len() as u64;
+                let expected = Verdict::Relay { bytes, request: Some(request) };
+                prop_assert_eq!(linked.judge(rules), expected);
+            }
+        }
+    }
+}
