@@ -9,6 +9,7 @@ use common::raw::query;
 use common::{Pooler, Postgres, Startup, wait_for};
 use ringbouncer::engine::io::Input;
 use ringbouncer::keys::Conn;
+use ringbouncer::pool::mode::Awaited;
 use ringbouncer::session::server::{Leave, State};
 use std::time::{Duration, Instant};
 
@@ -199,4 +200,16 @@ fn who_cannot_wait_for_a_second_gets_the_place_sooner() {
         told += usize::from(desk.is_closed(client));
     }
     desk.server();
+}
+
+/// Whoever waits for servers to be gone does not wait for a query that nobody waits for.
+#[test]
+fn a_busy_backend_holds_up_neither_an_end_nor_a_change() {
+    let (mut desk, server) = busy("");
+    desk.engine.reconnect(None, desk.now);
+    desk.perform();
+    assert!(is_busy(&desk, server) && !desk.engine.has_servers_to_close(None));
+    desk.engine.shut_down(Awaited::Servers, desk.now);
+    desk.perform();
+    assert!(desk.is_closed(server) && desk.engine.is_over());
 }

@@ -6,6 +6,7 @@ use crate::keys::{ClientKey, PoolKey};
 use crate::pool::Pool;
 use crate::pool::queues::ServerStanding;
 use crate::session::farewell::Reason;
+use crate::session::server::{Leave, State};
 use std::time::Instant;
 
 impl Engine {
@@ -137,7 +138,9 @@ impl Engine {
         let mut servers = house.servers.iter();
         servers.any(|(_, server)| {
             let is_there = crate::pool::queues::server_standing(&server.state).is_some();
-            server.close_needed && is_there && is_meant(server.pool)
+            // Its query may take hours, and it is not ours any more.
+            let is_abandoned = matches!(server.state, State::Leaving(Leave::Busy));
+            server.close_needed && is_there && !is_abandoned && is_meant(server.pool)
         })
     }
 

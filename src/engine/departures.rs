@@ -111,6 +111,19 @@ impl Engine {
         true
     }
 
+    /// Servers that have been told to leave are not waited for any more: nobody gets their places.
+    pub(super) fn forget_leaving(&mut self, now: Instant) {
+        for (_, key) in std::mem::take(&mut self.leaving) {
+            self.has_left(key, now);
+        }
+        let is_leaving = |server: &Server| matches!(server.state, State::Leaving(_));
+        let servers = self.house.servers.iter().filter(|(_, server)| is_leaving(server));
+        let overdue: Vec<ServerKey> = servers.map(|(key, _)| key).collect();
+        for key in overdue {
+            self.has_left(key, now);
+        }
+    }
+
     /// We have been patient for a while with servers that do not leave.
     pub(super) fn see_off(&mut self, now: Instant) {
         while let Some((_, key)) = self.leaving.pop_front_if(|(at, _)| *at <= now) {

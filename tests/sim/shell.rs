@@ -432,7 +432,8 @@ impl Shell {
         let house = self.engine.house();
         for (key, index) in &self.backend_of {
             // What was written before the engine closed it may still arrive.
-            let is_there = |server: &&Server| !matches!(server.state, State::Leaving(_));
+            let is_there =
+                |server: &&Server| !matches!(server.state, State::Leaving(_) | State::Closing);
             let Some(server) = house.servers.get(*key).filter(is_there) else {
                 continue;
             };

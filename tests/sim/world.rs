@@ -415,7 +415,7 @@ impl World {
                 // What was written before the engine closed it may still arrive.
                 let server = self.shell.engine.house().servers.get(*server);
                 if let Some(server) =
-                    server.filter(|server| !matches!(server.state, State::Leaving(_)))
+                    server.filter(|s| !matches!(s.state, State::Leaving(_) | State::Closing))
                 {
                     let gone = server.rescue().map(|rescue| rescue.client);
                     let heir = server.client().or(gone).map(|client| self.shell.ids[&client]);
@@ -443,9 +443,13 @@ impl World {
             let limits = town.customs.limits(town.limits, &client.login, &client.pool);
             // Who waits for a server is under the limit of all.
             let limits = match text.as_str() {
-                // Who replicates has been told less than the log.
-                "login failed" | "connect timeout" | "failed to answer authreq"
-                    if self.book.accounts[id].replicates =>
+                // How the login of its own server has failed.
+                "login failed" | "connect timeout" if self.book.accounts[id].replicates => {
+                    return moved;
+                }
+                // A refusal that is cut off.
+                "server conn crashed?"
+                    if self.faults.rejects && self.book.accounts[id].replicates =>
                 {
                     return moved;
                 }
