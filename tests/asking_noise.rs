@@ -12,7 +12,7 @@ use common::prover::{Prover, ROUNDS, Said, derive_one, md5, verifier};
 use common::raw::{self, Startup, message};
 use ringbouncer::auth::userlist::Userlist;
 use ringbouncer::config::Config;
-use ringbouncer::engine::io::{ClientAddress, Input};
+use ringbouncer::engine::io::ClientAddress;
 use ringbouncer::keys::Conn;
 use ringbouncer::session::client::State;
 use std::time::Duration;
@@ -86,21 +86,6 @@ fn is_in(desk: &Desk, conn: Conn) -> bool {
     })
 }
 
-/// As much as the pooler is willing to read.
-fn feed_while_read(desk: &mut Desk, conn: Conn, bytes: &[u8]) {
-    for piece in bytes.chunks(1000) {
-        if !desk.engine.wants_read(conn) {
-            return;
-        }
-        desk.feed(conn, piece);
-    }
-}
-
-fn leave(desk: &mut Desk, conn: Conn) {
-    desk.handle(Input::ReadClosed { conn });
-    desk.perform();
-}
-
 /// Everybody does what there is to do, with the client's messages and the database's answers changed
 /// on their way; what came of it, and how many bytes there were of each.
 fn log_in(
@@ -114,13 +99,13 @@ fn log_in(
         said = prover.go_on_with(desk, |desk, conn, bytes| {
             let changed = to_pooler(lengths[0], bytes);
             lengths[0] += bytes.len();
-            feed_while_read(desk, conn, &changed);
+            desk.feed_while_read(conn, &changed);
         });
         for (server, name, before) in questions(desk) {
             let words = word_of(&name);
             let changed = from_database(lengths[1], &words);
             lengths[1] += words.len();
-            feed_while_read(desk, server, &[before, changed].concat());
+            desk.feed_while_read(server, &[before, changed].concat());
         }
         while derive_one(desk) {}
     }
@@ -175,7 +160,7 @@ fn who_knows_what_the_database_tells_gets_in_and_nobody_else() {
                 let expected = password == "right" && gets_in(method, user);
                 assert_eq!(said == Said::Welcome, expected, "{method} {user} {password}: {said:?}");
                 assert_eq!(is_in(&desk, prover.conn), expected);
-                leave(&mut desk, prover.conn);
+                desk.leave(prover.conn);
             }
         }
         assert_empty(&mut desk);
@@ -193,12 +178,12 @@ fn logins_and_answers_cut_at_every_byte() {
             let (said, [own, asked]) = log_in(&mut desk, &mut prover, whole, whole);
             let may_enter = gets_in(method, user);
             assert_eq!(said == Said::Welcome, may_enter, "{method} {user}: {said:?}");
-            leave(&mut desk, prover.conn);
+            desk.leave(prover.conn);
             for cut in 0..own {
                 let mut prover = knock(&mut desk, user, "right");
                 let (said, _) = log_in(&mut desk, &mut prover, up_to(cut), whole);
                 assert_ne!(said, Said::Welcome, "{method} {user}, {cut} of the client's bytes");
-                leave(&mut desk, prover.conn);
+                desk.leave(prover.conn);
             }
             for cut in 0..asked {
                 cut_answer(&mut desk, user, cut, may_enter);
@@ -222,11 +207,11 @@ fn cut_answer(desk: &mut Desk, user: &str, cut: usize, may_enter: bool) {
                 desk.feed(Conn::Server(server), &word_of(user)[cut..]);
                 let (said, _) = log_in(desk, &mut prover, whole, whole);
                 assert_eq!(said == Said::Welcome, may_enter, "{user}, {cut}: {said:?}");
-                leave(desk, prover.conn);
+                desk.leave(prover.conn);
             }
-            "no client" => leave(desk, prover.conn),
+            "no client" => desk.leave(prover.conn),
             _ => {
-                leave(desk, Conn::Server(server));
+                desk.leave(Conn::Server(server));
                 let refused = Said::Refused("bouncer config error".into());
                 assert_eq!(prover.go_on(desk), refused, "{user}, {cut}");
             }
@@ -245,7 +230,7 @@ fn answers_and_logins_changed_at_every_byte_let_nobody_in() {
         for user in USERS {
             let mut prover = knock(&mut desk, user, "wrong");
             let (_, [own, asked]) = log_in(&mut desk, &mut prover, whole, whole);
-            leave(&mut desk, prover.conn);
+            desk.leave(prover.conn);
             for place in 0..asked {
                 for password in ["wrong", "right"] {
                     let bit = 1 << random.below(8);
@@ -257,7 +242,7 @@ fn answers_and_logins_changed_at_every_byte_let_nobody_in() {
                         is_right || (said != Said::Welcome && !is_in(&desk, prover.conn)),
                         "{name}"
                     );
-                    leave(&mut desk, prover.conn);
+                    desk.leave(prover.conn);
                 }
                 desk.closed.clear();
             }
@@ -266,7 +251,7 @@ fn answers_and_logins_changed_at_every_byte_let_nobody_in() {
                 let mut prover = knock(&mut desk, user, "right");
                 let (said, _) = log_in(&mut desk, &mut prover, turned(place, bit), whole);
                 assert_ne!(said, Said::Welcome, "{method} {user}, bit {bit} of byte {place}");
-                leave(&mut desk, prover.conn);
+                desk.leave(prover.conn);
                 desk.closed.clear();
             }
         }
@@ -323,7 +308,7 @@ impl Town {
         self.strangers.push(conn);
         if self.random.below(8) > 0 {
             let words = self.startup();
-            feed_while_read(&mut self.desk, conn, &words);
+            self.desk.feed_while_read(conn, &words);
         }
     }
 
@@ -357,7 +342,7 @@ impl Town {
             _ => raw::terminate(),
         };
         self.disturb(&mut words);
-        feed_while_read(&mut self.desk, conn, &words);
+        self.desk.feed_while_read(conn, &words);
     }
 
     /// Now and then bytes are missing, too many, or others.
@@ -379,7 +364,7 @@ impl Town {
         if !self.strangers.is_empty() {
             let place = self.random.below(self.strangers.len());
             let conn = self.strangers.swap_remove(place);
-            leave(&mut self.desk, conn);
+            self.desk.leave(conn);
         }
     }
 
@@ -388,7 +373,7 @@ impl Town {
             return;
         }
         let place = self.random.below(self.honest.len());
-        let said = self.honest[place].go_on_with(&mut self.desk, feed_while_read);
+        let said = self.honest[place].go_on_with(&mut self.desk, Desk::feed_while_read);
         if said == Said::Nothing {
             return;
         }
@@ -396,7 +381,7 @@ impl Town {
         if said == Said::Welcome {
             self.logins += 1;
             self.desk.feed(conn, &raw::query("SELECT 1"));
-            leave(&mut self.desk, conn);
+            self.desk.leave(conn);
         }
     }
 
@@ -420,13 +405,13 @@ impl Town {
             _ => right,
         };
         self.disturb(&mut words);
-        feed_while_read(&mut self.desk, server, &[before, words].concat());
+        self.desk.feed_while_read(server, &[before, words].concat());
     }
 
     fn server_goes(&mut self) {
         let servers = self.desk.engine.house().servers.keys();
         if let Some(server) = servers.first() {
-            leave(&mut self.desk, Conn::Server(*server));
+            self.desk.leave(Conn::Server(*server));
         }
     }
 }
@@ -452,7 +437,7 @@ fn nobody_gets_in_without_the_secret_that_the_database_tells() {
             // The noise ends: whoever knows the password gets in.
             let Town { mut desk, strangers, honest, .. } = town;
             for conn in strangers.into_iter().chain(honest.into_iter().map(|prover| prover.conn)) {
-                leave(&mut desk, conn);
+                desk.leave(conn);
             }
             while derive_one(&mut desk) {}
             questions(&mut desk);
@@ -460,7 +445,7 @@ fn nobody_gets_in_without_the_secret_that_the_database_tells() {
             let mut last = knock(&mut desk, "plain", "right");
             let (said, _) = log_in(&mut desk, &mut last, whole, whole);
             assert_eq!(said, Said::Welcome, "{method} {seed}");
-            leave(&mut desk, last.conn);
+            desk.leave(last.conn);
         }
     }
 }

@@ -11,7 +11,7 @@ use common::desk::Desk;
 use common::fake::{one_row, ready, welcome};
 use common::prover::{Prover, Said, derive_one, desk, refuse_one};
 use common::raw::{self, Startup, message, untagged};
-use ringbouncer::engine::io::{ClientAddress, Input};
+use ringbouncer::engine::io::ClientAddress;
 use ringbouncer::keys::Conn;
 use ringbouncer::session::client::State;
 use std::time::Duration;
@@ -48,21 +48,6 @@ fn is_in(desk: &Desk, conn: Conn) -> bool {
     })
 }
 
-/// As much as the pooler is willing to read.
-fn feed_while_read(desk: &mut Desk, conn: Conn, bytes: &[u8]) {
-    for piece in bytes.chunks(1000) {
-        if !desk.engine.wants_read(conn) {
-            return;
-        }
-        desk.feed(conn, piece);
-    }
-}
-
-fn leave(desk: &mut Desk, conn: Conn) {
-    desk.handle(Input::ReadClosed { conn });
-    desk.perform();
-}
-
 fn all_keys(desk: &mut Desk) {
     while derive_one(desk) {}
 }
@@ -81,7 +66,7 @@ fn changed(
         said = prover.go_on_with(desk, |desk, conn, bytes| {
             let changed = change(so_far, bytes);
             so_far += bytes.len();
-            feed_while_read(desk, conn, &changed);
+            desk.feed_while_read(conn, &changed);
         });
         all_keys(desk);
     }
@@ -99,7 +84,7 @@ fn logins_cut_at_every_byte() {
             let (prover, said, length) = changed(&mut desk, user, whole);
             let gets_in = (method, user) != ("scram-sha-256", "md5");
             assert_eq!(said == Said::Welcome, gets_in, "{method} {user}: {said:?}");
-            leave(&mut desk, prover.conn);
+            desk.leave(prover.conn);
             for cut in 0..length {
                 // In two pieces.
                 let mut prover = Prover::knock(&mut desk, user, "app", "right");
@@ -114,13 +99,13 @@ fn logins_cut_at_every_byte() {
                     all_keys(&mut desk);
                 }
                 assert_eq!(said == Said::Welcome, gets_in, "{method} {user}, {cut}: {said:?}");
-                leave(&mut desk, prover.conn);
+                desk.leave(prover.conn);
                 // The second piece never comes.
                 let (prover, said, _) = changed(&mut desk, user, |so_far, bytes| {
                     bytes[..cut.saturating_sub(so_far).min(bytes.len())].to_vec()
                 });
                 assert_ne!(said, Said::Welcome, "{method} {user}, {cut}");
-                leave(&mut desk, prover.conn);
+                desk.leave(prover.conn);
                 desk.closed.clear();
             }
         }
@@ -137,7 +122,7 @@ fn logins_changed_at_every_byte_let_nobody_in() {
         for user in ["plain", "scram"] {
             let whole = |_: usize, bytes: &[u8]| bytes.to_vec();
             let (prover, _, length) = changed(&mut desk, user, whole);
-            leave(&mut desk, prover.conn);
+            desk.leave(prover.conn);
             for place in 0..length {
                 let bit = 1 << random.below(8);
                 let (prover, said, _) = changed(&mut desk, user, |so_far, bytes| {
@@ -151,7 +136,7 @@ fn logins_changed_at_every_byte_let_nobody_in() {
                 });
                 assert_ne!(said, Said::Welcome, "{method} {user}, bit {bit} of byte {place}");
                 assert!(!is_in(&desk, prover.conn));
-                leave(&mut desk, prover.conn);
+                desk.leave(prover.conn);
                 desk.closed.clear();
             }
         }
@@ -169,9 +154,9 @@ fn startups_changed_at_every_byte_harm_nobody() {
                 let conn = accept(&mut desk, &mut Random::new(place as u64));
                 let mut bytes = whole.clone();
                 bytes[place] ^= 1 << bit;
-                feed_while_read(&mut desk, conn, &bytes);
+                desk.feed_while_read(conn, &bytes);
                 assert!(!is_in(&desk, conn));
-                leave(&mut desk, conn);
+                desk.leave(conn);
                 all_keys(&mut desk);
                 desk.closed.clear();
             }
@@ -265,7 +250,7 @@ impl Town {
         // Most of them begin as one should.
         if self.random.below(8) > 0 {
             let startup = self.startup();
-            feed_while_read(&mut self.desk, conn, &startup);
+            self.desk.feed_while_read(conn, &startup);
         }
     }
 
@@ -316,7 +301,7 @@ impl Town {
             }
             _ => {}
         }
-        feed_while_read(&mut self.desk, conn, &words);
+        self.desk.feed_while_read(conn, &words);
     }
 
     /// Something that is said at logins, or is not.
@@ -350,7 +335,7 @@ impl Town {
         if !self.strangers.is_empty() {
             let place = self.random.below(self.strangers.len());
             let (conn, _) = self.strangers.swap_remove(place);
-            leave(&mut self.desk, conn);
+            self.desk.leave(conn);
         }
     }
 
@@ -371,7 +356,7 @@ impl Town {
             if !*is_clear && overheard.len() < 100 {
                 overheard.push(bytes.to_vec());
             }
-            feed_while_read(desk, conn, bytes);
+            desk.feed_while_read(conn, bytes);
         });
         match said {
             Said::Nothing => {}
@@ -381,7 +366,7 @@ impl Town {
                 if self.random.below(2) == 0 {
                     self.desk.feed(conn, &raw::query("SELECT 1"));
                 }
-                leave(&mut self.desk, conn);
+                self.desk.leave(conn);
             }
             Said::Refused(words) => {
                 let no_fault_of_his = [
@@ -399,7 +384,7 @@ impl Town {
         if self.honest.len() > 10 {
             let place = self.random.below(self.honest.len());
             let conn = self.honest.swap_remove(place).conn;
-            leave(&mut self.desk, conn);
+            self.desk.leave(conn);
         }
     }
 
@@ -407,7 +392,7 @@ impl Town {
         if !self.desk.dialled.is_empty() {
             let server = self.desk.connect();
             let words = server_words(&mut self.random);
-            feed_while_read(&mut self.desk, server, &words);
+            self.desk.feed_while_read(server, &words);
             return;
         }
         let servers = self.desk.engine.house().servers.keys();
@@ -415,7 +400,7 @@ impl Town {
             let server = Conn::Server(servers[self.random.below(servers.len())]);
             self.desk.take(server);
             let words = server_words(&mut self.random);
-            feed_while_read(&mut self.desk, server, &words);
+            self.desk.feed_while_read(server, &words);
         }
     }
 }
@@ -469,7 +454,7 @@ fn nobody_gets_in_without_the_secret_whatever_is_said() {
             let Town { mut desk, strangers, honest, .. } = town;
             let strangers = strangers.into_iter().map(|(conn, _)| conn);
             for conn in strangers.chain(honest.into_iter().map(|prover| prover.conn)) {
-                leave(&mut desk, conn);
+                desk.leave(conn);
             }
             all_keys(&mut desk);
             desk.after(Duration::from_secs(600));
@@ -477,7 +462,7 @@ fn nobody_gets_in_without_the_secret_whatever_is_said() {
             last.go_on(&mut desk);
             all_keys(&mut desk);
             assert_eq!(last.go_on(&mut desk), Said::Welcome, "{method} {seed}");
-            leave(&mut desk, last.conn);
+            desk.leave(last.conn);
             let house = desk.engine.house();
             let left = house.clients.iter().map(|(key, client)| (key, client.user.clone()));
             assert!(house.clients.len() <= 1, "{method} {seed}: {:?}", left.collect::<Vec<_>>());
@@ -518,7 +503,7 @@ fn servers_that_talk_nonsense_are_not_used() {
         for _ in 0..1 + random.below(4) {
             let words = server_words(&mut random);
             heard.extend(&words);
-            feed_while_read(&mut desk, server, &words);
+            desk.feed_while_read(server, &words);
             desk.take(server);
             derive_one(&mut desk);
         }
@@ -529,7 +514,7 @@ fn servers_that_talk_nonsense_are_not_used() {
             assert!(heard.windows(ok.len()).any(|some| some == ok));
             assert!(heard.windows(ready().len()).any(|some| some == ready()));
         }
-        leave(&mut desk, server);
+        desk.leave(server);
         all_keys(&mut desk);
         assert!(desk.engine.house().servers.len() <= 1, "the next one");
         assert!(desk.engine.house().rings.in_use() <= 2);

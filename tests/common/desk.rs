@@ -119,6 +119,22 @@ impl Desk {
         self.perform();
     }
 
+    /// As much as the pooler is willing to read.
+    pub fn feed_while_read(&mut self, conn: Conn, bytes: &[u8]) {
+        for piece in bytes.chunks(1000) {
+            if !self.engine.wants_read(conn) {
+                return;
+            }
+            self.feed(conn, piece);
+        }
+    }
+
+    /// It hangs up.
+    pub fn leave(&mut self, conn: Conn) {
+        self.handle(Input::ReadClosed { conn });
+        self.perform();
+    }
+
     /// Bytes arrive from a peer, all of which it must be willing to read.
     pub fn feed(&mut self, conn: Conn, mut bytes: &[u8]) {
         while !bytes.is_empty() {
