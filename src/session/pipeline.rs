@@ -9,16 +9,19 @@
 //! The end of a COPY is noted whenever something is owed, for a client may send it before the
 //! CopyInResponse is here. It is owed no reply: if no COPY takes it, it goes unnoticed.
 
+mod owed;
 mod packing;
 mod prospects;
 mod unnamed;
 
+pub use owed::Lost;
 pub use prospects::Behind;
 pub use unnamed::{Meeting, Unnamed};
 
 use crate::session::prepared::Statement;
 use crate::wire::backend::Reply;
 use crate::wire::frontend::Request;
+use owed::Owed;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -38,20 +41,6 @@ pub enum Action {
     MakeUp,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Owed {
-    request: Request,
-    action: Action,
-    /// Which of its client's namings a Parse is.
-    serial: u32,
-    /// What is prepared by a Parse that we know of, or closed by a Close of our own.
-    statement: Option<Arc<Statement>>,
-    /// Whether a Parse or a Close is about the statement without a name.
-    is_of_unnamed: bool,
-    /// CopyData was sent between the request before it and this one.
-    is_behind_data: bool,
-}
-
 /// Whether more may be owed than what we have noted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Doubt {
@@ -64,23 +53,6 @@ enum Doubt {
     /// before that or after it: nobody can tell what it has ignored since. For good: which of two
     /// ReadyForQuery was the one in doubt is not always told by what follows.
     Grave,
-}
-
-/// Something that an error kept the server from doing.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Lost {
-    /// A statement is not prepared.
-    Parse {
-        /// Which.
-        statement: Arc<Statement>,
-        /// The client's naming, if it is this very Parse that failed.
-        failed_serial: Option<u32>,
-    },
-    /// A statement is still there.
-    Close {
-        /// Which.
-        statement: Arc<Statement>,
-    },
 }
 
 /// See the module's page.
@@ -400,38 +372,6 @@ impl Pipeline {
     fn count_rounds(&mut self) {
         self.rounds = self.owed.iter().filter(|owed| ends_round(owed.request)).count();
         self.parses = self.owed.iter().filter(|owed| owed.prepares()).count();
-    }
-}
-
-impl Owed {
-    fn new(request: Request, action: Action) -> Self {
-        let (serial, statement) = (0, None);
-        Self { request, action, serial, statement, is_of_unnamed: false, is_behind_data: false }
-    }
-
-    /// Which named statement of ours this is about.
-    fn named(&self) -> Option<&Arc<Statement>> {
-        self.statement.as_ref().filter(|_| !self.is_of_unnamed)
-    }
-
-    /// Whether it prepares a named statement that we know of on the server.
-    fn prepares(&self) -> bool {
-        self.request == Request::Parse && self.action != Action::MakeUp && self.named().is_some()
-    }
-
-    fn lost(self, failed: bool) -> Option<Lost> {
-        // What we make up was not asked of the server.
-        if self.action == Action::MakeUp || self.is_of_unnamed {
-            return None;
-        }
-        let statement = self.statement?;
-        Some(match self.request {
-            Request::Close => Lost::Close { statement },
-            _ => {
-                let own = failed && self.action == Action::Forward;
-                Lost::Parse { statement, failed_serial: own.then_some(self.serial) }
-            }
-        })
     }
 }
 

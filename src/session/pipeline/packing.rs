@@ -1,7 +1,8 @@
 //! A pipeline on its way to another process.
 
+use super::owed::Owed;
 use super::unnamed::{Holder, Unnamed};
-use super::{Action, Doubt, Owed, Pipeline};
+use super::{Action, Doubt, Pipeline};
 use crate::session::handover::{Packer, Unpacker};
 use crate::session::prepared::Statement;
 use crate::wire::frontend::Request;

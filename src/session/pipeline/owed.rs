@@ -1,0 +1,70 @@
+//! One reply that is owed, and what is lost if the request is never carried out.
+
+use super::Action;
+use crate::session::prepared::Statement;
+use crate::wire::frontend::Request;
+use std::sync::Arc;
+
+/// A reply that a server owes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Owed {
+    pub request: Request,
+    pub action: Action,
+    /// Which of its client's namings a Parse is.
+    pub serial: u32,
+    /// What is prepared by a Parse that we know of, or closed by a Close of our own.
+    pub statement: Option<Arc<Statement>>,
+    /// Whether a Parse or a Close is about the statement without a name.
+    pub is_of_unnamed: bool,
+    /// CopyData was sent between the request before it and this one.
+    pub is_behind_data: bool,
+}
+
+/// Something that an error kept the server from doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// A statement is not prepared.
+    Parse {
+        /// Which.
+        statement: Arc<Statement>,
+        /// The client's naming, if it is this very Parse that failed.
+        failed_serial: Option<u32>,
+    },
+    /// A statement is still there.
+    Close {
+        /// Which.
+        statement: Arc<Statement>,
+    },
+}
+
+impl Owed {
+    pub fn new(request: Request, action: Action) -> Self {
+        let (serial, statement) = (0, None);
+        Self { request, action, serial, statement, is_of_unnamed: false, is_behind_data: false }
+    }
+
+    /// Which named statement of ours this is about.
+    pub fn named(&self) -> Option<&Arc<Statement>> {
+        self.statement.as_ref().filter(|_| !self.is_of_unnamed)
+    }
+
+    /// Whether it prepares a named statement that we know of on the server.
+    pub fn prepares(&self) -> bool {
+        self.request == Request::Parse && self.action != Action::MakeUp && self.named().is_some()
+    }
+
+    pub fn lost(self, failed: bool) -> Option<Lost> {
+        // What we make up was not asked of the server.
+        if self.action == Action::MakeUp || self.is_of_unnamed {
+            return None;
+        }
+        let statement = self.statement?;
+        Some(match self.request {
+            Request::Close => Lost::Close { statement },
+            _ => {
+                let own = failed && self.action == Action::Forward;
+                Lost::Parse { statement, failed_serial: own.then_some(self.serial) }
+            }
+        })
+    }
+}
