@@ -222,19 +222,8 @@ fn postgresql_stands_still_under_a_crowd() {
 
 /// The row of our pool in SHOW POOLS.
 fn pool_row(pooler: &Pooler) -> BTreeMap<String, String> {
-    let mut console =
-        pooler.raw_with(Startup::v3().param("user", "postgres").param("database", "pgbouncer"));
-    let answer = console.query("SHOW POOLS");
-    let mut names = Vec::new();
-    let mut rest = &answer[0].body[2..];
-    while !rest.is_empty() {
-        let end = rest.iter().position(|byte| *byte == 0).expect("a name ends");
-        names.push(String::from_utf8_lossy(&rest[..end]).into_owned());
-        rest = &rest[end + 19..];
-    }
-    let mut rows = answer.iter().filter(|message| message.tag == b'D').map(|row| row.columns());
-    let row = rows.find(|row| row[0] == "own").expect("the pool's row");
-    names.into_iter().zip(row).collect()
+    let mut rows = pooler.table("SHOW POOLS").into_iter();
+    rows.find(|row| row["database"] == "own").expect("the pool's row")
 }
 
 const TOO_MANY: &str = "53300 sorry, too many clients already";

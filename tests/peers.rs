@@ -5,9 +5,10 @@ mod common;
 
 use common::fake::FakeServer;
 use common::pooler::Ini;
-use common::raw::{CANCEL_REQUEST, Message, query, tags, untagged};
+use common::raw::{self, CANCEL_REQUEST, Message, query, tags, untagged};
+use common::sleep;
 use common::tls::{self, Certs, Secured};
-use common::{Lease, Pooler, Postgres, Raw, Startup, wait_for, wait_for_some};
+use common::{Lease, Pooler, Raw, Startup, wait_for, wait_for_some};
 use std::collections::BTreeMap;
 use std::sync::mpsc;
 use std::time::Duration;
@@ -48,18 +49,12 @@ type Row = BTreeMap<String, String>;
 /// A table of the console, and the names of its columns in order.
 fn table(pooler: &Pooler, sql: &str) -> (Vec<String>, Vec<Row>) {
     let answer = console(pooler).query(sql);
-    let (mut names, mut types) = (Vec::new(), Vec::new());
-    let mut rest = &answer[0].body[2..];
-    while !rest.is_empty() {
-        let end = rest.iter().position(|byte| *byte == 0).expect("a name ends");
-        names.push(String::from_utf8_lossy(&rest[..end]).into_owned());
-        types.push(rest[end + 7..end + 11].to_vec());
-        rest = &rest[end + 19..];
-    }
+    let names = raw::column_names(&answer[0]);
+    let types = raw::column_types(&answer[0]);
     let is_about_peers = sql.starts_with("SHOW PEER");
     for (name, kind) in names.iter().zip(types).filter(|_| is_about_peers) {
-        let expected = if name == "host" { 25u32 } else { 23 };
-        assert_eq!(kind, expected.to_be_bytes(), "{name} is a text or a number of four bytes");
+        let expected = if name == "host" { 25 } else { 23 };
+        assert_eq!(kind, expected, "{name} is a text or a number of four bytes");
     }
     let rows = answer.iter().filter(|message| message.tag == b'D');
     let rows = rows.map(|row| names.iter().cloned().zip(row.columns()).collect()).collect();
@@ -98,23 +93,6 @@ fn cancel(pooler: &Pooler, key: &[u8]) {
     request(pooler.port, key).expect_end();
 }
 
-/// Who is in a transaction asks what does not end by itself. PostgreSQL has begun to work on it: what
-/// has not begun is not cancelled.
-fn fall_asleep(client: &mut Raw) {
-    let pid = client.value("SELECT pg_backend_pid()");
-    client.send(&query("SELECT pg_sleep(600)"));
-    until_asleep(&pid);
-}
-
-fn until_asleep(pid: &str) {
-    let mut postgres = Postgres::shared().client("app");
-    let sql = format!("SELECT wait_event = 'PgSleep' FROM pg_stat_activity WHERE pid = {pid}");
-    wait_for("the query to begin", || {
-        let row = postgres.query_one(&sql, &[]).expect("its backend is there");
-        row.get::<_, Option<bool>>(0) == Some(true)
-    });
-}
-
 /// A client whose query does not end by itself, and works already.
 struct Sleeper {
     client: Raw,
@@ -130,7 +108,7 @@ impl Sleeper {
         let startup = Startup::version(version).param("user", "alice").param("database", "app");
         let mut client = pooler.raw_with(startup);
         client.query("BEGIN");
-        fall_asleep(&mut client);
+        sleep::fall_asleep(&mut client);
         let key = client.cancel_key();
         Sleeper { client, key }
     }
@@ -308,7 +286,7 @@ fn a_peer_that_demands_tls_takes_requests_without() {
     let key = welcome.iter().find(|message| message.tag == b'K').expect("a key").body.clone();
     let pid = client.value("SELECT pg_backend_pid()");
     client.send(&query("SELECT pg_sleep(600)"));
-    until_asleep(&pid);
+    sleep::until_asleep(&pid);
     cancel(&poolers[1], &key);
     let answer = client.until_ready();
     let error = answer.iter().find(|message| message.tag == b'E').expect("an error");
@@ -467,7 +445,7 @@ fn a_reload_that_fails_drops_no_peers() {
     cancel(&poolers[1], &sleeper.key);
     sleeper.answer();
     sleeper.client.query("BEGIN");
-    fall_asleep(&mut sleeper.client);
+    sleep::fall_asleep(&mut sleeper.client);
     configure(&mut poolers[0], |ini| _ = ini.set("peer_id", "9"));
     configure(&mut poolers[1], |ini| _ = ini.peer(1, &format!("host=127.0.0.1 port={port}")));
     cancel(&poolers[1], &sleeper.key);

@@ -4,7 +4,8 @@
 mod common;
 
 use common::raw::{self, CANCEL_REQUEST, Startup, query, tags, untagged};
-use common::{Pooler, Postgres, Raw, wait_for};
+use common::sleep;
+use common::{Pooler, Raw, wait_for};
 
 fn alice(version: u32) -> Startup {
     Startup::version(version).param("user", "alice").param("database", "app")
@@ -94,19 +95,6 @@ fn long_keys_are_random() {
     }
 }
 
-/// Who is in a transaction asks what does not end by itself. PostgreSQL has begun to work on it: what
-/// has not begun is not cancelled.
-fn fall_asleep(client: &mut Raw) {
-    let pid = client.value("SELECT pg_backend_pid()");
-    client.send(&query("SELECT pg_sleep(600)"));
-    let mut postgres = Postgres::shared().client("app");
-    let sql = format!("SELECT wait_event = 'PgSleep' FROM pg_stat_activity WHERE pid = {pid}");
-    wait_for("the query to begin", || {
-        let row = postgres.query_one(&sql, &[]).expect("its backend is there");
-        row.get::<_, Option<bool>>(0) == Some(true)
-    });
-}
-
 struct Sleeper {
     client: Raw,
     key: Vec<u8>,
@@ -118,7 +106,7 @@ impl Sleeper {
         let key = client.cancel_key();
         let mut sleeper = Sleeper { client, key };
         sleeper.client.query("BEGIN");
-        fall_asleep(&mut sleeper.client);
+        sleep::fall_asleep(&mut sleeper.client);
         sleeper
     }
 

@@ -334,9 +334,8 @@ fn linked_step(client: &mut Client, server: &mut Server, rules: Rules, tools: &m
                 true => unnamed::meet(client, server, (bytes, request), tools),
                 false => Ok(About::Other),
             };
-            let about = match about {
-                Ok(about) => about,
-                Err(trouble) => return next_unless(Err(trouble), server),
+            let Ok(about) = about else {
+                return next_unless(about.map(drop), server);
             };
             let forgets = request == Some(Request::Query)
                 && rules.tracks_statements

@@ -16,8 +16,10 @@ enum Touch {
     Nothing,
     /// A Bind or a Describe.
     Uses,
-    /// A Parse or a Close.
-    Changes,
+    /// A Parse.
+    Prepares,
+    /// A Close.
+    Closes,
 }
 
 /// `None`: it needs a closer look.
@@ -30,7 +32,8 @@ fn touch(request: Request, body: &[u8], rules: Rules) -> Option<Touch> {
         (Request::Query, text) => {
             (frontend::may_forget_statements(text, true) == Some(false)).then_some(Touch::Nothing)
         }
-        (Request::Parse, [0, ..]) | (Request::Close, [b'S', 0]) => Some(Touch::Changes),
+        (Request::Parse, [0, ..]) => Some(Touch::Prepares),
+        (Request::Close, [b'S', 0]) => Some(Touch::Closes),
         (Request::Describe, [b'S', 0]) | (Request::Bind, [0, 0, ..]) => Some(Touch::Uses),
         (Request::Describe | Request::Close, [b'P', ..])
         | (Request::Execute | Request::Sync | Request::FunctionCall, _) => Some(Touch::Nothing),
@@ -83,8 +86,12 @@ pub(super) fn pass_on(
         match touch {
             Touch::Uses if server.pipeline.meets_unnamed() != Meeting::Own => break,
             Touch::Nothing | Touch::Uses => server.pipeline.expect(request, Action::Forward),
-            Touch::Changes => {
-                let kept = unnamed::text_to_keep(request, body, &bytes[end..], tools);
+            Touch::Closes => {
+                server.pipeline.expect(request, Action::Forward);
+                server.pipeline.note_unnamed(None);
+            }
+            Touch::Prepares => {
+                let kept = unnamed::text_to_keep(body, &bytes[end..], tools);
                 server.pipeline.expect(request, Action::Forward);
                 server.pipeline.note_unnamed(kept);
             }

@@ -36,7 +36,7 @@ pub(super) enum About {
 /// the unnamed statement of that server, this has to be the client's own, or nobody's.
 #[inline]
 pub(super) fn meet(
-    client: &mut Client,
+    client: &Client,
     server: &mut Server,
     (bytes, request): (u64, Option<Request>),
     tools: &mut Tools,
@@ -51,9 +51,7 @@ pub(super) fn meet(
             }
             let body = client.inbox.window(HEADER_BYTES as u64, bytes);
             let behind = client.inbox.window(bytes, here.min(bytes + BEHIND_BYTES));
-            return Ok(About::Unnamed {
-                kept: text_to_keep(Request::Parse, &body, &behind, tools),
-            });
+            return Ok(About::Unnamed { kept: text_to_keep(&body, &behind, tools) });
         }
         Some(Request::Close) if is_of_statement(&client.inbox) => {
             return Ok(About::Unnamed { kept: None });
@@ -68,13 +66,12 @@ pub(super) fn meet(
 /// The text of a Parse is kept if it is not bound in the same breath. One that is larger than a ring
 /// is not: so much of it there is at most for each client.
 pub(super) fn text_to_keep(
-    request: Request,
     body: &[u8],
     behind: &[u8],
     tools: &mut Tools,
 ) -> Option<Arc<Statement>> {
     // Behind the empty name.
-    let text = body.get(1..).filter(|_| request == Request::Parse && !is_bound(behind))?;
+    let text = body.get(1..).filter(|_| !is_bound(behind))?;
     frontend::is_statement(text).then(|| tools.statements.intern(text))
 }
 

@@ -20,6 +20,7 @@ pub mod pooler;
 pub mod postgresql;
 pub mod prover;
 pub mod raw;
+pub mod sleep;
 pub mod sys;
 pub mod tls;
 

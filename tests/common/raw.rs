@@ -436,12 +436,23 @@ fn last_words(messages: &[Message]) -> String {
 
 /// The names in a RowDescription.
 pub fn column_names(description: &Message) -> Vec<String> {
-    let mut names = Vec::new();
+    columns(description).into_iter().map(|(name, _)| name).collect()
+}
+
+/// The types in a RowDescription.
+pub fn column_types(description: &Message) -> Vec<u32> {
+    columns(description).into_iter().map(|(_, oid)| oid).collect()
+}
+
+fn columns(description: &Message) -> Vec<(String, u32)> {
+    let mut columns = Vec::new();
     let mut rest = &description.body[2..];
     while !rest.is_empty() {
         let end = rest.iter().position(|byte| *byte == 0).expect("a name ends");
-        names.push(String::from_utf8_lossy(&rest[..end]).into_owned());
+        let oid = rest[end + 7..end + 11].try_into().expect("four bytes");
+        let name = String::from_utf8_lossy(&rest[..end]).into_owned();
+        columns.push((name, u32::from_be_bytes(oid)));
         rest = &rest[end + 19..];
     }
-    names
+    columns
 }
