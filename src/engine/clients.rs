@@ -3,6 +3,7 @@
 use crate::config::values::PoolMode;
 use crate::engine::Engine;
 use crate::engine::cancels::called_off_step;
+use crate::engine::doubts;
 use crate::engine::io::Effect;
 use crate::engine::plain;
 use crate::engine::statements::{self, Tools, Trouble};
@@ -218,6 +219,11 @@ impl Engine {
 }
 
 fn unlinked_step(client: &mut Client, rules: Rules, tools: &mut Tools) -> Step {
+    if client.skips_to_sync
+        && let Some(step) = doubts::skip(client, rules, tools)
+    {
+        return step;
+    }
     if !statements::go_on_collecting(client) || !relay::rest(&mut client.inbox, None) {
         return Step::Wait;
     }
@@ -288,6 +294,11 @@ fn must_let_others(client: &Client, server: &Server, rules: Rules) -> bool {
 }
 
 fn linked_step(client: &mut Client, server: &mut Server, rules: Rules, tools: &mut Tools) -> Step {
+    if (server.pipeline.is_in_doubt() || client.skips_to_sync)
+        && let Some(step) = doubts::step(client, server, rules, tools)
+    {
+        return step;
+    }
     if client.inbox.unjudged() == 0 && !statements::has_collected(client) {
         return Step::Wait;
     }
@@ -377,12 +388,7 @@ fn deallocating_step(
     if !pipeline.is_empty() {
         return Step::Wait;
     }
-    let status = match (server.in_transaction, server.transaction_failed) {
-        (_, true) => TxStatus::Failed,
-        (true, false) => TxStatus::InTransaction,
-        (false, false) => TxStatus::Idle,
-    };
-    match statements::deallocate(client, (bytes, status), tools) {
+    match statements::deallocate(client, (bytes, server.status()), tools) {
         Ok(()) => {
             server.pipeline.unnamed.on_unseen_query();
             Step::Next

@@ -128,6 +128,7 @@ impl Engine {
         pack_parameters(&mut packer, &client.parameters, names);
         packer.flag(client.parameters_proven);
         packer.flag(client.is_copying_in());
+        packer.flag(client.skips_to_sync);
         pack_age(&mut packer, client.connected_at, now);
         packer.flag(client.query_since.is_some());
         packer.flag(client.transaction_since.is_some());
@@ -396,6 +397,7 @@ fn unpack_client(
     client.parameters = unpack_parameters(&mut unpacker, names)?;
     client.parameters_proven = unpacker.flag()?;
     let copying_in = unpacker.flag()?;
+    client.skips_to_sync = unpacker.flag()?;
     client.connected_at = unpack_age(&mut unpacker, now)?;
     client.query_since = unpacker.flag()?.then_some(now);
     client.transaction_since = unpacker.flag()?.then_some(now);

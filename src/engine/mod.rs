@@ -27,6 +27,7 @@ mod consulting;
 pub mod credentials;
 pub mod databases;
 mod departures;
+mod doubts;
 pub mod endings;
 mod forwarding;
 pub mod handover;

@@ -73,7 +73,7 @@ pub(super) fn pass_on(
         return false;
     };
     // What the server ignores, or takes for data, has rules of its own.
-    if server.pipeline.is_skipping() || client.is_copying_in() {
+    if server.pipeline.needs_care() || client.is_copying_in() {
         return false;
     }
     let bytes = ring.stretch(client.inbox.judged());

@@ -103,6 +103,7 @@ impl Engine {
         let Some(server) = servers.get_mut(key) else {
             return;
         };
+        server.pipeline.leave_open();
         let missing = usize::try_from(remains.missing_bytes).unwrap_or(usize::MAX);
         let is_padded = missing == 0
             || (server.egress.has_own_room(missing)

@@ -2,7 +2,7 @@
 
 use crate::config::values::PoolMode;
 use crate::engine::step::{Step, last_step};
-use crate::engine::{Engine, statements};
+use crate::engine::{Engine, doubts, statements};
 use crate::keys::{ClientKey, Conn, ServerKey};
 use crate::pool::link::Released;
 use crate::pool::queues::End;
@@ -54,7 +54,7 @@ impl Engine {
         let client = clients.get_mut(client_key).expect("links are written at both ends");
         server.inbox.tidy(client.egress.first_run(), rings);
         // Its next message may have waited for replies, or for the catch-up.
-        let is_held_back = client.inbox.unjudged() > 0;
+        let is_held_back = client.inbox.unjudged() > 0 || server.pipeline.is_in_doubt();
         self.make_runnable(Conn::Client(client_key));
         if is_held_back {
             self.client_goes_on(client_key, now);
@@ -144,7 +144,10 @@ impl Engine {
             return;
         };
         if let Some(client) = clients.get_mut(client_key) {
-            let was_stuck = was_full || !client.inbox.has_room() || client.inbox.unjudged() > 0;
+            let was_stuck = was_full
+                || !client.inbox.has_room()
+                || client.inbox.unjudged() > 0
+                || server.pipeline.is_in_doubt();
             client.inbox.tidy(server.egress.first_run(), rings);
             if was_stuck {
                 self.client_goes_on(client_key, now);
@@ -349,6 +352,11 @@ fn linked_step(server: &mut Server, client: &mut Client, rules: Rules, tools: &m
         Verdict::Pass { note: Note::Error, bytes } if swallowing => {
             refused_parameter(server, client, bytes)
         }
+        Verdict::Pass { note: Note::Error, bytes }
+            if let Some(step) = doubts::broken_off(server, client, bytes) =>
+        {
+            step
+        }
         Verdict::Pass { note: Note::Ready(status), .. } if !rules.allows(status) => {
             Step::Close(Reason::TRANSACTION_IN_STATEMENT_MODE)
         }
@@ -386,6 +394,12 @@ pub(super) fn take_note(server: &mut Server, client: Option<&mut Client>, note: 
     }
     match note {
         Note::Nothing | Note::Notification => {}
+        Note::Reply(Reply::Close) if let Some(skips) = server.pipeline.on_told() => {
+            if let Some(client) = client {
+                client.skips_to_sync = skips;
+            }
+            return Action::Swallow;
+        }
         Note::Reply(reply) => return server.pipeline.settle(reply),
         Note::Forgotten => {
             let behind = server.pipeline.behind();
@@ -396,6 +410,7 @@ pub(super) fn take_note(server: &mut Server, client: Option<&mut Client>, note: 
             return server.pipeline.settle(Reply::Command);
         }
         Note::Error => {
+            let is_alone = client.is_none();
             let mut statements = client.and_then(|client| client.statements.as_mut());
             for lost in server.pipeline.on_error() {
                 server.statements.undo(&lost);
@@ -404,6 +419,9 @@ pub(super) fn take_note(server: &mut Server, client: Option<&mut Client>, note: 
                 {
                     statements.take_back(serial);
                 }
+            }
+            if is_alone {
+                server.pipeline.leave_open();
             }
         }
         Note::CopyIn => {

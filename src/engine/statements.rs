@@ -187,7 +187,14 @@ pub(super) fn emit_made_up(client: &mut Client, server: &mut Server, rings: &mut
         let Some(request) = server.pipeline.next_made_up() else {
             return true;
         };
-        tell_done(&mut client.egress, request, rings).expect("there is room while it is not full");
+        let told = match request {
+            Request::Sync => {
+                let status = server.status();
+                client.egress.push_own(rings, |ring| emit::ready_for_query(ring, status))
+            }
+            _ => tell_done(&mut client.egress, request, rings),
+        };
+        told.expect("there is room while it is not full");
     }
     false
 }
@@ -296,12 +303,9 @@ fn prepared(
         && let Some(oldest) = server.statements.evict(tools.limit)
     {
         let name = oldest.server_name();
-        let sent = server.egress.push_own(tools.rings, |ring| {
-            emit::message(ring, Some(b'C'), |body| {
-                body.bytes(b"S");
-                body.text(name.as_bytes());
-            })
-        });
+        let sent = server
+            .egress
+            .push_own(tools.rings, |ring| emit::close_statement(ring, name.as_bytes()));
         sent.expect("there is room for it");
         server.pipeline.expect_statement(Request::Close, Action::Swallow, 0, oldest);
     }

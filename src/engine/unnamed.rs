@@ -109,12 +109,7 @@ fn bring(server: &mut Server, tools: &mut Tools) -> Result<(), Trouble> {
             Request::Parse
         }
         None => {
-            server.egress.push_own(tools.rings, |ring| {
-                emit::message(ring, Some(b'C'), |body| {
-                    body.bytes(b"S");
-                    body.text(b"");
-                })
-            })?;
+            server.egress.push_own(tools.rings, |ring| emit::close_statement(ring, b""))?;
             Request::Close
         }
     };

@@ -237,7 +237,6 @@ impl House {
         let client = server.client().and_then(|client| self.clients.get(client));
         let mode = self.pools.get(server.pool).map(|pool| pool.mode);
         server.is_done()
-            && !server.pipeline.may_owe_a_sync()
             && mode != Some(PoolMode::Session)
             && server.replicates_for.is_none()
             && client

@@ -155,6 +155,8 @@ pub struct Client {
     pub statements: Option<Box<ClientStatements>>,
     /// The one that it has given no name.
     pub unnamed: Carried,
+    /// An error makes us ignore all that it says up to its next Sync.
+    pub skips_to_sync: bool,
     /// What it has cancelled while no server worked for it.
     pub call_off: CallOff,
     /// Its login, while that waits for something.
@@ -216,6 +218,7 @@ impl Client {
             parameters_proven: false,
             statements: None,
             unnamed: Carried::default(),
+            skips_to_sync: false,
             call_off: CallOff::Nothing,
             login: None,
             replicator: None,

@@ -285,6 +285,11 @@ impl Reason {
         Reason::ToldOf(format!("no such database: {}", cut(name, 63)))
     }
 
+    /// A client asks for something else in the middle of a COPY: PostgreSQL's words for that.
+    pub fn in_copy(tag: u8) -> Self {
+        Reason::ToldOf(format!("unexpected message type 0x{tag:02X} during COPY from stdin"))
+    }
+
     /// `bad packet header: '…'`
     pub fn bad_header(hex: &str) -> Self {
         Reason::ToldOf(format!("bad packet header: '{hex}'"))

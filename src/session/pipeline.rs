@@ -9,11 +9,13 @@
 //! The end of a COPY is noted whenever something is owed, for a client may send it before the
 //! CopyInResponse is here. It is owed no reply: if no COPY takes it, it goes unnoticed.
 
+mod doubt;
 mod owed;
 mod packing;
 mod prospects;
 mod unnamed;
 
+pub use doubt::Caution;
 pub use owed::Lost;
 pub use prospects::Behind;
 pub use unnamed::{Meeting, Unnamed};
@@ -21,6 +23,7 @@ pub use unnamed::{Meeting, Unnamed};
 use crate::session::prepared::Statement;
 use crate::wire::backend::Reply;
 use crate::wire::frontend::Request;
+use doubt::Doubt;
 use owed::Owed;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -41,20 +44,6 @@ pub enum Action {
     MakeUp,
 }
 
-/// Whether more may be owed than what we have noted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-enum Doubt {
-    #[default]
-    None,
-    /// A COPY failed with a Sync on its way ahead of all data. The server has ignored that, unless
-    /// the COPY failed before it read anything.
-    Slight,
-    /// A COPY failed with a Sync on its way between its data, and the server may have failed
-    /// before that or after it: nobody can tell what it has ignored since. For good: which of two
-    /// ReadyForQuery was the one in doubt is not always told by what follows.
-    Grave,
-}
-
 /// See the module's page.
 #[derive(Debug, Default)]
 pub struct Pipeline {
@@ -64,8 +53,6 @@ pub struct Pipeline {
     /// An error came, and no Sync was sent since: the server ignores everything up to the next.
     skipping: bool,
     doubt: Doubt,
-    /// Something was answered since the last ReadyForQuery.
-    answered: bool,
     /// CopyData was sent since the last request.
     data_sent: bool,
     /// How many of those that are owed end with a ReadyForQuery.
@@ -111,17 +98,6 @@ impl Pipeline {
         last.is_none_or(ends_round)
     }
 
-    /// Whether a reply might still come although nothing is owed. Such a server serves nobody else.
-    pub fn is_uncertain(&self) -> bool {
-        self.doubt != Doubt::None
-    }
-
-    /// Whether that is as likely as not: then the client has to be there to get it, until it
-    /// leaves.
-    pub fn may_owe_a_sync(&self) -> bool {
-        self.doubt == Doubt::Grave
-    }
-
     /// CopyData was passed on.
     pub fn on_copy_data(&mut self) {
         self.data_sent = true;
@@ -142,7 +118,8 @@ impl Pipeline {
     /// A request was passed on.
     pub fn expect(&mut self, request: Request, action: Action) {
         let is_behind_data = std::mem::take(&mut self.data_sent);
-        self.push(Owed { is_behind_data, ..Owed::new(request, action) });
+        let is_suspect = is_behind_data && request == Request::Sync && self.suspects_sync();
+        self.push(Owed { is_suspect, ..Owed::new(request, action) });
     }
 
     /// A Parse of a statement that we know, or a Close of our own, was sent.
@@ -167,6 +144,7 @@ impl Pipeline {
         }
         self.rounds += usize::from(ends_round(owed.request));
         self.parses += usize::from(owed.prepares());
+        self.doubt.suspects += usize::from(owed.is_suspect);
         self.owed.push_back(owed);
     }
 
@@ -203,7 +181,6 @@ impl Pipeline {
 
     /// A reply came that may answer the oldest request; what becomes of it.
     pub fn settle(&mut self, reply: Reply) -> Action {
-        self.answered = true;
         if reply == Reply::Command && self.copying_in {
             self.copying_in = false;
             // An Execute is settled together with the COPY, and what is behind that is not.
@@ -242,7 +219,10 @@ impl Pipeline {
         let is_plain = |owed: Option<&Owed>| {
             owed.is_none_or(|owed| owed.action == Action::Forward && !is_copy_end(owed.request))
         };
-        !self.copying_in && is_plain(self.owed.front()) && is_plain(self.owed.get(1))
+        !self.copying_in
+            && self.doubt.open.is_none()
+            && is_plain(self.owed.front())
+            && is_plain(self.owed.get(1))
     }
 
     /// Whether the reply that is due now is one that we have to make up.
@@ -255,6 +235,7 @@ impl Pipeline {
     pub fn next_made_up(&mut self) -> Option<Request> {
         let made_up = |owed: &mut Owed| owed.action == Action::MakeUp;
         let request = self.owed.pop_front_if(made_up).map(|owed| owed.request);
+        self.rounds -= usize::from(request.is_some_and(ends_round));
         self.drop_strays();
         request
     }
@@ -267,54 +248,30 @@ impl Pipeline {
 
     /// An ErrorResponse came. What it kept the server from doing.
     pub fn on_error(&mut self) -> Vec<Lost> {
-        self.answered = true;
         if self.copying_in {
             self.copying_in = false;
             return self.on_copy_failed();
         }
         match self.oldest() {
+            // Nothing that we ask about can fail: this is the server's last word.
+            _ if self.doubt.open.is_some() => Vec::new(),
             None | Some(Request::Query | Request::FunctionCall | Request::Sync) => Vec::new(),
             Some(_) => self.skip_to_sync(true),
         }
     }
 
-    /// Up to where had the server read when it failed? A COPY is ended by its end and by nothing
-    /// else: whoever asks for something in the middle of it is thrown out. So the server failed
-    /// before it read any other request, and all from there on is in force. Only of a Sync nobody
-    /// can tell: in a COPY it is ignored.
-    fn on_copy_failed(&mut self) -> Vec<Lost> {
-        let is_simple = self.oldest() == Some(Request::Query);
-        let in_doubt = |owed: &&Owed| owed.request == Request::Sync;
-        let syncs = self.owed.iter().skip(1).take_while(in_doubt).count();
-        let behind_data = |owed: &Owed| owed.is_behind_data;
-        match self.owed.range(1.min(self.owed.len())..).take(syncs).any(behind_data) {
-            true => self.doubt = Doubt::Grave,
-            false if syncs > 0 && !self.may_owe_a_sync() => self.doubt = Doubt::Slight,
-            false => {}
-        }
-        let first = usize::from(is_simple);
-        let past = (1 + syncs).min(self.owed.len());
-        let ends = self.owed.get(past).is_some_and(|owed| is_copy_end(owed.request));
-        let past = past + usize::from(ends);
-        let skipped = self.owed.drain(first.min(past)..past);
-        let mut lost: Vec<Lost> = skipped.filter_map(|owed| owed.lost(false)).collect();
-        self.count_rounds();
-        if !is_simple {
-            lost.extend(self.skip_to_sync(false));
-        }
-        lost
-    }
-
     /// A ReadyForQuery came.
     pub fn on_ready_for_query(&mut self) -> Action {
         self.skipping = false;
-        let was_answered = std::mem::take(&mut self.answered);
-        let action = match self.oldest() {
-            // Nothing has been said about that query: this is for the Sync in doubt.
-            Some(Request::Query) if self.doubt == Doubt::Grave && !was_answered => Action::Forward,
-            Some(Request::Query | Request::FunctionCall | Request::Sync) => {
+        let action = match (self.oldest(), &mut self.doubt.open) {
+            (oldest, Some(open)) if oldest != Some(Request::Query) => {
+                open.rounds += 1;
+                return Action::Swallow;
+            }
+            (Some(Request::Query | Request::FunctionCall | Request::Sync), _) => {
                 self.rounds -= 1;
                 self.owed.pop_front().map_or(Action::Forward, |owed| {
+                    self.doubt.suspects -= usize::from(owed.is_suspect);
                     if owed.request == Request::Query {
                         self.unnamed.on_query(owed.action);
                     }
@@ -340,7 +297,7 @@ impl Pipeline {
             Some(last) => {
                 let is_extended = self.oldest() == Some(Request::Execute);
                 self.owed.drain(first..=last);
-                self.count_rounds();
+                self.count();
                 is_extended
             }
             None => false,
@@ -364,14 +321,15 @@ impl Pipeline {
         self.skipping = sync.is_none();
         let skipped = self.owed.drain(..sync.unwrap_or(self.owed.len())).enumerate();
         let lost = skipped.filter_map(|(index, owed)| owed.lost(failed && index == 0)).collect();
-        self.count_rounds();
+        self.count();
         lost
     }
 
     /// Several have gone at once.
-    fn count_rounds(&mut self) {
+    fn count(&mut self) {
         self.rounds = self.owed.iter().filter(|owed| ends_round(owed.request)).count();
         self.parses = self.owed.iter().filter(|owed| owed.prepares()).count();
+        self.doubt.suspects = self.owed.iter().filter(|owed| owed.is_suspect).count();
     }
 }
 
@@ -395,11 +353,12 @@ mod tests {
         played(script).len()
     }
 
-    fn played(script: &str) -> Pipeline {
+    pub(super) fn played(script: &str) -> Pipeline {
         let mut pipeline = Pipeline::default();
         for step in script.split_whitespace() {
-            let (side, tag) = (step.as_bytes()[0], step.as_bytes()[1]);
+            let (side, tag) = (step.as_bytes()[0], step.as_bytes().get(1).copied().unwrap_or(0));
             match side {
+                b'?' => pipeline.on_asked(),
                 b'>' => match frontend::classify(tag) {
                     frontend::Message::Request(request) | frontend::Message::CopyEnd(request) => {
                         pipeline.expect(request, Action::Forward);
@@ -408,6 +367,7 @@ mod tests {
                     _ => {}
                 },
                 _ => match backend::classify(tag) {
+                    backend::Message::Reply(Reply::Close) if pipeline.on_told().is_some() => {}
                     backend::Message::Reply(reply) => {
                         pipeline.settle(reply);
                     }
@@ -508,7 +468,7 @@ mod tests {
             (0, ">P >B >E >S <1 <2 <G >d >c >S <C <Z"),
             (0, ">P >B >E <1 <2 <G >d >c >S <C <Z"),
             (0, ">P >B >E <1 <2 <G >d <E >d >c >S <Z"),
-            (0, ">P >B >E >S <1 <2 <G >d <E >d >c >S <Z"),
+            (0, ">P >B >E >S <1 <2 <G >d <E ? <Z <3 <Z >d >c >S <Z"),
             (0, ">P >B >E >S <1 <2 <G >d >f >S <E <Z"),
             // A simple query behind a COPY keeps its own ReadyForQuery.
             (1, ">Q <G >d >c >Q <C <Z"),
@@ -533,10 +493,6 @@ mod tests {
             // A portal is executed again after its COPY, which is an error.
             (0, ">P >B >E >d >c >E >Q >S <1 <2 <G <C <E <Z"),
             (1, ">P >B >E >d >c >E >Q >S >Q <1 <2 <G <C <E <Z"),
-            // A Sync in doubt that does count.
-            (1, ">Q >d >S >d >c >Q <G <E <Z <Z"),
-            (0, ">Q >d >S >d >c >Q <G <E <Z <Z <T <D <C <Z"),
-            (0, ">Q >d >S >d >c >Q <G <E <Z <T <D <C <Z"),
             // No COPY at all.
             (0, ">Q >c >f <C <Z"),
             (1, ">Q >c >Q <C <Z"),
@@ -545,25 +501,6 @@ mod tests {
             (0, ">P >B >E >c >c >S <1 <2 <G <C <Z"),
         ] {
             assert_eq!(play(script), owed, "{script}");
-        }
-    }
-
-    /// A trigger may fail a COPY before it reads anything: then that Sync counts.
-    #[test]
-    fn a_copy_that_fails_with_a_sync_on_its_way_leaves_us_in_doubt() {
-        for (doubt, script) in [
-            (true, ">E >S <G >c >S <E"),
-            (true, ">E >S <G <E >c >S <Z"),
-            (false, ">E <G >c >S <E <Z"),
-            (false, ">E >S <G >c >S <C <Z"),
-            (false, ">E >S <E <Z"),
-            (true, ">Q >S >c <G <E <Z"),
-            (true, ">Q >d >S >c <G <E <Z <Z"),
-            // What follows may tell, but not in every case.
-            (true, ">Q >d >S >c >Q <G <E <Z <Z <C <Z"),
-            (true, ">P >B >E >S >d >d >S >E >S >Q <1 <2 <G <E <Z <E <Z"),
-        ] {
-            assert_eq!(played(script).is_uncertain(), doubt, "{script}");
         }
     }
 

@@ -402,6 +402,15 @@ impl Server {
         self.egress.push_own(rings, |ring| emit::query(ring, sql))
     }
 
+    /// What its last ReadyForQuery told.
+    pub fn status(&self) -> TxStatus {
+        match (self.in_transaction, self.transaction_failed) {
+            (_, true) => TxStatus::Failed,
+            (true, false) => TxStatus::InTransaction,
+            (false, false) => TxStatus::Idle,
+        }
+    }
+
     /// Takes note of what a ReadyForQuery tells.
     pub fn note_status(&mut self, status: TxStatus) {
         self.activity = Activity::after(status);
@@ -415,7 +424,7 @@ impl Server {
             Turn::Unlimited => return false,
             Turn::Window(depth) | Turn::Shared(depth) => depth,
         };
-        if !self.pipeline.ends_a_round() || self.pipeline.may_owe_a_sync() {
+        if !self.pipeline.ends_a_round() {
             return false;
         }
         let is_over = matches!(turn, Turn::Shared(_))

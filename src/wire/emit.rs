@@ -178,6 +178,14 @@ pub fn query(ring: &mut Ring, sql: &[u8]) -> Result<(), Full> {
     message(ring, Some(b'Q'), |body| body.text(sql))
 }
 
+/// Close of a prepared statement.
+pub fn close_statement(ring: &mut Ring, name: &[u8]) -> Result<(), Full> {
+    message(ring, Some(b'C'), |body| {
+        body.bytes(b"S");
+        body.text(name);
+    })
+}
+
 /// Sync.
 pub fn sync(ring: &mut Ring) -> Result<(), Full> {
     message(ring, Some(b'S'), |_| {})

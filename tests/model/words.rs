@@ -240,8 +240,10 @@ fn execute_portal(name: &str, rows: u32) -> Vec<u8> {
 /// Rows, good and bad, and perhaps an end; and what comes too late for it.
 fn copy_in(random: &mut Random, batch: &mut Vec<Vec<u8>>) {
     for _ in 0..random.below(5) {
-        match random.below(8) {
+        match random.below(9) {
             0 => batch.push(raw::copy_data(b"not a number\tx\n")),
+            // Ignored, unless the COPY has failed.
+            3 => batch.push(raw::sync()),
             1 => batch.push(raw::copy_data("7\tlong\n".repeat(9000).as_bytes())),
             2 => batch.push(raw::flush()),
             _ => batch.push(raw::copy_data(b"1\tone\n")),

@@ -16,8 +16,8 @@ pub(super) struct Owed {
     pub statement: Option<Arc<Statement>>,
     /// Whether a Parse or a Close is about the statement without a name.
     pub is_of_unnamed: bool,
-    /// CopyData was sent between the request before it and this one.
-    pub is_behind_data: bool,
+    /// A Sync that was sent between CopyData: see `doubt`.
+    pub is_suspect: bool,
 }
 
 /// Something that an error kept the server from doing.
@@ -40,7 +40,7 @@ pub enum Lost {
 impl Owed {
     pub fn new(request: Request, action: Action) -> Self {
         let (serial, statement) = (0, None);
-        Self { request, action, serial, statement, is_of_unnamed: false, is_behind_data: false }
+        Self { request, action, serial, statement, is_of_unnamed: false, is_suspect: false }
     }
 
     /// Which named statement of ours this is about.

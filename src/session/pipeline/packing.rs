@@ -1,8 +1,9 @@
 //! A pipeline on its way to another process.
 
+use super::doubt::{Doubt, Open, Prompt};
 use super::owed::Owed;
 use super::unnamed::{Holder, Unnamed};
-use super::{Action, Doubt, Pipeline};
+use super::{Action, Pipeline};
 use crate::session::handover::{Packer, Unpacker};
 use crate::session::prepared::Statement;
 use crate::wire::frontend::Request;
@@ -23,15 +24,14 @@ const REQUESTS: [Request; 10] = [
 ];
 const ACTIONS: [Action; 3] = [Action::Forward, Action::Swallow, Action::MakeUp];
 const HOLDERS: [Holder; 3] = [Holder::Nobody, Holder::Linked, Holder::Other];
-const DOUBTS: [Doubt; 3] = [Doubt::None, Doubt::Slight, Doubt::Grave];
+const PROMPTS: [Prompt; 3] = [Prompt::Nothing, Prompt::Flushed, Prompt::GaveUp];
 
 impl Pipeline {
     /// Writes all that there is to know of it.
     pub fn pack(&self, packer: &mut Packer) {
         packer.flag(self.copying_in);
         packer.flag(self.skipping);
-        packer.number(self.doubt as u64);
-        packer.flag(self.answered);
+        self.doubt.pack(packer);
         packer.flag(self.data_sent);
         packer.number(self.owed.len() as u64);
         for owed in &self.owed {
@@ -41,7 +41,7 @@ impl Pipeline {
             // No statement has the number zero.
             packer.number(owed.statement.as_ref().map_or(0, |statement| statement.id()));
             packer.flag(owed.is_of_unnamed);
-            packer.flag(owed.is_behind_data);
+            packer.flag(owed.is_suspect);
         }
         self.unnamed.pack(packer);
     }
@@ -52,8 +52,8 @@ impl Pipeline {
         statement: &dyn Fn(u64) -> Option<Arc<Statement>>,
     ) -> Option<Self> {
         let (copying_in, skipping) = (unpacker.flag()?, unpacker.flag()?);
-        let doubt = *DOUBTS.get(usize::try_from(unpacker.number()?).ok()?)?;
-        let (answered, data_sent) = (unpacker.flag()?, unpacker.flag()?);
+        let doubt = Doubt::unpack(unpacker)?;
+        let data_sent = unpacker.flag()?;
         let mut owed = VecDeque::new();
         for _ in 0..unpacker.count()? {
             let request = *REQUESTS.get(usize::try_from(unpacker.number()?).ok()?)?;
@@ -63,29 +63,42 @@ impl Pipeline {
                 0 => None,
                 id => Some(statement(id)?),
             };
-            let (is_of_unnamed, is_behind_data) = (unpacker.flag()?, unpacker.flag()?);
-            owed.push_back(Owed {
-                request,
-                action,
-                serial,
-                statement,
-                is_of_unnamed,
-                is_behind_data,
-            });
+            let (is_of_unnamed, is_suspect) = (unpacker.flag()?, unpacker.flag()?);
+            owed.push_back(Owed { request, action, serial, statement, is_of_unnamed, is_suspect });
         }
         let unnamed = Unnamed::unpack(unpacker, statement)?;
-        let mut read = Self {
-            owed,
-            copying_in,
-            skipping,
-            doubt,
-            answered,
-            data_sent,
-            unnamed,
-            ..Self::default()
-        };
-        read.count_rounds();
+        let mut read =
+            Self { owed, copying_in, skipping, doubt, data_sent, unnamed, ..Self::default() };
+        read.count();
         Some(read)
+    }
+}
+
+impl Doubt {
+    fn pack(&self, packer: &mut Packer) {
+        packer.number(self.prompt as u64);
+        packer.flag(self.is_left);
+        packer.flag(self.open.is_some());
+        if let Some(open) = self.open {
+            packer.flag(open.is_simple);
+            packer.flag(open.is_asked);
+            packer.number(open.rounds as u64);
+        }
+    }
+
+    /// Whoever reads what is owed counts the suspects.
+    fn unpack(unpacker: &mut Unpacker<'_>) -> Option<Self> {
+        let prompt = *PROMPTS.get(usize::try_from(unpacker.number()?).ok()?)?;
+        let is_left = unpacker.flag()?;
+        let open = match unpacker.flag()? {
+            true => {
+                let (is_simple, is_asked) = (unpacker.flag()?, unpacker.flag()?);
+                let rounds = usize::try_from(unpacker.number()?).ok()?;
+                Some(Open { is_simple, is_asked, rounds })
+            }
+            false => None,
+        };
+        Some(Self { suspects: 0, prompt, open, is_left })
     }
 }
 
@@ -124,8 +137,8 @@ mod tests {
         for (index, holder) in HOLDERS.iter().enumerate() {
             assert_eq!(*holder as usize, index);
         }
-        for (index, doubt) in DOUBTS.iter().enumerate() {
-            assert_eq!(*doubt as usize, index);
+        for (index, prompt) in PROMPTS.iter().enumerate() {
+            assert_eq!(*prompt as usize, index);
         }
     }
 
@@ -135,11 +148,15 @@ mod tests {
         pipeline.expect(Request::Query, Action::Swallow);
         pipeline.expect(Request::Parse, Action::Forward);
         pipeline.note_unnamed(None);
+        pipeline.on_copy_data();
         pipeline.expect(Request::Sync, Action::Forward);
+        pipeline.doubt.open = Some(Open { is_simple: true, is_asked: false, rounds: 2 });
         let mut packer = Packer::default();
         pipeline.pack(&mut packer);
         let arrived = Pipeline::unpack(&mut Unpacker(&packer.0), &|_| None).unwrap();
         assert_eq!(arrived.owed, pipeline.owed);
+        assert_eq!(arrived.doubt, pipeline.doubt);
+        assert_eq!(arrived.doubt.suspects, 1);
         for cut in 0..packer.0.len() {
             assert!(Pipeline::unpack(&mut Unpacker(&packer.0[..cut]), &|_| None).is_none());
         }

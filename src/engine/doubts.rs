@@ -1,0 +1,122 @@
+//! A Sync between CopyData, of which only the server knows whether it counts: see
+//! `session::pipeline::doubt`.
+
+use crate::engine::statements::{self, Tools};
+use crate::engine::step::Step;
+use crate::session::client::{Client, Rules, State};
+use crate::session::farewell::Reason;
+use crate::session::inbox::Rest;
+use crate::session::pipeline::Caution;
+use crate::session::relay;
+use crate::session::server::{Activity, Server};
+use crate::wire::backend::ErrorFields;
+use crate::wire::emit;
+use crate::wire::frame::{HEADER_BYTES, Peek};
+use crate::wire::frontend::{self, Message, Request};
+
+/// What we say for a client that has not ended its COPY. Known again in PostgreSQL's answer.
+const GIVEN_UP: &[u8] = b"the client went on to something else in the middle of COPY";
+/// No client has given a statement this name.
+const NO_STATEMENT: &[u8] = b"ringbouncer_no_statement";
+/// All of our words here are shorter.
+const WORDS_BYTES: usize = 128;
+
+/// What becomes of a client's next message while a Sync is in doubt, or all is ignored up to the
+/// next one. `None`: it is judged.
+pub(super) fn step(
+    client: &mut Client,
+    server: &mut Server,
+    rules: Rules,
+    tools: &mut Tools,
+) -> Option<Step> {
+    match server.pipeline.is_in_doubt() {
+        true => ask(client, server, tools),
+        false => skip(client, rules, tools),
+    }
+}
+
+fn ask(client: &mut Client, server: &mut Server, tools: &mut Tools) -> Option<Step> {
+    if matches!(client.inbox.rest(), Rest::Relay(_) | Rest::Skip(_)) {
+        // Our own words cannot stand in the middle of a message.
+        return Some(match relay::rest(&mut client.inbox, Some(&mut server.egress)) {
+            true => Step::Next,
+            false => Step::Wait,
+        });
+    }
+    let caution = server.pipeline.caution(client.inbox.peek_tag().map(frontend::classify));
+    if caution == Caution::Pass {
+        return None;
+    }
+    if caution == Caution::Wait || !server.egress.has_own_room(WORDS_BYTES) {
+        return Some(Step::Wait);
+    }
+    let said = server.egress.push_own(tools.rings, |ring| match caution {
+        Caution::EndCopy => {
+            emit::copy_fail(ring, GIVEN_UP)?;
+            emit::flush(ring)
+        }
+        Caution::Ask => {
+            emit::sync(ring)?;
+            emit::close_statement(ring, NO_STATEMENT)?;
+            emit::sync(ring)
+        }
+        Caution::Flush | Caution::Pass | Caution::Wait => emit::flush(ring),
+    });
+    said.expect("there is room for it");
+    match caution {
+        Caution::EndCopy => server.pipeline.on_gave_up(),
+        Caution::Ask => server.pipeline.on_asked(),
+        Caution::Flush | Caution::Pass | Caution::Wait => server.pipeline.on_flushed(),
+    }
+    server.activity = Activity::Busy;
+    Some(Step::Wait)
+}
+
+/// An error came after we ended a COPY for its client. `None`: it is none of ours, the COPY had
+/// failed before. Else the server was in that COPY still, and throws nobody out for our words: so
+/// we do.
+pub(super) fn broken_off(server: &Server, client: &Client, bytes: u64) -> Option<Step> {
+    if !server.pipeline.has_given_up() {
+        return None;
+    }
+    if !server.inbox.has(bytes) && server.inbox.can_hold(bytes) {
+        return Some(Step::Wait);
+    }
+    let here = bytes.min(server.inbox.unjudged());
+    let error = ErrorFields::parse(&server.inbox.window(HEADER_BYTES as u64, here));
+    let is_ours = error.message?.as_bytes().ends_with(GIVEN_UP);
+    let tag = client.inbox.peek_tag().filter(|_| is_ours)?;
+    Some(Step::Close(Reason::in_copy(tag)))
+}
+
+/// What becomes of the next message of a client all of whose words are ignored up to its next Sync.
+/// `None`: it is judged.
+pub(super) fn skip(client: &mut Client, rules: Rules, tools: &mut Tools) -> Option<Step> {
+    if let Rest::Collect(left) = client.inbox.rest() {
+        client.inbox.set_rest(Rest::Skip(left));
+    }
+    statements::forget_collected(client);
+    if !relay::rest(&mut client.inbox, None) {
+        return Some(Step::Wait);
+    }
+    let header = match client.inbox.peek(rules.max_packet_bytes) {
+        Peek::Header(header) => header,
+        Peek::NeedMore | Peek::Bad => return None,
+    };
+    match frontend::classify(header.tag) {
+        Message::Terminate | Message::Unknown => return None,
+        Message::Request(Request::Sync) => {
+            client.skips_to_sync = false;
+            return None;
+        }
+        Message::CopyData | Message::Flush => {}
+        Message::Request(_) | Message::CopyEnd(_) => {
+            if let State::Active { copying_in, .. } = &mut client.state {
+                *copying_in = false;
+            }
+        }
+    }
+    tools.counters.received_bytes += header.bytes;
+    client.inbox.skip(header.bytes);
+    Some(Step::Next)
+}
