@@ -94,6 +94,7 @@ impl Engine {
         let Some(pool) = client.pool.and_then(|pool| pools.get_mut(pool)) else {
             return Step::Wait;
         };
+        let gives_back = pool.mode != PoolMode::Session && client.replicator.is_none();
         let rules = Rules {
             max_packet_bytes: settings.max_packet_size,
             disable_pqexec: settings.disable_pqexec.is_on(),
@@ -102,9 +103,8 @@ impl Engine {
                 None => pool.turn(settings),
                 Some(_) => Turn::Unlimited,
             },
-            tracks_statements: limit > 0
-                && pool.mode != PoolMode::Session
-                && client.replicator.is_none(),
+            gives_back,
+            tracks_statements: limit > 0 && gives_back,
         };
         let mut tools = Tools { rings, statements, limit, counters: &mut pool.stats.total, now };
         let server = client.server().and_then(|server| servers.get_mut(server));
@@ -294,7 +294,7 @@ fn must_let_others(client: &Client, server: &Server, rules: Rules) -> bool {
 }
 
 fn linked_step(client: &mut Client, server: &mut Server, rules: Rules, tools: &mut Tools) -> Step {
-    if (server.pipeline.is_in_doubt() || client.skips_to_sync)
+    if (server.pipeline.is_in_doubt() && rules.gives_back || client.skips_to_sync)
         && let Some(step) = doubts::step(client, server, rules, tools)
     {
         return step;

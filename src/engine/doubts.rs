@@ -3,6 +3,7 @@
 
 use crate::engine::statements::{self, Tools};
 use crate::engine::step::Step;
+use crate::ring::Rings;
 use crate::session::client::{Client, Rules, State};
 use crate::session::farewell::Reason;
 use crate::session::inbox::Rest;
@@ -13,6 +14,7 @@ use crate::wire::backend::ErrorFields;
 use crate::wire::emit;
 use crate::wire::frame::{HEADER_BYTES, Peek};
 use crate::wire::frontend::{self, Message, Request};
+use crate::wire::sqlstate::PROTOCOL_VIOLATION;
 
 /// What we say for a client that has not ended its COPY. Known again in PostgreSQL's answer.
 const GIVEN_UP: &[u8] = b"the client went on to something else in the middle of COPY";
@@ -73,9 +75,14 @@ fn ask(client: &mut Client, server: &mut Server, tools: &mut Tools) -> Option<St
 }
 
 /// An error came after we ended a COPY for its client. `None`: it is none of ours, the COPY had
-/// failed before. Else the server was in that COPY still, and throws nobody out for our words: so
-/// we do.
-pub(super) fn broken_off(server: &Server, client: &Client, bytes: u64) -> Option<Step> {
+/// failed before. Else the server was in that COPY still, but throws nobody out for our words: so we
+/// do, as it would have done for the client's.
+pub(super) fn broken_off(
+    server: &Server,
+    client: &mut Client,
+    bytes: u64,
+    rings: &mut Rings,
+) -> Option<Step> {
     if !server.pipeline.has_given_up() {
         return None;
     }
@@ -86,7 +93,14 @@ pub(super) fn broken_off(server: &Server, client: &Client, bytes: u64) -> Option
     let error = ErrorFields::parse(&server.inbox.window(HEADER_BYTES as u64, here));
     let is_ours = error.message?.as_bytes().ends_with(GIVEN_UP);
     let tag = client.inbox.peek_tag().filter(|_| is_ours)?;
-    Some(Step::Close(Reason::in_copy(tag)))
+    let text = format!("unexpected message type 0x{tag:02X} during COPY from stdin");
+    let told = client
+        .egress
+        .push_own(rings, |ring| emit::error(ring, PROTOCOL_VIOLATION, text.as_bytes()));
+    if told.is_err() {
+        log::debug!("no room to say: {text}");
+    }
+    Some(Step::Close(Reason::OUT_OF_STEP))
 }
 
 /// What becomes of the next message of a client all of whose words are ignored up to its next Sync.

@@ -163,8 +163,9 @@ mod tests {
     #[test]
     fn ordinary_conversations_need_no_closer_look() {
         let turn = Turn::Unlimited;
-        let (max_packet_bytes, disable_pqexec, tracks_statements) = (1000, false, true);
-        let rules = Rules { max_packet_bytes, disable_pqexec, turn, tracks_statements };
+        let (max_packet_bytes, disable_pqexec) = (1000, false);
+        let (gives_back, tracks_statements) = (true, true);
+        let rules = Rules { max_packet_bytes, disable_pqexec, turn, gives_back, tracks_statements };
         for (request, body) in [
             (Request::Query, &b"SELECT 1\0"[..]),
             (Request::Parse, b"\0SELECT 1\0\0\0"),
@@ -192,7 +193,9 @@ mod tests {
             max_packet_bytes in prop_oneof![Just(20u32), Just(1 << 20)],
         ) {
             let turn = Turn::Unlimited;
-            let rules = Rules { max_packet_bytes, disable_pqexec, turn, tracks_statements };
+            let gives_back = tracks_statements;
+            let rules =
+                Rules { max_packet_bytes, disable_pqexec, turn, gives_back, tracks_statements };
             let length = u32::try_from(body.len() + 4).unwrap().to_be_bytes();
             let message = [&[tag][..], &length, &body].concat();
             let idle = client_that_says(State::Idle, &message);

@@ -9,6 +9,7 @@ use crate::pool::queues::End;
 use crate::pool::stats::Counters;
 use crate::pool::times::Times;
 use crate::pool::{House, Pool};
+use crate::ring::Rings;
 use crate::session::client::{self, Client};
 use crate::session::farewell::Reason;
 use crate::session::params::{Tracked, Values};
@@ -90,13 +91,15 @@ impl Engine {
             State::Active { client } => {
                 let client = clients.get_mut(client).expect("links are written at both ends");
                 let pool = pools.get_mut(server.pool).expect("a server's pool outlives it");
-                let forbids_transactions =
-                    pool.mode == PoolMode::Statement && server.replicates_for.is_none();
-                let rules = Rules { max_packet_bytes, forbids_transactions };
+                let mode = match server.replicates_for {
+                    None => pool.mode,
+                    Some(_) => PoolMode::Session,
+                };
+                let rules = Rules { max_packet_bytes, mode };
                 let Pool { stats, times, .. } = pool;
                 let counters = &mut stats.total;
-                let mut tools = Tools { tracked, values, counters, times, now };
-                last_step(|| match statements::emit_made_up(client, server, rings) {
+                let mut tools = Tools { tracked, values, rings, counters, times, now };
+                last_step(|| match statements::emit_made_up(client, server, tools.rings) {
                     true => linked_step(server, client, rules, &mut tools),
                     false => Step::Wait,
                 })
@@ -300,6 +303,7 @@ enum Next {
 struct Tools<'a> {
     tracked: &'a Tracked,
     values: &'a mut Values,
+    rings: &'a mut Rings,
     /// Of its pool.
     counters: &'a mut Counters,
     times: &'a mut Times,
@@ -353,7 +357,7 @@ fn linked_step(server: &mut Server, client: &mut Client, rules: Rules, tools: &m
             refused_parameter(server, client, bytes)
         }
         Verdict::Pass { note: Note::Error, bytes }
-            if let Some(step) = doubts::broken_off(server, client, bytes) =>
+            if let Some(step) = doubts::broken_off(server, client, bytes, tools.rings) =>
         {
             step
         }
@@ -365,6 +369,8 @@ fn linked_step(server: &mut Server, client: &mut Client, rules: Rules, tools: &m
             let action = take_note(server, Some(client), note);
             pass(server, client, bytes, swallowing || action == Action::Swallow);
             match note {
+                // Nothing of ours stands between its replies: they need not be told apart.
+                Note::Error if rules.mode == PoolMode::Session => server.pipeline.leave_open(),
                 Note::Ready(_) if swallowing && server.is_catching_up() => {}
                 Note::Ready(_) if swallowing => {
                     client.parameters.adopt(&server.parameters);

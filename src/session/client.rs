@@ -345,7 +345,10 @@ pub struct Rules {
     pub disable_pqexec: bool,
     /// For how long it may go on asking.
     pub turn: Turn,
-    /// Whether prepared statements follow the client: not in session pooling.
+    /// Whether it gives its server back before it leaves: not in session pooling, nor if it
+    /// replicates.
+    pub gives_back: bool,
+    /// Whether prepared statements follow the client: only if it gives its server back.
     pub tracks_statements: bool,
 }
 

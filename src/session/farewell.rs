@@ -169,6 +169,8 @@ reasons! {
     BROKEN_CLOSE = Told("broken Close packet");
     /// A Parse of a name that means something already.
     STATEMENT_NAME_IN_USE = Told("prepared statement name is already in use");
+    /// Something else in the middle of a COPY. PostgreSQL's words.
+    OUT_OF_STEP = Told("terminating connection because protocol synchronization was lost");
     /// A name that means nothing.
     NO_SUCH_STATEMENT = Told("prepared statement did not exist");
     /// A server is needed, and we wait for the last server to end.
@@ -283,11 +285,6 @@ impl Reason {
     /// `no such database: …`; the name is cut to what a name may have.
     pub fn no_such_database(name: &str) -> Self {
         Reason::ToldOf(format!("no such database: {}", cut(name, 63)))
-    }
-
-    /// A client asks for something else in the middle of a COPY: PostgreSQL's words for that.
-    pub fn in_copy(tag: u8) -> Self {
-        Reason::ToldOf(format!("unexpected message type 0x{tag:02X} during COPY from stdin"))
     }
 
     /// `bad packet header: '…'`

@@ -1,6 +1,7 @@
 //! A connection to PostgreSQL: what it is doing, and what its next message means.
 
 use crate::auth::lookup::Asked;
+use crate::config::values::PoolMode;
 use crate::keys::{ClientKey, PoolKey, ServerKey};
 use crate::ring::Rings;
 use crate::session::client::Hook;
@@ -495,14 +496,14 @@ impl Server {
 pub struct Rules {
     /// `max_packet_size`
     pub max_packet_bytes: u32,
-    /// Statement pooling knows no transactions.
-    pub forbids_transactions: bool,
+    /// How it is shared. Statement pooling knows no transactions.
+    pub mode: PoolMode,
 }
 
 impl Rules {
     /// Whether a server may report this at the end of an exchange.
     pub fn allows(self, status: TxStatus) -> bool {
-        status == TxStatus::Idle || !self.forbids_transactions
+        status == TxStatus::Idle || self.mode != PoolMode::Statement
     }
 }
 
