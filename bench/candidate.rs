@@ -252,11 +252,9 @@ client_tls_key_file = {key}
 fn verifier(password: &str) -> String {
     const ROUNDS: u32 = 4096;
     let salt: [u8; 16] = digest::random();
-    let salted = Derivation::new(password.as_bytes(), &salt, ROUNDS).run();
-    let stored = digest::sha256(&digest::hmac(&salted.0, b"Client Key"));
-    let server = digest::hmac(&salted.0, b"Server Key");
+    let keys = Derivation::new(password.as_bytes(), &salt, ROUNDS).run();
     let [salt, stored, server] =
-        [&salt[..], &stored, &server].map(|bytes| BASE64_STANDARD.encode(bytes));
+        [&salt[..], &keys.stored_key, &keys.server_key].map(|bytes| BASE64_STANDARD.encode(bytes));
     format!("SCRAM-SHA-256${ROUNDS}:{salt}${stored}:{server}")
 }
 

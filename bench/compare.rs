@@ -5,6 +5,7 @@
 
 mod candidate;
 mod failure;
+mod knocking;
 mod loads;
 mod options;
 mod probes;

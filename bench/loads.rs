@@ -14,10 +14,11 @@ use std::time::{Duration, Instant};
 
 use crate::candidate::{Candidate, PLAIN_USER, SCRAM_DATABASE};
 use crate::failure::{Context, Failure, Outcome};
+use crate::knocking::{Keys, Knocking, log_in};
 use crate::process::Process;
 use crate::stand::{Ground, bulk_rows};
 use crate::sys::CpuClock;
-use crate::wire::{self, Client, Scratch, Security};
+use crate::wire::{self, Client, Scratch, Security, USER};
 
 /// Longer than this without a transaction, and something hangs. Logins of many clients come before the first.
 const SILENCE: Duration = Duration::from_secs(30);
@@ -37,6 +38,10 @@ pub enum Load {
     Scram,
     /// The same; the pooler keeps the password in clear.
     ScramPlain,
+    /// As `Scram`, of clients that keep their keys, so that the pooler is kept busy.
+    ScramKeys,
+    /// As `ScramPlain`, of such clients.
+    ScramPlainKeys,
     /// 200 000 rows of 100 bytes, again and again.
     Bulk,
     CopyOut,
@@ -48,13 +53,15 @@ pub enum Load {
 }
 
 impl Load {
-    pub const ALL: [Load; 11] = [
+    pub const ALL: [Load; 13] = [
         Load::Simple,
         Load::Extended,
         Load::Prepared,
         Load::Reconnect,
         Load::Scram,
         Load::ScramPlain,
+        Load::ScramKeys,
+        Load::ScramPlainKeys,
         Load::Bulk,
         Load::CopyOut,
         Load::CopyIn,
@@ -70,6 +77,8 @@ impl Load {
             Load::Reconnect => "reconnect",
             Load::Scram => "scram",
             Load::ScramPlain => "scram-plain",
+            Load::ScramKeys => "scram-keys",
+            Load::ScramPlainKeys => "scram-plain-keys",
             Load::Bulk => "bulk",
             Load::CopyOut => "copy-out",
             Load::CopyIn => "copy-in",
@@ -86,14 +95,18 @@ impl Load {
     pub fn fixed_clients(self) -> Option<usize> {
         match self {
             Load::Simple | Load::Extended | Load::Prepared | Load::TlsSimple => None,
-            Load::Reconnect | Load::Scram | Load::ScramPlain => Some(16),
+            Load::Reconnect
+            | Load::Scram
+            | Load::ScramPlain
+            | Load::ScramKeys
+            | Load::ScramPlainKeys => Some(16),
             Load::Bulk | Load::CopyOut | Load::CopyIn | Load::TlsBulk => Some(1),
         }
     }
 
     /// Whether each of its transactions has a connection of its own.
     pub fn reconnects(self) -> bool {
-        matches!(self, Load::Reconnect | Load::Scram | Load::ScramPlain)
+        self == Load::Reconnect || self.database() == SCRAM_DATABASE
     }
 
     /// Whether its clients speak TLS.
@@ -104,7 +117,9 @@ impl Load {
     /// The database that its clients ask for.
     pub fn database(self) -> &'static str {
         match self {
-            Load::Scram | Load::ScramPlain => SCRAM_DATABASE,
+            Load::Scram | Load::ScramPlain | Load::ScramKeys | Load::ScramPlainKeys => {
+                SCRAM_DATABASE
+            }
             _ => "bench",
         }
     }
@@ -118,6 +133,8 @@ impl Load {
             | Load::Reconnect
             | Load::Scram
             | Load::ScramPlain
+            | Load::ScramKeys
+            | Load::ScramPlainKeys
             | Load::TlsSimple => ("µs/tx", "tx/s"),
             Load::Bulk | Load::CopyOut | Load::CopyIn | Load::TlsBulk => ("s/GB", "GB/s"),
         }
@@ -155,6 +172,7 @@ pub fn measure(
         | Load::Scram
         | Load::ScramPlain
         | Load::TlsSimple => measure_transactions(case, candidate, ground, window),
+        Load::ScramKeys | Load::ScramPlainKeys => measure_logins(case, candidate, window),
         Load::Bulk | Load::CopyOut | Load::CopyIn | Load::TlsBulk => {
             measure_bytes(case.load, candidate, window)
         }
@@ -345,6 +363,32 @@ fn parse_progress(line: &str) -> Option<(f64, f64)> {
     let rate = parts.next()?.strip_suffix(" tps")?.parse().ok()?;
     let failed = parts.find_map(|part| part.strip_suffix(" failed"));
     failed.is_none_or(|count| count == "0").then_some((stamp, rate))
+}
+
+/// So many log in together, ask for one row each, and leave; CPU is read while the pooler has nothing to do.
+fn measure_logins(case: Case, candidate: &Candidate, window: Duration) -> Outcome<Sample> {
+    let user = match case.load {
+        Load::ScramPlainKeys => format!("{PLAIN_USER}0"),
+        _ => USER.to_owned(),
+    };
+    let mut keys = Keys::new();
+    let mut once = || -> Outcome<()> {
+        let users = (0..case.clients).map(|_| user.clone());
+        let mut clients = log_in(users, candidate.port, &mut keys)?;
+        clients.iter_mut().try_for_each(Knocking::ask)?;
+        clients.into_iter().try_for_each(Knocking::take_leave)
+    };
+    once()?; // warm-up
+    let before = candidate.cpu()?;
+    let started = Instant::now();
+    let mut logins = 0;
+    while started.elapsed() < window {
+        once()?;
+        logins += case.clients;
+    }
+    let seconds = started.elapsed().as_secs_f64();
+    let cpu = (candidate.cpu()? - before).as_secs_f64();
+    Ok(Sample { cost: cpu * 1e6 / logins as f64, rate: logins as f64 / seconds })
 }
 
 /// One connection, one statement after the other; CPU is read while the pooler has nothing to do.

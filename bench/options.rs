@@ -11,13 +11,15 @@ use crate::loads::{Case, Load};
 use crate::storm;
 
 /// The ratios to PgBouncer that must not be exceeded, unless `--limit` says otherwise.
-const LIMITS: [(Load, usize, f64); 9] = [
+const LIMITS: [(Load, usize, f64); 11] = [
     (Load::Simple, 16, 0.92),
     (Load::Simple, 500, 0.92),
     (Load::Extended, 16, 0.92),
     (Load::Extended, 500, 0.92),
     (Load::Scram, 16, 0.85),
     (Load::ScramPlain, 16, 0.85),
+    (Load::ScramKeys, 16, 0.85),
+    (Load::ScramPlainKeys, 16, 0.85),
     (Load::Bulk, 1, 0.55),
     (Load::TlsSimple, 16, 0.95),
     (Load::TlsBulk, 1, 0.60),
@@ -133,7 +135,8 @@ fn grammar() -> Grammar {
         .optopt(
             "",
             "only",
-            "loads, of simple,extended,prepared,reconnect,scram,scram-plain,bulk,copy-out,copy-in,tls-simple,tls-bulk \
+            "loads, of simple,extended,prepared,reconnect,scram,scram-plain,scram-keys,scram-plain-keys,bulk,copy-out,\
+             copy-in,tls-simple,tls-bulk \
              (default: all)",
             "LIST",
         )

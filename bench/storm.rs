@@ -4,18 +4,12 @@
 //! first all connect, then all say hello, then all prove who they are. Compared is the p99 of the transactions that
 //! ended during such storms with that of a run without any.
 
-use std::collections::HashMap;
-use std::io::{Read, Write};
-use std::net::{Ipv4Addr, TcpStream};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use ringbouncer::auth::answer::{Answer, Credentials, Step};
-use ringbouncer::auth::derivation::{Derivation, SaltedPassword};
-use ringbouncer::wire::backend;
-
-use crate::candidate::{Candidate, Kind, PASSWORD, PLAIN_USER, SCRAM_DATABASE};
+use crate::candidate::{Candidate, Kind, PLAIN_USER};
 use crate::failure::{Context, Failure, Outcome};
+use crate::knocking::{Keys, log_in};
 use crate::loads::run_pgbench;
 use crate::options::Options;
 use crate::probes::take_log;
@@ -29,9 +23,6 @@ pub const BUSY: usize = 100;
 const LIMIT: f64 = 2.0;
 /// Between two storms.
 const REST: Duration = Duration::from_millis(200);
-/// No step of a login takes this long unless something hangs.
-const PATIENCE: Duration = Duration::from_secs(60);
-
 /// Who comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Storm {
@@ -175,7 +166,7 @@ fn weather(storm: Storm, window: Duration, port: u16) -> Outcome<Vec<(f64, f64)>
         return Ok(vec![(from, now())]);
     }
     let mut storms = Vec::new();
-    let mut keys = HashMap::new();
+    let mut keys = Keys::new();
     while now() - from < window.as_secs_f64() {
         let begin = now();
         log_in_all(storm, port, &mut keys)?;
@@ -193,98 +184,6 @@ fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |time| time.as_secs_f64())
 }
 
-/// Keys that clients have made, too: what they cost them is not ours to measure.
-type Keys = HashMap<Derivation, SaltedPassword>;
-
 fn log_in_all(storm: Storm, port: u16, keys: &mut Keys) -> Outcome<()> {
-    let mut clients = Vec::with_capacity(LOGINS);
-    for number in 0..LOGINS {
-        clients.push(Knocking::begin(port, storm.user(number))?);
-    }
-    // SASL, SASLContinue, and the end.
-    for _ in 0..3 {
-        for client in &mut clients {
-            client.go_on(keys)?;
-        }
-    }
-    match clients.iter().all(|client| client.is_in) {
-        true => Ok(()),
-        false => Err(Failure::new("not everybody has got in")),
-    }
-}
-
-/// Somebody who logs in.
-struct Knocking {
-    stream: TcpStream,
-    user: String,
-    answer: Answer,
-    is_in: bool,
-}
-
-impl Knocking {
-    fn begin(port: u16, user: String) -> Outcome<Knocking> {
-        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_nodelay(true)?;
-        let mut body = 196_608_u32.to_be_bytes().to_vec();
-        for word in ["user", user.as_str(), "database", SCRAM_DATABASE, ""] {
-            body.extend_from_slice(word.as_bytes());
-            body.push(0);
-        }
-        let length = u32::try_from(body.len() + 4).unwrap_or(0).to_be_bytes();
-        stream.write_all(&[&length[..], &body].concat())?;
-        Ok(Knocking { stream, user, answer: Answer::Start, is_in: false })
-    }
-
-    /// Takes messages until one has to be answered, or it is in.
-    fn go_on(&mut self, keys: &mut Keys) -> Outcome<()> {
-        while !self.is_in {
-            let (tag, body) = self.message()?;
-            match tag {
-                b'R' if self.is_answered(&body, keys)? => return Ok(()),
-                b'E' => {
-                    let words = String::from_utf8_lossy(&body).replace('\0', " ");
-                    return Err(Failure::new(format!("a login was refused: {words}")));
-                }
-                b'Z' => self.is_in = true,
-                _ => {}
-            }
-        }
-        Ok(())
-    }
-
-    fn message(&mut self) -> Outcome<(u8, Vec<u8>)> {
-        let mut header = [0; 5];
-        self.stream.read_exact(&mut header)?;
-        let length = u32::from_be_bytes([header[1], header[2], header[3], header[4]]);
-        let mut body = vec![0; (length as usize).saturating_sub(4)];
-        self.stream.read_exact(&mut body)?;
-        Ok((header[0], body))
-    }
-
-    fn is_answered(&mut self, body: &[u8], keys: &mut Keys) -> Outcome<bool> {
-        let strange = || Failure::new("not SCRAM as we know it");
-        let request = backend::authentication(body).ok_or_else(strange)?;
-        let credentials = Credentials {
-            user: self.user.as_bytes(),
-            secret: PASSWORD.as_bytes(),
-            client_key: None,
-            end_point: None,
-        };
-        let (answer, step) = std::mem::take(&mut self.answer)
-            .step(request, credentials)
-            .map_err(|refusal| Failure::new(refusal.log))?;
-        let (answer, step) = match step {
-            Step::Derive(derivation) => {
-                let key = keys.entry(derivation).or_insert_with_key(Derivation::run);
-                answer.derived(key).map_err(|refusal| Failure::new(refusal.log))?
-            }
-            step => (answer, step),
-        };
-        self.answer = answer;
-        let Step::Send(words) = step else { return Ok(false) };
-        let length = u32::try_from(words.len() + 4).unwrap_or(0).to_be_bytes();
-        self.stream.write_all(&[b"p", &length[..], &words].concat())?;
-        Ok(true)
-    }
+    log_in((0..LOGINS).map(|number| storm.user(number)), port, keys).map(drop)
 }

@@ -9,7 +9,7 @@ use common::desk::{Desk, config};
 use common::fake::{one_row, welcome};
 use common::oracle::{account, answer, name_in};
 use common::raw::message;
-use ringbouncer::auth::derivation::SaltedPassword;
+use ringbouncer::auth::derivation::{Derivation, ScramKeys};
 use ringbouncer::auth::digest;
 use ringbouncer::auth::userlist::Userlist;
 use ringbouncer::engine::io::Input;
@@ -48,14 +48,12 @@ fn challenge(desk: &mut Desk, server: Conn, salt: &[u8]) -> Exchange {
 
 impl Exchange {
     /// Checks the proof, as PostgreSQL would, and lets us in.
-    fn let_in(&self, desk: &mut Desk, server: Conn, salted: &SaltedPassword) {
-        let client_key = digest::hmac(&salted.0, b"Client Key");
-        let mut proof = digest::hmac(&digest::sha256(&client_key), self.auth_message.as_bytes());
-        proof.iter_mut().zip(client_key).for_each(|(byte, key)| *byte ^= key);
+    fn let_in(&self, desk: &mut Desk, server: Conn, keys: &ScramKeys) {
+        let mut proof = digest::hmac(&keys.stored_key, self.auth_message.as_bytes());
+        proof.iter_mut().zip(keys.client_key).for_each(|(byte, key)| *byte ^= key);
         let words = String::from_utf8(sent(desk, server)).expect("text");
         assert!(words.ends_with(&format!(",p={}", BASE64_STANDARD.encode(proof))), "{words}");
-        let server_key = digest::hmac(&salted.0, b"Server Key");
-        let signature = digest::hmac(&server_key, self.auth_message.as_bytes());
+        let signature = digest::hmac(&keys.server_key, self.auth_message.as_bytes());
         let last = format!("v={}", BASE64_STANDARD.encode(signature));
         desk.feed(server, &authentication(12, last.as_bytes()));
         desk.feed(server, &welcome());
@@ -85,9 +83,9 @@ fn keys_are_made_once_and_not_by_the_loop() {
     assert_eq!((conn, derivation.iterations, &*derivation.salt), (server, 7, &b"salt"[..]));
     // Whatever the server says meanwhile waits.
     assert!(desk.take(server).is_empty());
-    let salted = derivation.run();
-    desk.handle(Input::Derived { conn, derivation, salted: Some(salted) });
-    exchange.let_in(&mut desk, server, &salted);
+    let keys = derivation.run();
+    desk.handle(Input::Derived { conn, derivation, keys: Some(keys) });
+    exchange.let_in(&mut desk, server, &keys);
     desk.ask(first);
     assert!(!desk.take(server).is_empty());
     let second = desk.client("alice", "app");
@@ -95,7 +93,7 @@ fn keys_are_made_once_and_not_by_the_loop() {
     let next = desk.connect();
     let exchange = challenge(&mut desk, next, b"salt");
     assert!(desk.derivations.is_empty(), "that key is known");
-    exchange.let_in(&mut desk, next, &salted);
+    exchange.let_in(&mut desk, next, &keys);
     assert!(!desk.take(next).is_empty(), "the second client's query");
     // Another salt is another key, and so is everything after a reload.
     let third = desk.client("alice", "app");
@@ -121,14 +119,14 @@ fn a_key_that_comes_too_late_or_never_does_no_harm() {
     let (conn, derivation) = desk.derivations.pop_front().expect("a key is asked for");
     desk.handle(Input::ReadClosed { conn: server });
     desk.perform();
-    let salted = Some(derivation.run());
-    desk.handle(Input::Derived { conn, derivation, salted });
+    let keys = Some(derivation.run());
+    desk.handle(Input::Derived { conn, derivation, keys });
     desk.after(Duration::from_secs(20));
     // The next one finds too many jobs waiting.
     let server = desk.connect();
     challenge(&mut desk, server, b"pepper");
     let (conn, derivation) = desk.derivations.pop_front().expect("a key is asked for");
-    desk.handle(Input::Derived { conn, derivation, salted: None });
+    desk.handle(Input::Derived { conn, derivation, keys: None });
     desk.perform();
     assert!(desk.is_closed(server));
     // A key for a server that did not ask for one.
@@ -146,21 +144,19 @@ fn challenge_in_vain(desk: &mut Desk, server: Conn) {
 /// Pass-through: a key that a client has proven opens servers, until the secret is another one.
 #[test]
 fn a_clients_key_opens_the_servers_of_its_secret() {
-    let salted = SaltedPassword(digest::pbkdf2(b"secret", b"salt", 7));
-    let client_key = digest::hmac(&salted.0, b"Client Key");
-    let [salt, stored_key, server_key] =
-        [&b"salt"[..], &digest::sha256(&client_key), &digest::hmac(&salted.0, b"Server Key")]
-            .map(|bytes| BASE64_STANDARD.encode(bytes));
+    let keys = Derivation::new(b"secret", b"salt", 7).run();
+    let [salt, stored_key, server_key] = [&b"salt"[..], &keys.stored_key, &keys.server_key]
+        .map(|bytes| BASE64_STANDARD.encode(bytes));
     let mut desk = desk_of(&format!("SCRAM-SHA-256$7:{salt}${stored_key}:{server_key}"));
     desk.client("alice", "app");
     let (pool, _) = desk.pool("app", "alice").expect("her pool");
     // D8: what another login has proven is not hers.
     desk.engine.client_proved_key((pool, "bob"), [1; 32]);
-    desk.engine.client_proved_key((pool, "alice"), client_key);
+    desk.engine.client_proved_key((pool, "alice"), keys.client_key);
     let server = desk.connect();
     let exchange = challenge(&mut desk, server, b"other salt");
     assert!(desk.derivations.is_empty(), "there is no password to make a key of");
-    exchange.let_in(&mut desk, server, &salted);
+    exchange.let_in(&mut desk, server, &keys);
     let now = desk.now;
     let other = format!("SCRAM-SHA-256$7:{salt}${server_key}:{server_key}");
     let users = Userlist::parse(format!("\"alice\" \"{other}\"").as_bytes()).0;

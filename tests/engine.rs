@@ -95,8 +95,8 @@ impl World {
                 Effect::AskSerial { .. } => panic!("zones are not watched"),
                 Effect::StartTls { conn, handshake } => self.shaking.push((conn, handshake)),
                 Effect::Derive { conn, derivation } => {
-                    let salted = Some(derivation.run());
-                    self.engine.handle(Input::Derived { conn, derivation, salted }, self.now);
+                    let keys = Some(derivation.run());
+                    self.engine.handle(Input::Derived { conn, derivation, keys }, self.now);
                 }
                 Effect::Consult { .. } => panic!("nobody else is asked"),
                 Effect::Attend { .. } | Effect::CancelAttendance { .. } => {

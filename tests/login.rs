@@ -346,6 +346,6 @@ fn keys_are_those_of_postgresql() {
     let secret = verifier(PASSWORD);
     let kept = ringbouncer::auth::secret::Kind::of(secret.as_bytes());
     let ringbouncer::auth::secret::Kind::Scram(kept) = kept else { panic!("{kept:?}") };
-    let salted = Derivation::new(PASSWORD.as_bytes(), &kept.salt, kept.iterations).run();
-    assert!(ringbouncer::auth::scram::Keys::from(&*kept).come_from(&salted));
+    let keys = Derivation::new(PASSWORD.as_bytes(), &kept.salt, kept.iterations).run();
+    assert!(ringbouncer::auth::scram::Keys::from(&*kept).come_from(&keys));
 }

@@ -8,7 +8,7 @@
 //! Each login answers one request: a server that asks for SCRAM, and then for the password in
 //! clear, gets nothing. Nor is an Ok believed before the server has proven itself.
 
-use crate::auth::derivation::{Derivation, SaltedPassword};
+use crate::auth::derivation::{Derivation, ScramKeys};
 use crate::auth::digest;
 use crate::auth::scram_client::{
     Challenge, Channel, FirstSent, Keys, MECHANISM, MECHANISM_PLUS, ProofSent, Trouble,
@@ -122,9 +122,9 @@ impl Answer {
     }
 
     /// The key that [`Step::Derive`] asked for is there.
-    pub fn derived(self, salted: &SaltedPassword) -> Result<(Self, Step), Refusal> {
+    pub fn derived(self, keys: &ScramKeys) -> Result<(Self, Step), Refusal> {
         match self {
-            Answer::Deriving(challenge) => Ok(prove(challenge, &Keys::derive(salted))),
+            Answer::Deriving(challenge) => Ok(prove(challenge, &Keys::from(keys))),
             _ => Err(Refusal::log("a key that nobody asked for")),
         }
     }

@@ -9,13 +9,14 @@
 //! Somebody whom we do not know is asked the same as everybody else, and fails at the same place
 //! with the same words (reliability 8). Secrets are compared in constant time (reliability 17).
 
-use crate::auth::derivation::{Derivation, MAX_ITERATIONS, SaltedPassword};
+use crate::auth::derivation::{Derivation, MAX_ITERATIONS, ScramKeys};
 use crate::auth::digest::{self, KEY_BYTES};
 use crate::auth::scram::{
     Binding, ClientFirst, ClientProof, Dialogue, Keys, SCRAM_SHA_256, SCRAM_SHA_256_PLUS,
 };
-use crate::auth::secret::{Kind, MD5_PREFIX};
+use crate::auth::secret::{Kind, Known, MD5_PREFIX};
 use crate::config::Secret;
+use std::sync::Arc;
 
 /// Salts that we make up are so long.
 const SALT_BYTES: usize = 16;
@@ -27,7 +28,7 @@ pub struct Claim {
     pub user: String,
     /// Any of these will do; the first one counts towards servers. None at all: nobody knows him,
     /// or he has no password.
-    pub secrets: Vec<Secret>,
+    pub secrets: Arc<Vec<Known>>,
 }
 
 /// What makes salts up: stable as long as the process lives, and nobody else can work them out.
@@ -50,8 +51,8 @@ impl SaltSource {
 impl Claim {
     fn kinds(&self) -> impl Iterator<Item = Kind<'_>> {
         // An empty secret is one that no password opens.
-        let secrets = self.secrets.iter().map(Secret::expose);
-        secrets.filter(|secret| !secret.is_empty()).map(Kind::of)
+        let secrets = self.secrets.iter();
+        secrets.filter(|secret| !secret.text().expose().is_empty()).map(Known::kind)
     }
 
     /// Whether `md5` means SCRAM for him, for no MD5 answer could be checked.
@@ -64,7 +65,7 @@ impl Claim {
     fn salt(&self, source: &SaltSource, iterations: u32) -> (Box<[u8]>, u32) {
         for kind in self.kinds() {
             if let Kind::Scram(verifier) = kind {
-                return (verifier.salt, verifier.iterations);
+                return (verifier.salt.clone(), verifier.iterations);
             }
         }
         let plain = self.kinds().find_map(|kind| match kind {
@@ -300,7 +301,7 @@ impl Attempt {
     pub fn judge(
         &self,
         claim: &Claim,
-        mut key: impl FnMut(&Derivation) -> Option<SaltedPassword>,
+        mut key: impl FnMut(&Derivation) -> Option<ScramKeys>,
     ) -> Outcome {
         for kind in claim.kinds() {
             let found = match self {
@@ -345,7 +346,8 @@ impl Attempt {
                 std::hint::black_box(against_md5(answer.expose(), *salt, user, &kind));
             }
             Attempt::Scram { proof, .. } => {
-                std::hint::black_box(proof.check(&Keys::from(&SaltedPassword(decoy))).is_some());
+                let decoy = ScramKeys { client_key: decoy, stored_key: decoy, server_key: decoy };
+                std::hint::black_box(proof.check(&Keys::from(&decoy)).is_some());
             }
         }
     }
@@ -370,7 +372,7 @@ fn against_password(
     password: &[u8],
     user: &str,
     kind: &Kind<'_>,
-    key: &mut impl FnMut(&Derivation) -> Option<SaltedPassword>,
+    key: &mut impl FnMut(&Derivation) -> Option<ScramKeys>,
 ) -> Match {
     match kind {
         Kind::Plain(known) => digest::is_equal(known, password).into(),
@@ -382,7 +384,7 @@ fn against_password(
         Kind::Scram(verifier) => {
             let derivation = Derivation::new(password, &verifier.salt, verifier.iterations);
             match key(&derivation) {
-                Some(salted) => Keys::from(&**verifier).come_from(&salted).into(),
+                Some(keys) => Keys::from(&**verifier).come_from(&keys).into(),
                 None => Match::Unknown(derivation),
             }
         }
@@ -407,13 +409,13 @@ fn against_proof(
     proof: &ClientProof,
     (salt, iterations): (&[u8], u32),
     kind: &Kind<'_>,
-    key: &mut impl FnMut(&Derivation) -> Option<SaltedPassword>,
+    key: &mut impl FnMut(&Derivation) -> Option<ScramKeys>,
 ) -> Match {
     let (keys, is_kept) = match kind {
         Kind::Plain(password) => {
             let derivation = Derivation::new(password, salt, iterations);
             match key(&derivation) {
-                Some(salted) => (Keys::from(&salted), false),
+                Some(keys) => (Keys::from(&keys), false),
                 None => return Match::Unknown(derivation),
             }
         }

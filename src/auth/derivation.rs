@@ -1,8 +1,8 @@
 //! Making a key of a password: thousands of rounds of HMAC, which take milliseconds. The loop never
-//! does that itself: it hands a [`Derivation`] to the side thread and gets a [`SaltedPassword`]
-//! back, which is kept ([`Derived`]), for the next login wants the same one.
+//! does that itself: it hands a [`Derivation`] to the side thread and gets [`ScramKeys`] back, which
+//! are kept ([`Derived`]), for the next login wants the same ones.
 
-use crate::auth::digest;
+use crate::auth::digest::{self, KEY_BYTES};
 use crate::config::Secret;
 use lru::LruCache;
 use std::fmt;
@@ -39,8 +39,11 @@ impl Derivation {
     }
 
     /// Does the work. It takes milliseconds: not for the loop.
-    pub fn run(&self) -> SaltedPassword {
-        SaltedPassword(digest::pbkdf2(self.password.expose(), &self.salt, self.iterations))
+    pub fn run(&self) -> ScramKeys {
+        let salted = digest::pbkdf2(self.password.expose(), &self.salt, self.iterations);
+        let client_key = digest::hmac(&salted, b"Client Key");
+        let stored_key = digest::sha256(&client_key);
+        ScramKeys { client_key, stored_key, server_key: digest::hmac(&salted, b"Server Key") }
     }
 }
 
@@ -55,18 +58,25 @@ fn prepare(password: &[u8]) -> Vec<u8> {
 
 /// What comes of it: as good as the password itself towards servers that keep this salt.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct SaltedPassword(pub [u8; digest::KEY_BYTES]);
+pub struct ScramKeys {
+    /// Whoever knows it can prove to know the password.
+    pub client_key: [u8; KEY_BYTES],
+    /// What such a proof is held against.
+    pub stored_key: [u8; KEY_BYTES],
+    /// Whoever knows it can prove to know the user.
+    pub server_key: [u8; KEY_BYTES],
+}
 
-impl fmt::Debug for SaltedPassword {
+impl fmt::Debug for ScramKeys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("SaltedPassword(****)")
+        f.write_str("ScramKeys(****)")
     }
 }
 
 /// The results of late. Who has not been asked for longest goes first. Only keys that have opened
 /// something, or may, are put here: nobody can push them out by guessing.
 pub struct Derived {
-    kept: LruCache<Derivation, SaltedPassword>,
+    kept: LruCache<Derivation, ScramKeys>,
 }
 
 impl Default for Derived {
@@ -77,12 +87,12 @@ impl Default for Derived {
 
 impl Derived {
     /// The result, if it has been worked out before.
-    pub fn get(&mut self, derivation: &Derivation) -> Option<SaltedPassword> {
+    pub fn get(&mut self, derivation: &Derivation) -> Option<ScramKeys> {
         self.kept.get(derivation).copied()
     }
 
     /// Keeps a result.
-    pub fn keep(&mut self, derivation: Derivation, result: SaltedPassword) {
+    pub fn keep(&mut self, derivation: Derivation, result: ScramKeys) {
         self.kept.put(derivation, result);
     }
 
@@ -138,6 +148,6 @@ mod tests {
     #[test]
     fn nothing_secret_is_shown() {
         let shown = format!("{:?} {:?}", derivation("hush"), derivation("hush").run());
-        assert!(!shown.contains("hush") && shown.contains("SaltedPassword(****)"), "{shown}");
+        assert!(!shown.contains("hush") && shown.contains("ScramKeys(****)"), "{shown}");
     }
 }

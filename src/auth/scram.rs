@@ -10,7 +10,7 @@
 //! Each step eats the last one: a finished phase cannot be used again. The user's name in
 //! client-first does not count: the one in the Startup does.
 
-use crate::auth::derivation::SaltedPassword;
+use crate::auth::derivation::ScramKeys;
 use crate::auth::digest::{self, KEY_BYTES};
 use crate::auth::secret::Verifier;
 use base64::Engine as _;
@@ -23,6 +23,8 @@ pub const SCRAM_SHA_256: &[u8] = b"SCRAM-SHA-256";
 pub const SCRAM_SHA_256_PLUS: &[u8] = b"SCRAM-SHA-256-PLUS";
 /// So much of the nonce is ours, before base64 makes 24 characters of it.
 pub const NONCE_BYTES: usize = 18;
+/// Our first message has so many bytes at most besides nonce and salt.
+const MESSAGE_BYTES: usize = 24;
 /// The channel binding that we offer.
 const BINDING: &[u8] = b"tls-server-end-point";
 
@@ -50,7 +52,7 @@ pub struct ClientFirst {
     /// What `c=` must say in the end: the header, and what the dialogue is bound to.
     binding: Vec<u8>,
     bare: Vec<u8>,
-    nonce: Vec<u8>,
+    nonce: String,
 }
 
 impl ClientFirst {
@@ -94,14 +96,15 @@ impl ClientFirst {
             attribute = next()?;
         }
         let nonce = attribute.strip_prefix(b"r=").ok_or(MALFORMED)?;
-        if nonce.is_empty() || !nonce.iter().all(u8::is_ascii_graphic) {
-            return Err(Refused("non-printable characters in SCRAM nonce"));
-        }
+        let nonce = str::from_utf8(nonce)
+            .ok()
+            .filter(|nonce| !nonce.is_empty() && nonce.bytes().all(|byte| byte.is_ascii_graphic()));
+        let nonce = nonce.ok_or(Refused("non-printable characters in SCRAM nonce"))?;
         let header = &message[..message.len() - bare.len()];
         Ok(Self {
             binding: [header, bound_to].concat(),
             bare: bare.to_vec(),
-            nonce: nonce.to_vec(),
+            nonce: nonce.to_owned(),
         })
     }
 }
@@ -111,7 +114,7 @@ impl ClientFirst {
 pub struct Dialogue {
     binding: Vec<u8>,
     /// Both nonces.
-    nonce: Vec<u8>,
+    nonce: String,
     /// What was said so far, as it is signed.
     said: Vec<u8>,
 }
@@ -124,11 +127,19 @@ impl Dialogue {
         ours: [u8; NONCE_BYTES],
     ) -> (Self, Vec<u8>) {
         let ClientFirst { binding, bare, mut nonce } = first;
-        nonce.extend(BASE64_STANDARD.encode(ours).into_bytes());
-        let tail = format!(",s={},i={iterations}", BASE64_STANDARD.encode(salt));
-        let message = [b"r=", &*nonce, tail.as_bytes()].concat();
-        let said = [&*bare, b",", &*message, b","].concat();
-        (Self { binding, nonce, said }, message)
+        nonce.reserve(2 * NONCE_BYTES);
+        BASE64_STANDARD.encode_string(ours, &mut nonce);
+        let mut message = String::with_capacity(nonce.len() + 2 * salt.len() + MESSAGE_BYTES);
+        message.extend(["r=", &nonce, ",s="]);
+        BASE64_STANDARD.encode_string(salt, &mut message);
+        message.extend([",i=", &iterations.to_string()]);
+        // The client's last message, without its proof, comes behind it.
+        let more = binding.len() + nonce.len() + MESSAGE_BYTES;
+        let mut said = Vec::with_capacity(bare.len() + message.len() + 2 * more);
+        for part in [&*bare, b",", message.as_bytes(), b","] {
+            said.extend_from_slice(part);
+        }
+        (Self { binding, nonce, said }, message.into_bytes())
     }
 
     /// Reads the client's last message.
@@ -147,7 +158,7 @@ impl Dialogue {
                 "unexpected SCRAM channel-binding attribute in client-final-message",
             ));
         }
-        if next(b"r=")? != self.nonce {
+        if next(b"r=")? != self.nonce.as_bytes() {
             return Err(Refused("invalid SCRAM response (nonce does not match)"));
         }
         let mut said = self.said;
@@ -182,12 +193,9 @@ impl fmt::Debug for Keys {
     }
 }
 
-impl From<&SaltedPassword> for Keys {
-    fn from(SaltedPassword(salted): &SaltedPassword) -> Self {
-        Self {
-            stored_key: digest::sha256(&digest::hmac(salted, b"Client Key")),
-            server_key: digest::hmac(salted, b"Server Key"),
-        }
+impl From<&ScramKeys> for Keys {
+    fn from(keys: &ScramKeys) -> Self {
+        Self { stored_key: keys.stored_key, server_key: keys.server_key }
     }
 }
 
@@ -198,9 +206,9 @@ impl From<&Verifier> for Keys {
 }
 
 impl Keys {
-    /// Whether somebody who knows this key knows the password.
-    pub fn come_from(&self, salted: &SaltedPassword) -> bool {
-        digest::is_equal(&self.server_key, &Keys::from(salted).server_key)
+    /// Whether somebody who knows these keys knows the password.
+    pub fn come_from(&self, keys: &ScramKeys) -> bool {
+        digest::is_equal(&self.server_key, &keys.server_key)
     }
 }
 
@@ -220,8 +228,11 @@ impl ClientProof {
         if !digest::is_equal(&digest::sha256(&client_key), &keys.stored_key) {
             return None;
         }
-        let signature = BASE64_STANDARD.encode(digest::hmac(&keys.server_key, &self.said));
-        Some(Accepted { client_key, server_final: [b"v=", signature.as_bytes()].concat() })
+        let mut server_final = String::with_capacity(MESSAGE_BYTES + 2 * KEY_BYTES);
+        server_final.push_str("v=");
+        let signature = digest::hmac(&keys.server_key, &self.said);
+        BASE64_STANDARD.encode_string(signature, &mut server_final);
+        Some(Accepted { client_key, server_final: server_final.into_bytes() })
     }
 }
 
@@ -241,10 +252,10 @@ mod tests {
     /// The nonce of RFC 7677 is not base64 of 18 bytes: its dialogue is put together by hand.
     fn rfc_7677() -> (Dialogue, Keys) {
         let first = ClientFirst::parse(FIRST, Binding::NONE).unwrap();
-        let nonce = b"rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0";
+        let nonce = "rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0";
         let said = b"n=user,r=rOprNGfwEbeRWgbNEkqO,r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096,";
         let dialogue =
-            Dialogue { binding: first.binding, nonce: nonce.to_vec(), said: said.to_vec() };
+            Dialogue { binding: first.binding, nonce: nonce.to_owned(), said: said.to_vec() };
         let salt = BASE64_STANDARD.decode("W22ZaJ0SNY7soEsUEjb6gQ==").unwrap();
         (dialogue, Keys::from(&Derivation::new(b"pencil", &salt, 4096).run()))
     }

@@ -7,7 +7,7 @@
 //! Each phase is eaten by the next one. The server is a stranger: whatever it sends is measured
 //! before it is used (reliability 2), and in the end it has to prove that it knows us, too.
 
-use crate::auth::derivation::{MAX_ITERATIONS, SaltedPassword};
+use crate::auth::derivation::{MAX_ITERATIONS, ScramKeys};
 use crate::auth::digest::{self, KEY_BYTES};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -89,13 +89,9 @@ pub struct Keys {
     pub server_key: [u8; KEY_BYTES],
 }
 
-impl Keys {
-    /// Of a password, salted and digested as the server asked for.
-    pub fn derive(salted: &SaltedPassword) -> Self {
-        Self {
-            client_key: digest::hmac(&salted.0, b"Client Key"),
-            server_key: digest::hmac(&salted.0, b"Server Key"),
-        }
+impl From<&ScramKeys> for Keys {
+    fn from(keys: &ScramKeys) -> Self {
+        Self { client_key: keys.client_key, server_key: keys.server_key }
     }
 }
 
@@ -263,8 +259,8 @@ mod tests {
         // The RFC's client says its name, which ours leaves to the Startup.
         challenge.auth_message = challenge.auth_message.replacen("n=,", "n=user,", 1);
         let (salt, iterations) = (challenge.salt.clone(), challenge.iterations);
-        let salted = Derivation { password, salt, iterations }.run();
-        let (sent, answer) = challenge.answer(&Keys::derive(&salted));
+        let keys = Derivation { password, salt, iterations }.run();
+        let (sent, answer) = challenge.answer(&Keys::from(&keys));
         let expected = "c=biws,r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,\
                         p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ=";
         assert_eq!(String::from_utf8_lossy(&answer), expected);

@@ -1,8 +1,10 @@
 //! What kind of secret is kept for a user: PostgreSQL keeps the same kinds, as the same texts.
 
 use crate::auth::digest::KEY_BYTES;
+use crate::config::Secret;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use std::borrow::Cow;
 use std::fmt;
 
 /// Begins the text of an MD5 hash, and of each answer to an MD5 challenge.
@@ -18,7 +20,7 @@ pub enum Kind<'a> {
     /// `md5` and what MD5 makes of password and name; here are the digits.
     Md5(&'a [u8]),
     /// What SCRAM-SHA-256 needs to verify a password.
-    Scram(Box<Verifier>),
+    Scram(Cow<'a, Verifier>),
 }
 
 impl<'a> Kind<'a> {
@@ -32,8 +34,38 @@ impl<'a> Kind<'a> {
             return Kind::Md5(digits);
         }
         match Verifier::parse(text) {
-            Some(verifier) => Kind::Scram(Box::new(verifier)),
+            Some(verifier) => Kind::Scram(Cow::Owned(verifier)),
             None => Kind::Plain(text),
+        }
+    }
+}
+
+/// A stored secret, looked at before it is needed: each login needs to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known {
+    text: Secret,
+    /// If it is one.
+    verifier: Option<Verifier>,
+}
+
+impl From<Secret> for Known {
+    fn from(text: Secret) -> Self {
+        let verifier = Verifier::parse(text.expose());
+        Self { text, verifier }
+    }
+}
+
+impl Known {
+    /// As it is stored.
+    pub fn text(&self) -> &Secret {
+        &self.text
+    }
+
+    /// What it is.
+    pub fn kind(&self) -> Kind<'_> {
+        match &self.verifier {
+            Some(verifier) => Kind::Scram(Cow::Borrowed(verifier)),
+            None => Kind::of(self.text.expose()),
         }
     }
 }
@@ -105,7 +137,10 @@ mod tests {
             stored_key: [1; 32],
             server_key: [2; 32],
         };
-        assert_eq!(Kind::of(text.as_bytes()), Kind::Scram(Box::new(expected)));
+        let scram = Kind::Scram(Cow::Owned(expected));
+        assert_eq!(Kind::of(text.as_bytes()), scram);
+        assert_eq!(Known::from(Secret::new(text.as_bytes())).kind(), scram);
+        assert_eq!(Known::from(Secret::new(HASH)).kind(), Kind::of(HASH));
         for broken in [
             verifier("", b"salt", &[1; 32]),
             verifier("0", b"salt", &[1; 32]),

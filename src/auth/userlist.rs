@@ -13,8 +13,10 @@
 //! one for everything.) Of several SCRAM verifiers only those count that share the first one's salt
 //! and rounds, for a client is told one salt.
 
+use crate::auth::secret::Known;
 use crate::config::{Secret, USER_NAME_BYTES};
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Longer secrets are refused.
 const SECRET_BYTES: usize = 65530;
@@ -22,7 +24,8 @@ const SECRET_BYTES: usize = 65530;
 /// Names and their secrets. An empty secret is one that no password opens.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Userlist {
-    users: BTreeMap<Box<[u8]>, Vec<Secret>>,
+    /// Each login shares them.
+    users: BTreeMap<Box<[u8]>, Arc<Vec<Known>>>,
 }
 
 impl Userlist {
@@ -44,7 +47,8 @@ impl Userlist {
         loop {
             match entry(rest) {
                 Ok(Some((name, secret, after))) => {
-                    list.users.entry(name.into()).or_default().push(Secret::new(secret));
+                    let secrets = list.users.entry(name.into()).or_default();
+                    Arc::make_mut(secrets).push(Known::from(Secret::new(secret)));
                     rest = after;
                 }
                 Ok(None) => return (list, None),
@@ -60,12 +64,12 @@ impl Userlist {
 
     /// The user's secret for servers: a password, an MD5 hash or a SCRAM verifier.
     pub fn secret(&self, user: impl AsRef<[u8]>) -> Option<&Secret> {
-        self.secrets(user).first()
+        self.users.get(user.as_ref())?.first().map(Known::text)
     }
 
     /// All of the user's secrets, in the order of the file: a client may know any of them.
-    pub fn secrets(&self, user: impl AsRef<[u8]>) -> &[Secret] {
-        self.users.get(user.as_ref()).map_or(&[], Vec::as_slice)
+    pub fn secrets(&self, user: impl AsRef<[u8]>) -> Arc<Vec<Known>> {
+        self.users.get(user.as_ref()).cloned().unwrap_or_default()
     }
 
     /// How many users are listed.
@@ -81,7 +85,7 @@ impl Userlist {
     /// All users with their secrets, by name.
     pub fn iter(&self) -> impl Iterator<Item = (&[u8], &Secret)> {
         let users = self.users.iter();
-        users.flat_map(|(name, secrets)| secrets.iter().map(|secret| (&**name, secret)))
+        users.flat_map(|(name, secrets)| secrets.iter().map(|secret| (&**name, secret.text())))
     }
 }
 
@@ -204,10 +208,11 @@ mod tests {
         assert!(list.contains(b"\xe4") && list.contains("u") && !list.contains("U"));
         assert_eq!(list.secret("u").map(Secret::expose), Some(&b"p"[..]));
         let (list, _) = Userlist::parse(b"\"u\" \"old\"\n\"v\" \"w\"\n\"u\" \"new\"");
-        let secrets: Vec<_> = list.secrets("u").iter().map(Secret::expose).collect();
-        assert_eq!(secrets, [b"old", b"new"]);
+        let secrets = list.secrets("u");
+        let texts: Vec<_> = secrets.iter().map(|secret| secret.text().expose()).collect();
+        assert_eq!(texts, [b"old", b"new"]);
         assert_eq!(list.secret("u").map(Secret::expose), Some(&b"old"[..]));
-        assert_eq!(list.secrets("nobody"), []);
+        assert!(list.secrets("nobody").is_empty());
         assert_eq!((list.len(), list.is_empty()), (2, false));
     }
 

@@ -10,7 +10,7 @@
 //! the same one, so that however many of them there are, the side thread has at most one such job.
 
 use crate::auth::challenge::{Attempt, Claim, Outcome, Proof};
-use crate::auth::derivation::{Derivation, SaltedPassword};
+use crate::auth::derivation::{Derivation, ScramKeys};
 use crate::engine::Engine;
 use crate::engine::io::Effect;
 use crate::engine::newcomers::PER_TURN;
@@ -23,7 +23,7 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Instant;
 
 /// A key that has just come from the side thread; `None`: none was needed so far.
-type Made<'a> = Option<(&'a Derivation, SaltedPassword)>;
+type Made<'a> = Option<(&'a Derivation, ScramKeys)>;
 
 /// Who waits for which key. Some of them may have gone meanwhile.
 #[derive(Default)]
@@ -42,7 +42,7 @@ struct Ready {
 
 enum News {
     /// A key was made, or (`None`) cannot be.
-    Key(Derivation, Option<SaltedPassword>),
+    Key(Derivation, Option<ScramKeys>),
     /// A key could have been made, or (`false`) could not.
     Time(bool),
 }
@@ -82,7 +82,7 @@ impl Engine {
         now: Instant,
     ) -> Result<(), Reason> {
         let outcome = attempt.judge(&claim, |derivation| match made {
-            Some((made, salted)) if made == derivation => Some(salted),
+            Some((made, keys)) if made == derivation => Some(keys),
             _ => self.derived.get(derivation),
         });
         match outcome {
@@ -93,8 +93,8 @@ impl Engine {
             }
             Outcome::Failed(refusal) => Err(self.refuse(key, refusal)),
             Outcome::Proven(proof) => {
-                if let Some((derivation, salted)) = made {
-                    self.derived.keep(derivation.clone(), salted);
+                if let Some((derivation, keys)) = made {
+                    self.derived.keep(derivation.clone(), keys);
                 }
                 self.on_proof(key, (claim, goal), proof, now)
             }
@@ -163,20 +163,20 @@ impl Engine {
     pub(super) fn client_key_derived(
         &mut self,
         made: &Derivation,
-        salted: Option<SaltedPassword>,
+        keys: Option<ScramKeys>,
         now: Instant,
     ) {
         if self.checks.decoy.running.as_ref() == Some(made) {
-            self.decoy_done(salted.is_some(), now);
+            self.decoy_done(keys.is_some(), now);
             return;
         }
         let Some(Wanted { is_ours, clients }) = self.checks.wanted.remove(made) else {
             return;
         };
-        if let Some(salted) = salted.filter(|_| is_ours) {
-            self.derived.keep(made.clone(), salted);
+        if let Some(keys) = keys.filter(|_| is_ours) {
+            self.derived.keep(made.clone(), keys);
         }
-        self.go_on(News::Key(made.clone(), salted), clients, now);
+        self.go_on(News::Key(made.clone(), keys), clients, now);
     }
 
     /// As much time has passed as a key takes.
@@ -202,8 +202,8 @@ impl Engine {
                 continue;
             };
             match &ready.news {
-                News::Key(made, salted) => {
-                    let made = (made.clone(), *salted);
+                News::Key(made, keys) => {
+                    let made = (made.clone(), *keys);
                     self.key_is_there(key, made, now);
                 }
                 News::Time(is_made) => {
@@ -217,7 +217,7 @@ impl Engine {
     fn key_is_there(
         &mut self,
         key: ClientKey,
-        (made, salted): (Derivation, Option<SaltedPassword>),
+        (made, keys): (Derivation, Option<ScramKeys>),
         now: Instant,
     ) {
         match self.proving_step(key) {
@@ -229,8 +229,8 @@ impl Engine {
         else {
             return;
         };
-        let outcome = match salted {
-            Some(salted) => self.judge(key, (claim, goal, attempt), Some((&made, salted)), now),
+        let outcome = match keys {
+            Some(keys) => self.judge(key, (claim, goal, attempt), Some((&made, keys)), now),
             None => Err(Reason::TOO_MANY_PROOFS),
         };
         match outcome {

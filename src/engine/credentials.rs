@@ -1,7 +1,7 @@
 //! With what we log in at servers: which password counts, and keys that take time to make.
 
 use crate::auth::answer::Credentials;
-use crate::auth::derivation::{Derivation, SaltedPassword};
+use crate::auth::derivation::{Derivation, ScramKeys};
 use crate::auth::digest::KEY_BYTES;
 use crate::auth::userlist::Userlist;
 use crate::config::Secret;
@@ -52,7 +52,7 @@ impl Engine {
     }
 
     /// Has a key made, unless it was made before: `Some` then.
-    pub(super) fn derive(&mut self, conn: Conn, derivation: Derivation) -> Option<SaltedPassword> {
+    pub(super) fn derive(&mut self, conn: Conn, derivation: Derivation) -> Option<ScramKeys> {
         let known = self.derived.get(&derivation);
         if known.is_none() {
             self.effects.push_back(Effect::Derive { conn, derivation });
@@ -64,27 +64,22 @@ impl Engine {
     pub(super) fn on_derived(
         &mut self,
         conn: Conn,
-        (derivation, salted): (Derivation, Option<SaltedPassword>),
+        (derivation, keys): (Derivation, Option<ScramKeys>),
         now: Instant,
     ) {
-        match (conn, salted) {
-            (Conn::Server(key), Some(salted)) => {
-                self.derived.keep(derivation, salted);
-                self.server_key_derived(key, &salted, now);
+        match (conn, keys) {
+            (Conn::Server(key), Some(keys)) => {
+                self.derived.keep(derivation, keys);
+                self.server_key_derived(key, &keys, now);
                 self.server_login_received(key, now);
             }
             (Conn::Server(key), None) => self.close_server(key, Reason::AUTHREQ_FAILED, now),
-            (Conn::Client(_), _) => self.client_key_derived(&derivation, salted, now),
+            (Conn::Client(_), _) => self.client_key_derived(&derivation, keys, now),
         }
     }
 
     /// The login at a server goes on, if that is still what this server is doing.
-    pub(super) fn server_key_derived(
-        &mut self,
-        key: ServerKey,
-        salted: &SaltedPassword,
-        now: Instant,
-    ) {
+    pub(super) fn server_key_derived(&mut self, key: ServerKey, keys: &ScramKeys, now: Instant) {
         let House { servers, .. } = &mut self.house;
         let Some(server) = servers.get_mut(key) else {
             return;
@@ -92,7 +87,7 @@ impl Engine {
         let State::LoggingIn(login) = &mut server.state else {
             return;
         };
-        match login.derived(salted) {
+        match login.derived(keys) {
             Next::Go(event) => self.server_login_event(key, event, now),
             Next::Failed(failure) => self.server_login_failed(key, failure, now),
             // A key is never the end of a login.

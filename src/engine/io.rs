@@ -10,7 +10,7 @@
 //!
 //! tells what else happened by an [`Input`], and afterwards performs each [`Effect`].
 
-use crate::auth::derivation::{Derivation, SaltedPassword};
+use crate::auth::derivation::{Derivation, ScramKeys};
 use crate::auth::outside::{Answer, Question};
 use crate::config::tls::ServerTls;
 use crate::keys::{ClientKey, Conn, ServerKey};
@@ -101,7 +101,7 @@ pub enum Input {
         /// What was asked.
         derivation: Derivation,
         /// `None`: there is too much of such work already.
-        salted: Option<SaltedPassword>,
+        keys: Option<ScramKeys>,
     },
     /// The answer to [`Effect::Consult`].
     Consulted {

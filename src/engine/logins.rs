@@ -2,6 +2,7 @@
 
 use crate::auth::challenge::Claim;
 use crate::auth::lookup::Account;
+use crate::auth::secret::Known;
 use crate::config::CONSOLE;
 use crate::config::entries::Database;
 use crate::config::values::AuthType;
@@ -248,8 +249,8 @@ impl Engine {
             Identity::Asked(account) => (true, account.user, Some(account.secret)),
         };
         let secrets = match &asked {
-            Some(secret) => secret.iter().cloned().collect(),
-            None => self.access.userlist.secrets(&user).to_vec(),
+            Some(secret) => Arc::new(secret.iter().cloned().map(Known::from).collect()),
+            None => self.access.userlist.secrets(&user),
         };
         if let Some(client) = self.house.clients.get_mut(key) {
             client.user = Some(user.as_str().into());

@@ -192,8 +192,8 @@ impl Engine {
             Input::TlsFailed { conn, error, is_ours } => {
                 self.tls_failed(conn, &error, is_ours, now);
             }
-            Input::Derived { conn, derivation, salted } => {
-                self.on_derived(conn, (derivation, salted), now);
+            Input::Derived { conn, derivation, keys } => {
+                self.on_derived(conn, (derivation, keys), now);
             }
             Input::Consulted { client, answer } => self.on_consulted(client, answer, now),
             Input::Tick => self.tick(now),

@@ -240,8 +240,8 @@ impl Engine {
                 }
             }
             ServerLoginEvent::Derive(derivation) => {
-                if let Some(salted) = self.derive(Conn::Server(key), derivation) {
-                    self.server_key_derived(key, &salted, now);
+                if let Some(keys) = self.derive(Conn::Server(key), derivation) {
+                    self.server_key_derived(key, &keys, now);
                 }
             }
             ServerLoginEvent::CancelKey(cancel_key) => server.cancel_key = cancel_key,

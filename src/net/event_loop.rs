@@ -276,7 +276,7 @@ impl<E: Heart> EventLoop<E> {
             }
             Effect::Derive { conn, derivation } => {
                 if let Err(derivation) = self.helper.derive(conn, derivation) {
-                    let input = Input::Derived { conn, derivation, salted: None };
+                    let input = Input::Derived { conn, derivation, keys: None };
                     self.engine.handle(input, self.now);
                 }
             }

@@ -49,8 +49,8 @@ impl Job for Key {
 
     fn run(self) -> Input {
         let Key { conn, derivation } = self;
-        let salted = Some(derivation.run());
-        Input::Derived { conn, derivation, salted }
+        let keys = Some(derivation.run());
+        Input::Derived { conn, derivation, keys }
     }
 }
 
@@ -250,10 +250,10 @@ mod tests {
         let derivation = Derivation::new(b"secret", b"salt", 2);
         helper.derive(Conn::Server(server), derivation.clone()).unwrap();
         let answer = helper.replies.here.recv().unwrap();
-        let Input::Derived { salted: Some(salted), .. } = answer else {
+        let Input::Derived { keys: Some(keys), .. } = answer else {
             panic!("a key, not {answer:?}");
         };
-        assert_eq!(salted, derivation.run());
+        assert_eq!(keys, derivation.run());
         let ours = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
         let expected = (niceness(&ours) + 5).min(19);
         assert_eq!(niceness(&stat_of_thread("keys")), expected, "others go first");

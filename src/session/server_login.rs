@@ -1,7 +1,7 @@
 //! Our login at a server, from the Startup to its first ReadyForQuery.
 
 use crate::auth::answer::{Answer, Credentials, Refusal, Step};
-use crate::auth::derivation::{Derivation, SaltedPassword};
+use crate::auth::derivation::{Derivation, ScramKeys};
 use crate::session::farewell::Reason;
 use crate::session::params::{Parameters, Tracked, Values};
 use crate::wire::backend::{self, ErrorFields, TxStatus};
@@ -118,10 +118,10 @@ impl ServerLogin {
     }
 
     /// What [`ServerLoginEvent::Derive`] asked for.
-    pub fn derived(&mut self, salted: &SaltedPassword) -> Next {
+    pub fn derived(&mut self, keys: &ScramKeys) -> Next {
         match &mut self.phase {
             Phase::Authenticating(answer) => {
-                let next = std::mem::take(answer).derived(salted);
+                let next = std::mem::take(answer).derived(keys);
                 self.answered(next)
             }
             Phase::Settling | Phase::ConnectQuery => Next::Go(ServerLoginEvent::None),

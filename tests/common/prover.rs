@@ -111,11 +111,9 @@ impl Prover {
 
 /// A SCRAM secret.
 pub fn verifier(password: &str) -> String {
-    let salted = Derivation::new(password.as_bytes(), b"salty", ROUNDS).run();
-    let stored = digest::sha256(&digest::hmac(&salted.0, b"Client Key"));
-    let server = digest::hmac(&salted.0, b"Server Key");
-    let [salt, stored, server] =
-        [&b"salty"[..], &stored, &server].map(|bytes| BASE64_STANDARD.encode(bytes));
+    let keys = Derivation::new(password.as_bytes(), b"salty", ROUNDS).run();
+    let [salt, stored, server] = [&b"salty"[..], &keys.stored_key, &keys.server_key]
+        .map(|bytes| BASE64_STANDARD.encode(bytes));
     format!("SCRAM-SHA-256${ROUNDS}:{salt}${stored}:{server}")
 }
 
@@ -178,8 +176,8 @@ pub fn derive_one(desk: &mut Desk) -> bool {
     let Some((conn, derivation)) = desk.derivations.pop_front() else {
         return false;
     };
-    let salted = Some(derivation.run());
-    desk.handle(Input::Derived { conn, derivation, salted });
+    let keys = Some(derivation.run());
+    desk.handle(Input::Derived { conn, derivation, keys });
     turns(desk);
     true
 }
@@ -187,6 +185,6 @@ pub fn derive_one(desk: &mut Desk) -> bool {
 /// The side thread has too much to do for the oldest job.
 pub fn refuse_one(desk: &mut Desk) {
     let (conn, derivation) = desk.derivations.pop_front().expect("a key is asked for");
-    desk.handle(Input::Derived { conn, derivation, salted: None });
+    desk.handle(Input::Derived { conn, derivation, keys: None });
     turns(desk);
 }

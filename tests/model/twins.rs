@@ -210,10 +210,8 @@ fn comparable(message: &Message) -> (u8, Vec<u8>) {
         // In a transaction that has failed our own Parse is refused in place of the client's Bind: in
         // the same words, but at another line of PostgreSQL's source.
         b'E' if message.field('C') == "25P02" => (b'E', message.field('M').into_bytes()),
-        // It was out of step with our words for the client's, and told where.
-        b'E' if message.field('M').starts_with("unexpected message type") => {
-            (b'E', message.field('M').into_bytes())
-        }
+        // It was out of step with our words for the client's, and these are ours for its own.
+        b'E' if message.field('C') == "08P01" => (b'E', message.field('M').into_bytes()),
         b'E' | b'N' if message.field('M').contains("prepared statement \"") => {
             (message.tag, message.field('C').into_bytes())
         }

@@ -68,14 +68,14 @@ impl Guard {
                 Verdict::Ask(Guard::Proof(said), request(11, first.as_bytes()))
             }
             Guard::Proof(said) => {
-                let salted = digest::pbkdf2(password.as_bytes(), user.as_bytes(), ITERATIONS);
-                let client_key = digest::hmac(&salted, b"Client Key");
+                let keys = digest::pbkdf2(password.as_bytes(), user.as_bytes(), ITERATIONS);
+                let client_key = digest::hmac(&keys, b"Client Key");
                 let signature = digest::hmac(&digest::sha256(&client_key), said.as_bytes());
                 let proof: Vec<u8> =
                     signature.iter().zip(client_key).map(|(one, other)| one ^ other).collect();
                 let proof = format!(",p={}", BASE64_STANDARD.encode(proof));
                 assert!(body.ends_with(proof.as_bytes()), "not his proof: {}", wire::show(body));
-                let ours = digest::hmac(&digest::hmac(&salted, b"Server Key"), said.as_bytes());
+                let ours = digest::hmac(&digest::hmac(&keys, b"Server Key"), said.as_bytes());
                 let last = format!("v={}", BASE64_STANDARD.encode(ours));
                 Verdict::LetIn(request(12, last.as_bytes()))
             }

@@ -459,8 +459,8 @@ impl Shell {
         for (turns, conn, derivation) in std::mem::take(&mut self.keys) {
             match turns {
                 0 => {
-                    let salted = Some(derivation.run());
-                    self.tell(Input::Derived { conn, derivation, salted });
+                    let keys = Some(derivation.run());
+                    self.tell(Input::Derived { conn, derivation, keys });
                 }
                 turns => self.keys.push((turns - 1, conn, derivation)),
             }

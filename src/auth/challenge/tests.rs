@@ -11,7 +11,8 @@ use proptest::prelude::*;
 const ROUNDS: u32 = 4;
 
 fn claim(secrets: &[&[u8]]) -> Claim {
-    Claim { user: "alice".into(), secrets: secrets.iter().map(|s| Secret::new(*s)).collect() }
+    let secrets = secrets.iter().map(|secret| Known::from(Secret::new(*secret))).collect();
+    Claim { user: "alice".into(), secrets: Arc::new(secrets) }
 }
 
 fn md5_secret(password: &[u8]) -> Vec<u8> {
@@ -19,10 +20,9 @@ fn md5_secret(password: &[u8]) -> Vec<u8> {
 }
 
 fn scram_secret(password: &[u8], salt: &[u8], iterations: u32) -> Vec<u8> {
-    let salted = Derivation::new(password, salt, iterations).run();
-    let stored = digest::sha256(&digest::hmac(&salted.0, b"Client Key"));
-    let server = digest::hmac(&salted.0, b"Server Key");
-    let [salt, stored, server] = [salt, &stored, &server].map(|b| BASE64_STANDARD.encode(b));
+    let keys = Derivation::new(password, salt, iterations).run();
+    let [salt, stored, server] =
+        [salt, &keys.stored_key, &keys.server_key].map(|b| BASE64_STANDARD.encode(b));
     format!("SCRAM-SHA-256${iterations}:{salt}${stored}:{server}").into_bytes()
 }
 
@@ -111,7 +111,7 @@ fn the_unknown_walk_the_same_way_and_fail_with_the_same_words() {
     // The same salt each time, as for those whom we know; and another one for another name.
     let source = SaltSource::default();
     let salt =
-        |user: &str| Claim { user: user.into(), secrets: Vec::new() }.salt(&source, ROUNDS).0;
+        |user: &str| Claim { user: user.into(), secrets: Arc::default() }.salt(&source, ROUNDS).0;
     assert_eq!(salt("a"), salt("a"));
     assert_ne!(salt("a"), salt("b"));
     assert_eq!(salt("a").len(), SALT_BYTES);
