@@ -14,12 +14,9 @@ use crate::auth::digest::{self, KEY_BYTES};
 use crate::auth::scram::{
     Binding, ClientFirst, ClientProof, Dialogue, Keys, SCRAM_SHA_256, SCRAM_SHA_256_PLUS,
 };
-use crate::auth::secret::{Kind, Known, MD5_PREFIX};
+use crate::auth::secret::{Kind, Known, MD5_PREFIX, SALT_BYTES};
 use crate::config::Secret;
 use std::sync::Arc;
-
-/// Salts that we make up are so long.
-const SALT_BYTES: usize = 16;
 
 /// Who somebody says he is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,17 +39,20 @@ impl Default for SaltSource {
 }
 
 impl SaltSource {
-    fn salt(&self, user: &str, password: &[u8]) -> Box<[u8]> {
+    fn salt(&self, user: &str, password: &[u8]) -> [u8; SALT_BYTES] {
         let named = [user.as_bytes(), b"\0", password].concat();
-        Box::from(&digest::hmac(&self.0, &named)[..SALT_BYTES])
+        *digest::hmac(&self.0, &named).first_chunk().expect("it is longer")
     }
 }
 
 impl Claim {
-    fn kinds(&self) -> impl Iterator<Item = Kind<'_>> {
+    fn known(&self) -> impl Iterator<Item = &Known> {
         // An empty secret is one that no password opens.
-        let secrets = self.secrets.iter();
-        secrets.filter(|secret| !secret.text().expose().is_empty()).map(Known::kind)
+        self.secrets.iter().filter(|known| !known.text().expose().is_empty())
+    }
+
+    fn kinds(&self) -> impl Iterator<Item = Kind<'_>> {
+        self.known().map(Known::kind)
     }
 
     /// Whether `md5` means SCRAM for him, for no MD5 answer could be checked.
@@ -68,11 +68,9 @@ impl Claim {
                 return (verifier.salt.clone(), verifier.iterations);
             }
         }
-        let plain = self.kinds().find_map(|kind| match kind {
-            Kind::Plain(password) => Some(password),
-            Kind::Md5(_) | Kind::Scram(_) => None,
-        });
-        (source.salt(&self.user, plain.unwrap_or_default()), iterations)
+        let plain = self.known().find(|known| matches!(known.kind(), Kind::Plain(_)));
+        let salt = |password: &[u8]| source.salt(&self.user, password);
+        (plain.map_or_else(|| salt(b""), |known| known.salt(salt)).into(), iterations)
     }
 }
 

@@ -6,9 +6,12 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use std::borrow::Cow;
 use std::fmt;
+use std::sync::OnceLock;
 
 /// Begins the text of an MD5 hash, and of each answer to an MD5 challenge.
 pub const MD5_PREFIX: &[u8] = b"md5";
+/// Salts that we make up are so long.
+pub const SALT_BYTES: usize = 16;
 /// Digits behind it.
 const MD5_DIGITS: usize = 32;
 
@@ -46,12 +49,14 @@ pub struct Known {
     text: Secret,
     /// If it is one.
     verifier: Option<Verifier>,
+    /// If it is a password: what clients are told, once one has asked.
+    salt: OnceLock<[u8; SALT_BYTES]>,
 }
 
 impl From<Secret> for Known {
     fn from(text: Secret) -> Self {
         let verifier = Verifier::parse(text.expose());
-        Self { text, verifier }
+        Self { text, verifier, salt: OnceLock::new() }
     }
 }
 
@@ -59,6 +64,11 @@ impl Known {
     /// As it is stored.
     pub fn text(&self) -> &Secret {
         &self.text
+    }
+
+    /// The salt of a password, which is the same one for each login.
+    pub fn salt(&self, make: impl FnOnce(&[u8]) -> [u8; SALT_BYTES]) -> [u8; SALT_BYTES] {
+        *self.salt.get_or_init(|| make(self.text.expose()))
     }
 
     /// What it is.

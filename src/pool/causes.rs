@@ -10,6 +10,7 @@ use crate::pool::{House, Pool};
 use crate::session::client;
 use crate::session::farewell::Reason;
 use crate::session::server::{Purpose, State};
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -171,7 +172,7 @@ const MAX_CAUSES: usize = 256;
 
 /// How often connections have ended, by side and cause.
 #[derive(Debug, Default)]
-pub struct Endings(BTreeMap<(Side, String), u64>);
+pub struct Endings(BTreeMap<(Side, Cow<'static, str>), u64>);
 
 /// Whose connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -197,26 +198,30 @@ impl Endings {
     pub fn count(&mut self, side: Side, reason: &Reason) {
         let mut key = (side, cause_of_end(reason));
         if self.0.len() >= MAX_CAUSES && !self.0.contains_key(&key) {
-            key.1 = "other".to_owned();
+            key.1 = "other".into();
         }
         *self.0.entry(key).or_insert(0) += 1;
     }
 
     /// All of them, in order.
     pub fn iter(&self) -> impl Iterator<Item = (Side, &str, u64)> {
-        self.0.iter().map(|((side, cause), count)| (*side, cause.as_str(), *count))
+        self.0.iter().map(|((side, cause), count)| (*side, &**cause, *count))
     }
 }
 
 /// The part of a reason that does not name anybody: what stands before the first colon or quote.
-fn cause_of_end(reason: &Reason) -> String {
-    if let Reason::ServerSays { code, .. } = reason {
-        return format!("server error {}", String::from_utf8_lossy(code));
+fn cause_of_end(reason: &Reason) -> Cow<'static, str> {
+    match reason {
+        Reason::Told(text) | Reason::Silent(text) => Cow::Borrowed(text),
+        Reason::ServerSays { code, .. } => {
+            format!("server error {}", String::from_utf8_lossy(code)).into()
+        }
+        Reason::ToldOf(_) => {
+            let text = reason.text();
+            let cause = text[..text.find([':', '"']).unwrap_or(text.len())].trim();
+            if cause.is_empty() { "other".into() } else { cause.to_owned().into() }
+        }
     }
-    let text = reason.text();
-    let end = text.find([':', '"']).filter(|_| matches!(reason, Reason::ToldOf(_)));
-    let cause = text[..end.unwrap_or(text.len())].trim();
-    if cause.is_empty() { "other".to_owned() } else { cause.to_owned() }
 }
 
 #[cfg(test)]
