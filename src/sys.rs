@@ -5,6 +5,7 @@
 pub mod descriptors;
 #[cfg(feature = "pam")]
 pub mod pam;
+pub mod together;
 
 use std::ffi::{CStr, CString};
 use std::io;

@@ -14,6 +14,7 @@
 pub mod bind;
 mod bulk;
 pub mod connect;
+mod dispatch;
 pub mod dns;
 pub mod event_loop;
 pub mod heart;

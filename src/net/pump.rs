@@ -11,6 +11,7 @@
 
 use super::bulk::{Bulk, LARGE_BYTES};
 use super::connect;
+use super::dispatch::Dispatch;
 use super::heart::Heart;
 use super::sockets::{Found, Socket, Sockets, Stream};
 use crate::engine::io::Input;
@@ -34,6 +35,7 @@ pub struct Pump {
     pub(super) turn: u16,
     pub(super) postponed: Vec<Conn>,
     bulk: Bulk,
+    pub(super) dispatch: Dispatch,
     /// Whose handshake can go on, longest first.
     pub(super) handshakes: VecDeque<Conn>,
     /// Memory for TLS, from the first session on.
@@ -62,14 +64,23 @@ impl Pump {
         }
         self.shake_hands(sockets, engine, now);
         let share = share_of_turn(engine.settings().sbuf_loopcnt);
-        while let Some(conn) = engine.next_runnable() {
-            match sockets.find(conn) {
-                Some(Found::Plain(socket)) => self.serve(conn, socket, share, engine, now),
-                Some(Found::Secured(socket, session)) => {
-                    self.serve_secured(conn, (socket, session), share, engine, now);
+        loop {
+            while let Some(conn) = engine.next_runnable() {
+                match sockets.find(conn) {
+                    Some(Found::Plain(socket)) => self.serve(conn, socket, share, engine, now),
+                    Some(Found::Secured(socket, session)) => {
+                        self.serve_secured(conn, (socket, session), share, engine, now);
+                    }
+                    None => {}
                 }
-                None => {}
+                if self.dispatch.is_full() {
+                    self.dispatch(sockets, engine, now);
+                }
             }
+            if self.dispatch.is_empty() {
+                break;
+            }
+            self.dispatch(sockets, engine, now);
         }
         self.bulk.end_turn(sockets, now, |conn| engine.make_runnable(conn));
     }
@@ -97,10 +108,7 @@ impl Pump {
             }
         }
         if socket.latches.may_write() && engine.wants_write(conn) {
-            let (moved, unsent) = self.drain(conn, socket, engine, now);
-            // What left may have made room to read.
-            let has_room = moved && socket.latches.may_read() && engine.wants_read(conn);
-            has_more |= unsent || has_room;
+            self.dispatch.line_up(conn);
         }
         if has_more {
             engine.make_runnable(conn);
@@ -161,7 +169,7 @@ impl Pump {
 
     /// One write, if there is something to write. Whether something left, and whether there is more than
     /// one write can take.
-    fn drain<E: Heart>(
+    pub(super) fn drain<E: Heart>(
         &mut self,
         conn: Conn,
         socket: &mut Socket,
@@ -175,23 +183,10 @@ impl Pump {
         if offered == 0 {
             return (false, false);
         }
-        match self.write(conn, &mut socket.stream, (slices, offered), engine, now) {
-            Ok(bytes) if bytes > 0 => {
-                if bytes < offered {
-                    socket.latches.short_write();
-                }
-                engine.handle(Input::Sent { conn, bytes }, now);
-                (true, used == MAX_SLICES && bytes == offered)
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                socket.latches.short_write();
-                (false, false)
-            }
-            Ok(_) | Err(_) => {
-                write_failed(conn, socket, engine, now);
-                (true, false)
-            }
-        }
+        let result = self.write(conn, &mut socket.stream, (slices, offered), engine, now);
+        let is_all = result.as_ref().is_ok_and(|bytes| *bytes == offered);
+        let has_moved = settle_write(conn, socket, (offered, result), engine, now);
+        (has_moved, used == MAX_SLICES && is_all)
     }
 
     /// Tells the kernel whether more is to come.
@@ -230,6 +225,33 @@ pub(super) fn hung_up<E: Heart>(
         engine.handle(Input::ReadClosed { conn }, now);
     }
     has_left
+}
+
+/// A write has been tried. Whether anything has come of it, were it trouble.
+pub(super) fn settle_write<E: Heart>(
+    conn: Conn,
+    socket: &mut Socket,
+    (offered, result): (usize, io::Result<usize>),
+    engine: &mut E,
+    now: Instant,
+) -> bool {
+    match result {
+        Ok(bytes) if bytes > 0 => {
+            if bytes < offered {
+                socket.latches.short_write();
+            }
+            engine.handle(Input::Sent { conn, bytes }, now);
+            true
+        }
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+            socket.latches.short_write();
+            false
+        }
+        Ok(_) | Err(_) => {
+            write_failed(conn, socket, engine, now);
+            true
+        }
+    }
 }
 
 /// A write failed.

@@ -1,0 +1,141 @@
+//! What the connections of a turn have to write leaves together, where the kernel allows it: see
+//! [`Together`]. Who is alone, or has much to write, is written to by himself.
+
+use super::bulk::LARGE_BYTES;
+use super::heart::Heart;
+use super::pump::Pump;
+use super::sockets::{Found, Sockets};
+use crate::keys::Conn;
+use crate::sys::together::{MOST, Together};
+use std::io::IoSlice;
+use std::os::fd::RawFd;
+use std::time::Instant;
+
+/// Whoever has more pieces to write is written to by himself.
+const FEW_SLICES: usize = 4;
+
+/// Those who have something to write.
+#[derive(Debug, Default)]
+pub struct Dispatch {
+    waiting: Vec<Conn>,
+    way: Way,
+}
+
+#[derive(Debug, Default)]
+enum Way {
+    /// Not known yet. (A process that forks has to ask anew, so that is done late.)
+    #[default]
+    Untried,
+    Together(Box<Together>),
+    /// The kernel has no such call, or does not let us.
+    Alone,
+}
+
+impl Dispatch {
+    /// Somebody has something to write.
+    #[inline]
+    pub fn line_up(&mut self, conn: Conn) {
+        if !self.waiting.contains(&conn) {
+            self.waiting.push(conn);
+        }
+    }
+
+    /// Whether they have to be written to before others are.
+    #[inline]
+    pub fn is_full(&self) -> bool {
+        self.waiting.len() == MOST
+    }
+
+    /// Whether nobody has.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+
+    fn together(&mut self) -> Option<&mut Together> {
+        if let Way::Untried = self.way {
+            self.way = match Together::new() {
+                Ok(together) => Way::Together(Box::new(together)),
+                Err(error) => {
+                    log::debug!("io_setup() failed: {}", crate::sys::error_text(&error));
+                    Way::Alone
+                }
+            };
+        }
+        match &mut self.way {
+            Way::Together(together) => Some(together),
+            Way::Untried | Way::Alone => None,
+        }
+    }
+}
+
+impl Pump {
+    /// Writes to all who have lined up, once each.
+    pub(super) fn dispatch<E: Heart>(
+        &mut self,
+        sockets: &mut Sockets,
+        engine: &mut E,
+        now: Instant,
+    ) {
+        let mut waiting = std::mem::take(&mut self.dispatch.waiting);
+        let mut offered = [0; MOST];
+        if waiting.len() > 1
+            && let Some(together) = self.dispatch.together()
+        {
+            offered = offer(&waiting, sockets, engine, together);
+        }
+        for ((index, conn), offered) in waiting.drain(..).enumerate().zip(offered) {
+            let Some(Found::Plain(socket)) = sockets.find(conn) else {
+                continue;
+            };
+            let result = match &self.dispatch.way {
+                Way::Together(together) if offered > 0 => together.result(index),
+                _ => None,
+            };
+            let (has_moved, has_unsent) = match result {
+                Some(result) => {
+                    (super::pump::settle_write(conn, socket, (offered, result), engine, now), false)
+                }
+                None if socket.latches.may_write() && engine.wants_write(conn) => {
+                    self.drain(conn, socket, engine, now)
+                }
+                None => continue,
+            };
+            // What left may have made room to read.
+            let has_room = has_moved && socket.latches.may_read() && engine.wants_read(conn);
+            if has_unsent || has_room {
+                engine.make_runnable(conn);
+            }
+        }
+        self.dispatch.waiting = waiting;
+    }
+}
+
+/// Has all of them written to who have little to write. How many bytes each of them has, or none.
+fn offer<E: Heart>(
+    waiting: &[Conn],
+    sockets: &mut Sockets,
+    engine: &E,
+    together: &mut Together,
+) -> [usize; MOST] {
+    let mut offered = [0; MOST];
+    let mut slices = [[IoSlice::new(&[]); FEW_SLICES]; MOST];
+    let mut writes: [(RawFd, &[IoSlice<'_>]); MOST] = [(-1, &[]); MOST];
+    let places = writes.iter_mut().zip(&mut slices).zip(&mut offered);
+    for (conn, ((write, slices), offered)) in waiting.iter().zip(places) {
+        let Some(Found::Plain(socket)) = sockets.find(*conn) else {
+            continue;
+        };
+        if !socket.latches.may_write() || !engine.wants_write(*conn) {
+            continue;
+        }
+        let used = engine.outgoing(*conn, slices);
+        let slices = &slices[..used];
+        let bytes: usize = slices.iter().map(|slice| slice.len()).sum();
+        if used < FEW_SLICES && bytes < LARGE_BYTES {
+            (*write, *offered) = ((socket.stream.descriptor(), slices), bytes);
+        }
+    }
+    together.write(&writes[..waiting.len()]);
+    offered
+}
