@@ -21,9 +21,10 @@ const FIRST_CLIENTS: usize = 100;
 const ATTACH_PATIENCE: Duration = Duration::from_secs(10);
 
 /// System calls that are counted together, by what they are for.
-const GROUPS: [(&str, &[&str]); 5] = [
+const GROUPS: [(&str, &[&str]); 6] = [
     ("recv", &["recvfrom", "recvmsg", "recvmmsg", "read", "readv"]),
     ("send", &["sendto", "sendmsg", "sendmmsg", "write", "writev"]),
+    ("many writes", &["io_submit", "io_getevents"]),
     ("splice", &["splice"]),
     ("epoll_wait", &["epoll_wait", "epoll_pwait", "epoll_pwait2"]),
     ("epoll_ctl", &["epoll_ctl"]),

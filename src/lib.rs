@@ -44,7 +44,8 @@
 //! 6. Now `engine::plain` passes on all that has come in: [`session::pipeline::Pipeline::expect`]
 //!    notes each reply now owed, [`session::relay::stretch`] appends to the server's
 //!    [`session::egress::Egress`] where the bytes lie. Nothing is copied. The pump *drains* it: one
-//!    write, straight from the client's ring.
+//!    write, straight from the client's ring, and in the same system call as those of others
+//!    (`net::dispatch`).
 //! 7. The answer comes the same way: fill, `Engine::server_received` in [`engine::servers`]. Rows
 //!    need no look ([`wire::frame::relay_run`]) and most replies only settle what is owed, so
 //!    [`session::server::Server::take_plain_run`] makes one run of them all; what is left is for

@@ -5,7 +5,7 @@
 //!                │ ▲                      readiness  what is known of a socket
 //!         fill   ▼ │  drain               options    what users may set on one
 //!               pump ◀──▶ heart (engine)  helper     what may block, elsewhere; dns: names
-//!            secured: the same through TLS
+//!            dispatch: many writes at once; secured: the same through TLS
 //!                ▲                        signals    the operator's wishes
 //!           event_loop: one turn after the other; inherit: sockets handed to us
 //!           outside: what the console asks of all this; metrics: the door for monitoring

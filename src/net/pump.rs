@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! runnable ──▶ fill: one read  ──▶ Input::Received ──▶ the engine decides
-//!          ──▶ drain: one write ──▶ Input::Sent
+//!          ──▶ line up ──▶ drain: one write, together with others ──▶ Input::Sent
 //! ```
 //!
 //! Each time that a connection is served, it reads and writes once at most. If more is possible it

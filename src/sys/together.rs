@@ -11,7 +11,7 @@ use std::io::{self, IoSlice};
 use std::os::fd::RawFd;
 
 /// So many at most.
-pub const MOST: usize = 16;
+pub const MOST: usize = 32;
 
 /// `IOCB_CMD_PWRITEV`
 const WRITE: u16 = 8;
@@ -67,8 +67,9 @@ impl Together {
         Ok(Self { context, results: [None; MOST] })
     }
 
-    /// Writes all of these, each to its socket. What has no slices is left out.
-    pub fn write(&mut self, writes: &[(RawFd, &[IoSlice<'_>])]) {
+    /// Writes all of these, each to its socket. What has no slices is left out. False: the kernel
+    /// has taken none of them.
+    pub fn write(&mut self, writes: &[(RawFd, &[IoSlice<'_>])]) -> bool {
         assert!(writes.len() <= MOST, "there is room for so many results");
         self.results = [None; MOST];
         let mut orders = [Order::default(); MOST];
@@ -86,7 +87,7 @@ impl Together {
             places[count] = order;
             count += 1;
         }
-        let mut awaited = 0;
+        let mut taken_all = 0;
         let mut rest = &places[..count];
         while !rest.is_empty() {
             // SAFETY: orders, slices and bytes stay where they are until `collect` has seen that all
@@ -95,11 +96,12 @@ impl Together {
                 libc::syscall(libc::SYS_io_submit, self.context, rest.len(), rest.as_ptr())
             };
             let taken = usize::try_from(taken).unwrap_or(0);
-            awaited += taken;
+            taken_all += taken;
             // The one that was not taken has no result.
             rest = &rest[(taken + usize::from(taken < rest.len())).min(rest.len())..];
         }
-        self.collect(awaited);
+        self.collect(taken_all);
+        taken_all > 0 || count == 0
     }
 
     fn collect(&mut self, mut awaited: usize) {
@@ -179,7 +181,7 @@ mod tests {
         }
         writes.push((gone.as_raw_fd(), &slices[0]));
         for _ in 0..3 {
-            together.write(&writes);
+            assert!(together.write(&writes));
             for (index, (_, theirs)) in pairs.iter_mut().enumerate() {
                 let result = together.result(index).expect("it was tried");
                 if index == 3 {
@@ -205,11 +207,11 @@ mod tests {
         ours.set_nonblocking(true).expect("an option");
         let slices = [IoSlice::new(b"word")];
         let (good, bad) = ((ours.as_raw_fd(), &slices[..]), (-1, &slices[..]));
-        together.write(&[bad, good, bad, bad, good, bad]);
+        assert!(together.write(&[bad, good, bad, bad, good, bad]));
         let results: Vec<_> = (0..6).map(|index| together.result(index).is_some()).collect();
         assert_eq!(results, [false, true, false, false, true, false]);
         let mut read = [0; 8];
         theirs.read_exact(&mut read).expect("both are there");
-        together.write(&[]);
+        assert!(together.write(&[]) && !together.write(&[bad, bad]));
     }
 }
