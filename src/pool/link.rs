@@ -237,6 +237,7 @@ impl House {
         let client = server.client().and_then(|client| self.clients.get(client));
         let mode = self.pools.get(server.pool).map(|pool| pool.mode);
         server.is_done()
+            && !server.pipeline.is_in_doubt()
             && mode != Some(PoolMode::Session)
             && server.replicates_for.is_none()
             && client
