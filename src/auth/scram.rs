@@ -23,7 +23,7 @@ pub const SCRAM_SHA_256: &[u8] = b"SCRAM-SHA-256";
 pub const SCRAM_SHA_256_PLUS: &[u8] = b"SCRAM-SHA-256-PLUS";
 /// So much of the nonce is ours, before base64 makes 24 characters of it.
 pub const NONCE_BYTES: usize = 18;
-/// Our first message has so many bytes at most besides nonce and salt.
+/// No message of ours has more bytes besides what is random or a key in it.
 const MESSAGE_BYTES: usize = 24;
 /// The channel binding that we offer.
 const BINDING: &[u8] = b"tls-server-end-point";

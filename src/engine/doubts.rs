@@ -3,7 +3,7 @@
 
 use crate::engine::statements::{self, Tools};
 use crate::engine::step::Step;
-use crate::ring::Rings;
+use crate::ring::{Ring, Rings};
 use crate::session::client::{Client, Rules, State};
 use crate::session::farewell::Reason;
 use crate::session::inbox::Rest;
@@ -17,8 +17,8 @@ use crate::wire::frontend::{self, Message, Request};
 use crate::wire::sqlstate::PROTOCOL_VIOLATION;
 
 /// What we say for a client that has not ended its COPY. Known again in PostgreSQL's answer.
-const GIVEN_UP: &[u8] = b"the client went on to something else in the middle of COPY";
-/// No client has given a statement this name.
+const GIVEN_UP: &str = "the client went on to something else in the middle of COPY";
+/// Nobody has a statement of this name.
 const NO_STATEMENT: &[u8] = b"ringbouncer_no_statement";
 /// All of our words here are shorter.
 const WORDS_BYTES: usize = 128;
@@ -45,33 +45,40 @@ fn ask(client: &mut Client, server: &mut Server, tools: &mut Tools) -> Option<St
             false => Step::Wait,
         });
     }
-    let caution = server.pipeline.caution(client.inbox.peek_tag().map(frontend::classify));
-    if caution == Caution::Pass {
-        return None;
-    }
-    if caution == Caution::Wait || !server.egress.has_own_room(WORDS_BYTES) {
-        return Some(Step::Wait);
-    }
-    let said = server.egress.push_own(tools.rings, |ring| match caution {
+    match server.pipeline.caution(client.inbox.peek_tag().map(frontend::classify)) {
+        Caution::Pass => return None,
+        Caution::Wait => {}
+        _ if !server.egress.has_own_room(WORDS_BYTES) => {}
+        Caution::Flush => {
+            say(server, tools, emit::flush);
+            server.pipeline.on_flushed();
+        }
         Caution::EndCopy => {
-            emit::copy_fail(ring, GIVEN_UP)?;
-            emit::flush(ring)
+            say(server, tools, |ring| {
+                emit::copy_fail(ring, GIVEN_UP.as_bytes())?;
+                emit::flush(ring)
+            });
+            server.pipeline.on_gave_up();
         }
         Caution::Ask => {
-            emit::sync(ring)?;
-            emit::close_statement(ring, NO_STATEMENT)?;
-            emit::sync(ring)
+            say(server, tools, |ring| {
+                emit::sync(ring)?;
+                emit::close_statement(ring, NO_STATEMENT)?;
+                emit::sync(ring)
+            });
+            server.pipeline.on_asked();
         }
-        Caution::Flush | Caution::Pass | Caution::Wait => emit::flush(ring),
-    });
-    said.expect("there is room for it");
-    match caution {
-        Caution::EndCopy => server.pipeline.on_gave_up(),
-        Caution::Ask => server.pipeline.on_asked(),
-        Caution::Flush | Caution::Pass | Caution::Wait => server.pipeline.on_flushed(),
     }
-    server.activity = Activity::Busy;
     Some(Step::Wait)
+}
+
+fn say(
+    server: &mut Server,
+    tools: &mut Tools,
+    words: impl FnOnce(&mut Ring) -> Result<(), emit::Full>,
+) {
+    server.egress.push_own(tools.rings, words).expect("there is room for it");
+    server.activity = Activity::Busy;
 }
 
 /// An error came after we ended a COPY for its client. `None`: it is none of ours, the COPY had
@@ -91,7 +98,7 @@ pub(super) fn broken_off(
     }
     let here = bytes.min(server.inbox.unjudged());
     let error = ErrorFields::parse(&server.inbox.window(HEADER_BYTES as u64, here));
-    let is_ours = error.message?.as_bytes().ends_with(GIVEN_UP);
+    let is_ours = error.message?.contains(GIVEN_UP);
     let tag = client.inbox.peek_tag().filter(|_| is_ours)?;
     let text = format!("unexpected message type 0x{tag:02X} during COPY from stdin");
     let told = client

@@ -5,7 +5,7 @@
 use crate::keys::Conn;
 use std::collections::VecDeque;
 
-/// Some hundred microseconds of work.
+/// About a hundred microseconds of work.
 pub(super) const PER_TURN: usize = 8;
 
 /// See the module's page.

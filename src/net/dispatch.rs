@@ -8,7 +8,7 @@
 
 use super::bulk::LARGE_BYTES;
 use super::heart::Heart;
-use super::pump::Pump;
+use super::pump::{Pump, settle_write};
 use super::sockets::{Found, Sockets};
 use crate::keys::Conn;
 use crate::sys::together::{MOST, Together};
@@ -103,9 +103,7 @@ impl Pump {
                 _ => None,
             };
             let (has_moved, has_unsent) = match result {
-                Some(result) => {
-                    (super::pump::settle_write(conn, socket, (offered, result), engine, now), false)
-                }
+                Some(result) => (settle_write(conn, socket, (offered, result), engine, now), false),
                 None if socket.latches.may_write() && engine.wants_write(conn) => {
                     self.drain(conn, socket, engine, now)
                 }
