@@ -61,15 +61,18 @@ fn ask(client: &mut Client, server: &mut Server, tools: &mut Tools) -> Option<St
             server.pipeline.on_gave_up();
         }
         Caution::Ask => {
-            say(server, tools, |ring| {
-                emit::sync(ring)?;
-                emit::close_statement(ring, NO_STATEMENT)?;
-                emit::sync(ring)
-            });
+            say(server, tools, question);
             server.pipeline.on_asked();
         }
     }
     Some(Step::Wait)
+}
+
+/// Which Syncs counted?
+pub(super) fn question(ring: &mut Ring) -> Result<(), emit::Full> {
+    emit::sync(ring)?;
+    emit::close_statement(ring, NO_STATEMENT)?;
+    emit::sync(ring)
 }
 
 fn say(

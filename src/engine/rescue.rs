@@ -6,9 +6,9 @@
 //! the transaction is rolled back, the session reset, and the server serves the next client. All
 //! states are in [`crate::session::rescue`].
 
-use crate::engine::Engine;
 use crate::engine::servers::{store_parameter, take_note};
 use crate::engine::step::{Step, last_step};
+use crate::engine::{Engine, doubts};
 use crate::keys::{ClientKey, Conn, ServerKey};
 use crate::pool::House;
 use crate::ring::Ring;
@@ -38,6 +38,10 @@ enum Need {
     Flush,
     /// The end of a batch that nobody else will send.
     Sync,
+    /// To be asked which Syncs it has counted.
+    Answer,
+    /// To be closed: nobody knows what it will say.
+    End,
     /// To undo what it has begun.
     Rollback,
     /// The reset query.
@@ -103,7 +107,6 @@ impl Engine {
         let Some(server) = servers.get_mut(key) else {
             return;
         };
-        server.pipeline.leave_open();
         let missing = usize::try_from(remains.missing_bytes).unwrap_or(usize::MAX);
         let is_padded = missing == 0
             || (server.egress.has_own_room(missing)
@@ -158,6 +161,8 @@ impl Engine {
             Need::CopyEnd => self.end_copy(key, now),
             Need::Flush => self.flush(key, now),
             Need::Sync => self.end_batch(key, now),
+            Need::Answer => self.ask_about_syncs(key, now),
+            Need::End => self.close_server(key, Reason::RESCUE_FAILED, now),
             Need::Rollback => {
                 self.take_step(key, rescue::Step::RollingBack { is_done: false });
                 self.say_ourselves(key, Request::Query, now, |ring| emit::query(ring, b"ROLLBACK"));
@@ -178,6 +183,22 @@ impl Engine {
                 self.settle_down(key, false, now);
                 self.watch(Conn::Server(key), now);
             }
+        }
+    }
+
+    /// Finds out how many ReadyForQuery are still to come: see `doubts`.
+    fn ask_about_syncs(&mut self, key: ServerKey, now: Instant) {
+        let House { servers, rings, .. } = &mut self.house;
+        let Some(server) = servers.get_mut(key) else {
+            return;
+        };
+        server.activity = Activity::Busy;
+        match server.egress.push_own(rings, doubts::question) {
+            Ok(()) => {
+                server.pipeline.on_asked();
+                self.make_runnable(Conn::Server(key));
+            }
+            Err(Full) => self.close_server(key, Reason::RESCUE_FAILED, now),
         }
     }
 
@@ -278,9 +299,13 @@ fn need(server: &Server, rescue: &Rescue, has_reset_query: bool, now: Instant) -
         && !server.inbox.is_mid_message();
     let last = if has_reset_query { Need::Reset } else { Need::Freedom };
     match rescue.step {
+        rescue::Step::Draining if server.pipeline.wants_answer() => Need::Answer,
         rescue::Step::Draining if !has_said_all => match rescue.cancel {
             _ if server.pipeline.awaits_copy_end() => Need::CopyEnd,
-            _ if server.activity == Activity::Busy && server.pipeline.is_empty() => Need::Sync,
+            // A ReadyForQuery that was not noted would be taken for the batch's.
+            _ if server.activity == Activity::Busy && server.pipeline.is_empty() => {
+                if server.pipeline.is_left_in_doubt() { Need::End } else { Need::Sync }
+            }
             // Once a COPY has begun, a Sync ahead of its end ends nothing.
             _ if !rescue.has_flushed && is_open(&server.pipeline) => Need::Flush,
             // Our own words to it take no time.

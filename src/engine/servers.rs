@@ -416,7 +416,6 @@ pub(super) fn take_note(server: &mut Server, client: Option<&mut Client>, note: 
             return server.pipeline.settle(Reply::Command);
         }
         Note::Error => {
-            let is_alone = client.is_none();
             let mut statements = client.and_then(|client| client.statements.as_mut());
             for lost in server.pipeline.on_error() {
                 server.statements.undo(&lost);
@@ -425,9 +424,6 @@ pub(super) fn take_note(server: &mut Server, client: Option<&mut Client>, note: 
                 {
                     statements.take_back(serial);
                 }
-            }
-            if is_alone {
-                server.pipeline.leave_open();
             }
         }
         Note::CopyIn => {

@@ -167,7 +167,17 @@ impl Pipeline {
         Some(counted == 0 && !open.is_simple)
     }
 
-    /// The client is not there any more to get what it is owed.
+    /// Whether our question has to be sent.
+    pub fn wants_answer(&self) -> bool {
+        self.doubt.open.is_some_and(|open| !open.is_asked)
+    }
+
+    /// Whether nobody will ever find out.
+    pub fn is_left_in_doubt(&self) -> bool {
+        self.doubt.is_left
+    }
+
+    /// Nobody needs to find out, as long as the client keeps the server.
     pub fn leave_open(&mut self) {
         if self.doubt.open.take_if(|open| !open.is_asked).is_some() {
             self.doubt.is_left = true;
