@@ -117,8 +117,7 @@ fn a_key_that_comes_too_late_or_never_does_no_harm() {
     let server = desk.connect();
     challenge(&mut desk, server, b"salt");
     let (conn, derivation) = desk.derivations.pop_front().expect("a key is asked for");
-    desk.handle(Input::ReadClosed { conn: server });
-    desk.perform();
+    desk.leave(server);
     let keys = Some(derivation.run());
     desk.handle(Input::Derived { conn, derivation, keys });
     desk.after(Duration::from_secs(20));

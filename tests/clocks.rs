@@ -178,8 +178,7 @@ fn a_cancel_is_kept_out_by_no_limit() {
     assert_eq!(desk.take(carrier), untagged(raw::CANCEL_REQUEST, &[1, 2, 3, 4, 5, 6, 7, 8]));
     let (_, pool) = desk.pool("app", "alice").expect("it is there");
     assert_eq!(pool.servers.count(ServerStanding::Carrier), 1);
-    desk.handle(Input::ReadClosed { conn: carrier });
-    desk.perform();
+    desk.leave(carrier);
     assert!(desk.is_closed(askers[0]) && !desk.is_closed(askers[1]));
     assert_eq!(desk.dialled.len(), 1, "now the next");
 }
@@ -257,8 +256,7 @@ fn what_is_wanted_is_not_unused() {
         let kept = desk.server();
         for database in ["paused", "unused"] {
             let client = guest(&mut desk, database);
-            desk.handle(Input::ReadClosed { conn: client });
-            desk.perform();
+            desk.leave(client);
         }
         desk.engine.pause_database("paused", desk.now);
         desk.perform();

@@ -23,8 +23,7 @@ fn without_server(text: &str) -> (Desk, [Conn; 2]) {
     for client in clients {
         assert!(!desk.take(client).is_empty(), "its welcome");
     }
-    desk.handle(Input::ReadClosed { conn: server });
-    desk.perform();
+    desk.leave(server);
     desk.ask(clients[0]);
     (desk, clients)
 }
@@ -64,8 +63,7 @@ fn each_way_of_failing_to_log_in_has_its_words() {
         match said.is_empty() {
             false => desk.feed(server, &said),
             true => {
-                desk.handle(Input::ReadClosed { conn: server });
-                desk.perform();
+                desk.leave(server);
             }
         }
         assert!(desk.is_closed(server), "{cached}");

@@ -160,8 +160,7 @@ fn who_finds_a_full_database_gets_the_next_place() {
     desk.ask(alice);
     desk.ask(bob);
     let server = server_of(&desk, alice);
-    desk.handle(ringbouncer::engine::io::Input::ReadClosed { conn: server });
-    desk.perform();
+    desk.leave(server);
     assert_eq!(desk.last_words(alice).as_deref(), Some("server conn crashed?"));
     desk.server();
     desk.answer(server_of(&desk, bob));
@@ -381,8 +380,7 @@ fn a_database_made_from_a_star_goes_with_all_its_pools() {
         let client = desk.client(user, "made");
         desk.refuse();
         desk.after(SECOND);
-        desk.handle(ringbouncer::engine::io::Input::ReadClosed { conn: client });
-        desk.perform();
+        desk.leave(client);
     }
     desk.after(SECOND * 9);
     assert_eq!(desk.engine.house().pools.len(), 2, "the later one counts");

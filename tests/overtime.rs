@@ -135,8 +135,7 @@ fn busy(more: &str) -> (Desk, Conn) {
     desk.take(client);
     desk.ask(client);
     desk.take(server);
-    desk.handle(Input::ReadClosed { conn: client });
-    desk.perform();
+    desk.leave(client);
     desk.after(SECOND);
     let (probe, _) = desk.dialled.pop_front().expect("whether PostgreSQL lives");
     desk.handle(Input::Connected { server: probe, local: None });
@@ -178,8 +177,7 @@ fn the_place_of_a_busy_backend_is_free_when_it_has_gone() {
     // The rest of its answer is for nobody.
     desk.feed(server, b"D\0\0\0\x06\0\0C\0\0\0\x0dSELECT 1\0Z\0\0\0\x05I");
     assert!(desk.dialled.is_empty());
-    desk.handle(Input::ReadClosed { conn: server });
-    desk.perform();
+    desk.leave(server);
     let next = desk.server();
     desk.answer(next);
     assert!(!desk.is_closed(client));

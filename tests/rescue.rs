@@ -528,8 +528,7 @@ fn left_in_mid_query(settings: &str) -> (Desk, Conn, Conn) {
     desk.ask(client);
     desk.take(server);
     desk.ask(waiting);
-    desk.handle(Input::ReadClosed { conn: client });
-    desk.perform();
+    desk.leave(client);
     (desk, server, waiting)
 }
 
@@ -555,8 +554,7 @@ fn nobody_gets_a_server_before_the_cancel_has_been_delivered() {
     assert_eq!(desk.take(carrier), request);
     desk.feed(server, &cancelled());
     assert_eq!(desk.take(server), b"", "the request may still be on its way");
-    desk.handle(Input::ReadClosed { conn: carrier });
-    desk.perform();
+    desk.leave(carrier);
     assert_eq!(desk.take(server), raw::query("DISCARD ALL"));
     desk.feed(server, &discarded());
     assert_eq!(desk.take(server), raw::query("SELECT 1"));
@@ -600,12 +598,10 @@ fn each_query_of_a_pipeline_is_cancelled() {
     desk.take(client);
     desk.feed(client, &[raw::query("SELECT 1"), raw::query("SELECT 2")].concat());
     desk.take(server);
-    desk.handle(Input::ReadClosed { conn: client });
-    desk.perform();
+    desk.leave(client);
     for _ in 0..2 {
         let carrier = desk.connect();
-        desk.handle(Input::ReadClosed { conn: carrier });
-        desk.perform();
+        desk.leave(carrier);
         assert!(desk.dialled.is_empty());
         desk.feed(server, &cancelled());
     }
@@ -640,8 +636,7 @@ fn a_rescue_is_for_servers_that_will_serve() {
     desk.take(server);
     let now = desk.now;
     desk.engine.reconnect(Some("app"), now);
-    desk.handle(Input::ReadClosed { conn: client });
-    desk.perform();
+    desk.leave(client);
     assert!(desk.is_closed(server));
 }
 
@@ -655,8 +650,7 @@ fn a_message_that_was_cut_off_costs_the_server() {
     let query = raw::query("DELETE FROM accounts WHERE id = 1");
     desk.feed(client, &query[..query.len() - 12]);
     desk.take(server);
-    desk.handle(Input::ReadClosed { conn: client });
-    desk.perform();
+    desk.leave(client);
     assert!(desk.is_closed(server));
 }
 
@@ -668,8 +662,7 @@ fn what_is_still_to_be_written_is_written() {
     let server = desk.server();
     desk.take(client);
     desk.feed(client, &[raw::query("BEGIN"), raw::query("SELECT 1")].concat());
-    desk.handle(Input::ReadClosed { conn: client });
-    desk.perform();
+    desk.leave(client);
     assert_eq!(desk.take(server), [raw::query("BEGIN"), raw::query("SELECT 1")].concat());
     assert!(desk.dialled.is_empty(), "it may not have begun");
     desk.after(Duration::from_millis(1100));
@@ -677,37 +670,4 @@ fn what_is_still_to_be_written_is_written() {
     let begun = [message(b'C', b"BEGIN\0"), message(b'Z', b"T")].concat();
     desk.feed(server, &[begun, message(b'C', b"SELECT 1\0"), message(b'Z', b"T")].concat());
     assert_eq!(desk.take(server), raw::query("ROLLBACK"));
-}
-
-/// A Sync ahead of a COPY's end may be answered or not: the ROLLBACK shows where its own answer
-/// begins.
-#[test]
-fn an_answer_more_or_less_does_no_harm() {
-    for extra in [0, 1] {
-        let mut desk = Desk::new(ONE_POOL);
-        let client = desk.client("alice", "app");
-        let server = desk.server();
-        desk.take(client);
-        desk.feed(client, &[batch("COPY t FROM STDIN"), raw::sync()].concat());
-        desk.take(server);
-        let copying = [message(b'1', b""), message(b'2', b""), message(b'G', &[0, 0, 0])].concat();
-        desk.feed(server, &copying);
-        desk.handle(Input::ReadClosed { conn: client });
-        desk.perform();
-        let ends = [raw::copy_fail("client disconnected"), raw::sync()].concat();
-        assert_eq!(desk.take(server), ends);
-        let failed = message(b'E', b"SERROR\0C57014\0MCOPY from stdin failed\0\0");
-        desk.feed(server, &[failed, fake::ready()].concat());
-        assert_eq!(desk.take(server), raw::query("ROLLBACK"));
-        let rolled_back = [message(b'N', b"SWARNING\0\0"), message(b'C', b"ROLLBACK\0")].concat();
-        let late = fake::ready().repeat(extra);
-        desk.feed(server, &[late, rolled_back, fake::ready()].concat());
-        assert_eq!(desk.take(server), raw::query("DISCARD ALL"), "{extra}");
-        desk.feed(server, &discarded());
-        let next = desk.client("alice", "app");
-        desk.take(next);
-        desk.ask(next);
-        desk.answer(server);
-        assert!(!desk.is_closed(server));
-    }
 }

@@ -5,7 +5,6 @@ mod common;
 
 use common::desk::Desk;
 use common::raw::{self, copy_data, message, query};
-use ringbouncer::engine::io::Input;
 use ringbouncer::keys::Conn;
 
 /// A client in the middle of a COPY, as far as we have heard, and its server.
@@ -24,18 +23,13 @@ fn copying() -> (Desk, Conn, Conn) {
     (desk, client, server)
 }
 
-fn goes(desk: &mut Desk, client: Conn) {
-    desk.handle(Input::ReadClosed { conn: client });
-    desk.perform();
-}
-
 /// What of a COPY's data is missing does not matter, for the COPY will fail.
 #[test]
 fn data_that_was_cut_off_is_made_up() {
     let (mut desk, client, server) = copying();
     let data = copy_data(b"1\tone\n");
     desk.feed(client, &data[..data.len() - 3]);
-    goes(&mut desk, client);
+    desk.leave(client);
     assert!(!desk.is_closed(server));
     let sent = desk.take(server);
     assert!(sent.starts_with(&data[..data.len() - 3]));
@@ -55,13 +49,13 @@ fn a_query_in_the_middle_of_a_copy_is_not_made_up() {
     ] {
         let (mut desk, client, server) = copying();
         desk.feed(client, &said.concat());
-        goes(&mut desk, client);
+        desk.leave(client);
         assert!(desk.is_closed(server), "{name}");
     }
     // Where a Parse is collected before any of it is passed on, nothing has to be made up.
     let (mut desk, client, server) = copying();
     desk.feed(client, &[copy_data(b"1\n"), cut(raw::parse("", "DELETE FROM t WHERE 1"))].concat());
-    goes(&mut desk, client);
+    desk.leave(client);
     let sent = desk.take(server);
     assert!(!desk.is_closed(server) && !sent.windows(6).any(|some| some == b"DELETE"));
 }

@@ -4,7 +4,6 @@ mod common;
 
 use common::desk::Desk;
 use common::raw;
-use ringbouncer::engine::io::Input;
 use ringbouncer::keys::Conn;
 use std::time::Duration;
 
@@ -26,8 +25,7 @@ fn session(settings: &str) -> (Desk, Conn, Conn, Conn) {
     desk.ask(next);
     // That says nothing about how long the reset takes.
     desk.after(SECOND * 1000);
-    desk.handle(Input::ReadClosed { conn: first });
-    desk.perform();
+    desk.leave(first);
     assert_eq!(desk.take(server), raw::query("DISCARD ALL"));
     (desk, first, next, server)
 }

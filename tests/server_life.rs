@@ -330,12 +330,10 @@ fn a_dead_server_is_found_before_it_is_handed_out() {
     desk.after(SECOND * 30);
     desk.ask(clients[0]);
     let (server, _) = take_check(&mut desk);
-    desk.handle(ringbouncer::engine::io::Input::ReadClosed { conn: server });
-    desk.perform();
+    desk.leave(server);
     let (other, _) = take_check(&mut desk);
     assert_ne!(other, server);
-    desk.handle(ringbouncer::engine::io::Input::ReadClosed { conn: other });
-    desk.perform();
+    desk.leave(other);
     desk.server();
     let server = server_of(&desk, clients[0]);
     desk.answer(server);

@@ -174,8 +174,7 @@ fn abandoned(desk: &mut Desk, database: &str) -> Conn {
     desk.take(client);
     desk.ask(client);
     desk.take(server);
-    desk.handle(Input::ReadClosed { conn: client });
-    desk.perform();
+    desk.leave(client);
     server
 }
 
@@ -223,8 +222,7 @@ fn a_place_is_held_for_as_long_as_postgresql_stands_still() {
     assert!(desk.is_closed(probe));
     assert_eq!(leave_of(&desk, server), Some(Leave::Last));
     assert!(desk.dialled.is_empty(), "it has a second to go");
-    desk.handle(Input::ReadClosed { conn: server });
-    desk.perform();
+    desk.leave(server);
     let next = desk.server();
     desk.answer(next);
     assert!(!desk.is_closed(client));
@@ -256,8 +254,7 @@ fn a_backend_that_is_busy_holds_its_place_for_a_moment_only() {
 fn abandoned_again(desk: &mut Desk, client: Conn, server: Conn) -> Conn {
     desk.ask(client);
     desk.take(server);
-    desk.handle(Input::ReadClosed { conn: client });
-    desk.perform();
+    desk.leave(client);
     server
 }
 

@@ -224,15 +224,12 @@ impl Engine {
         }
     }
 
-    /// Ends a COPY into the server badly. In the extended protocol it waits for a Sync then.
+    /// Ends a COPY into the server badly. If it waits for a Sync then, it gets one when it has
+    /// answered: it may have to be asked first which Syncs it has counted.
     fn end_copy(&mut self, key: ServerKey, now: Instant) {
         self.say_ourselves(key, Request::CopyFail, now, |ring| {
             emit::copy_fail(ring, COPY_GIVEN_UP)
         });
-        let server = self.house.servers.get(key);
-        if server.is_some_and(|server| server.pipeline.wants_sync()) {
-            self.say_ourselves(key, Request::Sync, now, emit::sync);
-        }
     }
 
     /// Ends a batch badly: its client might have taken it back, so a Sync must not commit it.
@@ -299,13 +296,12 @@ fn need(server: &Server, rescue: &Rescue, has_reset_query: bool, now: Instant) -
         && !server.inbox.is_mid_message();
     let last = if has_reset_query { Need::Reset } else { Need::Freedom };
     match rescue.step {
+        // What comes without being noted would be taken for the answer to words of ours.
+        rescue::Step::Draining if server.pipeline.is_left_in_doubt() => Need::End,
         rescue::Step::Draining if server.pipeline.wants_answer() => Need::Answer,
         rescue::Step::Draining if !has_said_all => match rescue.cancel {
             _ if server.pipeline.awaits_copy_end() => Need::CopyEnd,
-            // A ReadyForQuery that was not noted would be taken for the batch's.
-            _ if server.activity == Activity::Busy && server.pipeline.is_empty() => {
-                if server.pipeline.is_left_in_doubt() { Need::End } else { Need::Sync }
-            }
+            _ if server.activity == Activity::Busy && server.pipeline.is_empty() => Need::Sync,
             // Once a COPY has begun, a Sync ahead of its end ends nothing.
             _ if !rescue.has_flushed && is_open(&server.pipeline) => Need::Flush,
             // Our own words to it take no time.
@@ -314,10 +310,8 @@ fn need(server: &Server, rescue: &Rescue, has_reset_query: bool, now: Instant) -
         },
         // What is on its way would hit the next thing that it does.
         rescue::Step::Draining if server.cancels_in_flight > 0 => Need::Nothing,
-        rescue::Step::Draining => {
-            let is_clean = server.activity == Activity::Ready && !server.pipeline.is_uncertain();
-            if is_clean { last } else { Need::Rollback }
-        }
+        rescue::Step::Draining if server.activity == Activity::Ready => last,
+        rescue::Step::Draining => Need::Rollback,
         rescue::Step::RollingBack { is_done } if is_done && has_said_all => last,
         rescue::Step::Resetting if has_said_all => Need::Freedom,
         rescue::Step::RollingBack { .. } | rescue::Step::Resetting => Need::Nothing,
@@ -379,13 +373,7 @@ fn on_note(server: &mut Server, note: Note, now: Instant) -> Step {
         (rescue::Step::Draining, note) => {
             take_note(server, None, note);
         }
-        // What is owed from before, although nothing was noted, has come before this.
-        (rescue::Step::RollingBack { is_done }, Note::Reply(Reply::Command)) if !*is_done => {
-            *is_done = true;
-            server.pipeline = Pipeline::default();
-            server.pipeline.expect(Request::Query, Action::Swallow);
-        }
-        (rescue::Step::RollingBack { is_done: false }, Note::Ready(_)) => {}
+        (rescue::Step::RollingBack { is_done }, Note::Reply(Reply::Command)) => *is_done = true,
         (rescue::Step::Resetting, Note::Forgotten) => server.statements.clear(),
         (
             rescue::Step::RollingBack { is_done: true } | rescue::Step::Resetting,

@@ -55,7 +55,7 @@ pub enum Step {
     Draining,
     /// Was told to roll back. Leaves to `Resetting`, or the end.
     RollingBack {
-        /// Whether it has said that it did. What is owed from before ends with that.
+        /// Whether it has said that it did. A ReadyForQuery ahead of that would be one too many.
         is_done: bool,
     },
     /// Runs the reset query. Leaves to the end.
