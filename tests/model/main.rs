@@ -69,7 +69,9 @@ fn untracked_statements_read_like_a_direct_connection() {
 /// Whoever leaves in the middle leaves a server that serves the next one.
 #[test]
 fn rescued_servers_read_like_a_direct_connection() {
-    model("transaction", "1", "3", &[("server_rescue_timeout", "10")]);
+    for (mode, pool_size) in [("transaction", "1"), ("transaction", "3"), ("session", "6")] {
+        model(mode, pool_size, "3", &[("server_rescue_timeout", "10")]);
+    }
 }
 
 #[test]

@@ -41,6 +41,9 @@ impl<'a> Twins<'a> {
             if random.below(4) == 0 {
                 self.converse(&format!("{seed} conversation {number}"), &mut random);
             }
+            if random.below(8) == 0 {
+                self.vanish(&words::copy_and_more(&mut random).concat(), &mut random);
+            }
             let names = self.talk.names();
             let batch = self.talk.batch(&mut random);
             match random.below(32) {
@@ -140,7 +143,10 @@ impl<'a> Twins<'a> {
     /// A third client sends a part of this, cut at any byte, and is gone.
     fn vanish(&self, bytes: &[u8], random: &mut Random) {
         let mut client = self.pooler.raw("alice");
-        let cut = random.below(bytes.len() + 1);
+        let cut = match random.below(3) {
+            0 => bytes.len(),
+            _ => random.below(bytes.len() + 1),
+        };
         client.send(&bytes[..cut]);
         match random.below(4) {
             0 => client.send(&raw::terminate()),

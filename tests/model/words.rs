@@ -96,18 +96,7 @@ impl Talk {
         match random.below(35) {
             0..10 => simple(random, batch),
             10..22 => extended(random, batch),
-            22 | 23 => {
-                let sql = "COPY target FROM STDIN";
-                if random.below(2) == 0 {
-                    batch.push(raw::query(sql));
-                } else {
-                    batch.extend(unnamed(sql));
-                    if random.below(3) == 0 {
-                        batch.push(raw::sync());
-                    }
-                }
-                copy_in(random, batch);
-            }
+            22 | 23 => copy(random, batch),
             24 => copy_in(random, batch),
             25 | 26 => batch.push(raw::sync()),
             27 => batch.push(raw::flush()),
@@ -235,6 +224,33 @@ fn bind_to(portal: &str) -> Vec<u8> {
 
 fn execute_portal(name: &str, rows: u32) -> Vec<u8> {
     raw::message(b'E', &[name.as_bytes(), &[0], &rows.to_be_bytes()].concat())
+}
+
+/// A COPY, and what may stand behind it.
+pub fn copy_and_more(random: &mut Random) -> Vec<Vec<u8>> {
+    let mut batch = Vec::new();
+    copy(random, &mut batch);
+    for _ in 0..random.below(3) {
+        match random.below(3) {
+            0 => batch.push(raw::query("SELECT 'behind'")),
+            1 => batch.extend(unnamed("SELECT 'behind'")),
+            _ => batch.push(raw::sync()),
+        }
+    }
+    batch
+}
+
+fn copy(random: &mut Random, batch: &mut Vec<Vec<u8>>) {
+    let sql = "COPY target FROM STDIN";
+    if random.below(2) == 0 {
+        batch.push(raw::query(sql));
+    } else {
+        batch.extend(unnamed(sql));
+        if random.below(3) == 0 {
+            batch.push(raw::sync());
+        }
+    }
+    copy_in(random, batch);
 }
 
 /// Rows, good and bad, and perhaps an end; and what comes too late for it.
