@@ -33,6 +33,9 @@ pub enum Exchange {
     Own,
 }
 
+/// A COPY that fails before it reads anything.
+pub const AT_ONCE: u32 = 99;
+
 /// A COPY from the client.
 pub struct CopyIn {
     /// The server fails at this one; 0 is never.
@@ -306,6 +309,24 @@ impl Backend {
         self.note_params(book);
         let status = self.tx;
         self.reply(book, &wire::ready(status));
+        self.end_exchange();
+    }
+
+    /// ReadyForQuery to a Sync of the pooler's own, of which the client learns nothing.
+    pub(crate) fn ready_for_pooler(&mut self, book: &mut Book) {
+        self.report(book);
+        self.note_params(book);
+        let status = self.tx;
+        self.say_own(&wire::ready(status));
+        self.end_exchange();
+    }
+
+    /// For the pooler.
+    pub(crate) fn say_own(&mut self, bytes: &[u8]) {
+        self.out.push(bytes);
+    }
+
+    fn end_exchange(&mut self) {
         self.may_flush = true;
         self.skipping = false;
         self.exchange = Exchange::None;
@@ -518,7 +539,10 @@ impl Backend {
         }
         let client = claim.expect("a client's message, written while linked to it");
         if self.is_poolers(client, bytes, book) {
-            self.on_poolers(bytes, book);
+            match book.accounts[client].has_left {
+                true => self.on_poolers(bytes, book),
+                false => self.on_question(client, bytes, book),
+            }
             return;
         }
         let unit = book.arrived(client, bytes, self.copy.is_some());
@@ -531,7 +555,10 @@ impl Backend {
         if is_late_copy {
             return;
         }
-        self.unit = unit;
+        // A Sync in a COPY is nothing that is worked on.
+        if self.copy.is_none() || bytes[0] != b'S' {
+            self.unit = unit;
+        }
         if self.copy.is_some() {
             self.on_copy_message(bytes, book);
         } else if !self.skipping || bytes[0] == b'S' {

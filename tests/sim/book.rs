@@ -36,6 +36,10 @@ pub struct Account {
     pub expected: VecDeque<Entry>,
     /// The parameters that its session has.
     pub desired: Option<Params>,
+    /// It has Syncs in its COPYs.
+    pub syncs_in_copy: bool,
+    /// What it says up to its next Sync is ignored, in the server's place.
+    pub skips_to_sync: bool,
     /// Somebody has asked to cancel what it waits for: some of that may never reach a server.
     pub was_cancelled: bool,
     /// It broke off, or was closed.
@@ -66,6 +70,8 @@ pub struct Book {
     pub replicators: u64,
     pub forwarded: u64,
     pub to_forward: Vec<Vec<u8>>,
+    /// So often a server was asked which Syncs counted; of these, for a client that had gone.
+    pub questions: (u64, u64),
     pub cancels: Vec<Cancel>,
     pub accounts: Vec<Account>,
     pub strays: Vec<Stray>,
@@ -94,8 +100,14 @@ impl Book {
             let Some(next) = account.sent.pop_front() else {
                 panic!("client {client} never sent {}", wire::show(bytes));
             };
+            let skips = std::mem::take(&mut account.skips_to_sync);
             if next.bytes == bytes {
+                assert!(!skips || bytes[0] == b'S', "to be ignored: {}", wire::show(bytes));
                 return next.unit;
+            }
+            if skips && next.bytes[0] != b'S' {
+                account.skips_to_sync = true;
+                continue;
             }
             let is_end = matches!(next.bytes[0], b'd' | b'c' | b'f') && !is_copying;
             let may_miss = is_end || account.was_cancelled;

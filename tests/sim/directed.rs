@@ -343,17 +343,17 @@ fn a_sync_that_may_or_may_not_be_ignored_frees_no_server_too_early() {
         wire::parse("", &text),
         wire::bind("", "", &format!("c{client} q{unit}")),
         wire::execute("", 0),
-        wire::message(b'H', b""),
+        wire::marked(b'H', client, unit),
     ];
     begin.into_iter().for_each(|bytes| plan(&mut world.clients[client], unit, bytes));
     world.quiet();
     world.shell.backends[0].hangs = true;
-    plan(&mut world.clients[client], unit, wire::message(b'S', b""));
+    plan(&mut world.clients[client], unit, wire::marked(b'S', client, unit));
     plan(&mut world.clients[client], unit, wire::message(b'd', b"row"));
     plan(&mut world.clients[client], unit, wire::message(b'c', b""));
     world.ask(client, "");
     world.clients[client].planned.pop_back();
-    plan(&mut world.clients[client], unit + 1, wire::message(b'S', b""));
+    plan(&mut world.clients[client], unit + 1, wire::marked(b'S', client, unit + 1));
     world.quiet();
     world.cancel(client);
     world.quiet();

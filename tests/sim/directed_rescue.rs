@@ -54,7 +54,7 @@ fn a_server_whose_clients_last_word_was_a_flush_comes_back() {
                 let client = &mut world.clients[gone];
                 let unit = client.begin_unit();
                 let mut messages = beginnings(unit).swap_remove(beginning);
-                messages.push(wire::message(b'H', b""));
+                messages.push(wire::marked(b'H', gone, unit));
                 for bytes in messages {
                     client.planned.push_back(Planned::Message { unit, bytes, in_copy: false });
                 }
@@ -75,6 +75,53 @@ fn a_server_whose_clients_last_word_was_a_flush_comes_back() {
                 assert_eq!(world.shell.backends.iter().filter(|b| !b.is_carrier()).count(), 1);
                 world.close();
             }
+        }
+    }
+}
+
+/// A Sync in a COPY counts or does not, whenever its client goes: nothing of that is left to the next.
+#[test]
+fn a_server_that_was_asked_which_syncs_counted_comes_back() {
+    for (sql, script) in [
+        ("copyin 1", "HdSd"),
+        ("copyin 1", "HSdSd"),
+        ("copyin 1", "Sdd"),
+        ("copyin 1", "SdSdc"),
+        ("copyin 99", "SdSc"),
+        ("copyin 0", "SSdc"),
+        ("copyin 0", "HdSd"),
+    ] {
+        for rounds in 0..16 {
+            let mut world = world(Limits::wide(), false);
+            let (gone, next) = (world.guest(), world.guest());
+            let client = &mut world.clients[gone];
+            let unit = client.begin_unit();
+            let text = format!("/*c{gone} q{unit}*/{sql}");
+            let begun = [wire::parse("", &text), wire::bind("", "", ""), wire::execute("", 0)];
+            let plan = |bytes| Planned::Message { unit, bytes, in_copy: false };
+            client.planned.extend(begun.map(plan));
+            for tag in script.bytes() {
+                match tag {
+                    b'S' => client.sync_in_copy(false),
+                    b'H' => client.planned.push_back(plan(wire::marked(b'H', gone, unit))),
+                    tag => client.planned.push_back(plan(wire::message(tag, b""))),
+                }
+            }
+            for _ in 0..rounds {
+                world.round();
+            }
+            let client = &mut world.clients[gone];
+            let socket = &mut world.shell.sockets[client.socket];
+            client.leave(socket, &mut world.book, Some(End::Orderly), true);
+            world.ask(next, "rows 1 1");
+            for _ in 0..100 {
+                world.shell.sleep(Duration::from_millis(50));
+                world.round();
+            }
+            world.quiet();
+            assert!(world.is_answered(next), "{sql} {script}, {rounds}");
+            assert_eq!(world.shell.backends.iter().filter(|b| !b.is_carrier()).count(), 1);
+            world.close();
         }
     }
 }

@@ -51,6 +51,7 @@ struct Seen {
     quiet: u64,
     replicators: u64,
     forwarded: u64,
+    questions: (u64, u64),
     /// Why connections ended.
     endings: BTreeMap<String, u64>,
 }
@@ -64,6 +65,8 @@ impl Seen {
         self.quiet += world.shell.quiet;
         self.replicators += world.book.replicators;
         self.forwarded += world.book.forwarded;
+        self.questions.0 += world.book.questions.0;
+        self.questions.1 += world.book.questions.1;
         self.rescued += world.shell.engine.house().rescues.kept;
         for (_, cause, count) in world.shell.engine.house().endings.iter() {
             *self.endings.entry(cause.to_owned()).or_default() += count;
@@ -123,9 +126,11 @@ fn no_reply_ever_reaches_another_client() {
         run(seed, false, &mut seen);
     }
     let Seen { executed, cancelled, rescued, greeted, moved, quiet, .. } = seen;
-    let Seen { replicators, forwarded, endings, .. } = seen;
-    let rare = [greeted, quiet, replicators, forwarded];
-    eprintln!("{moved} moved, {rare:?} greeted, quiet turns, replicators, forwarded");
+    let Seen { replicators, forwarded, questions, endings, .. } = seen;
+    let rare = [greeted, quiet, replicators, forwarded, questions.0];
+    eprintln!(
+        "{questions:?} {moved} moved, {rare:?} greeted, quiet turns, replicators, forwarded, questions"
+    );
     let are_busy = moved > 0 && rare.into_iter().all(|count| count > seeds);
     assert!(are_busy || seeds < SEEDS, "{moved} moved, {rare:?}");
     eprintln!("{seeds} seeds: {executed} queries, {cancelled} of them cancelled, {endings:#?}");

@@ -1,6 +1,6 @@
 //! What a model server does with requests, and the few statements that it knows.
 
-use crate::backend::{Act, Backend, CopyIn, Exchange};
+use crate::backend::{AT_ONCE, Act, Backend, CopyIn, Exchange};
 use crate::book::Book;
 use crate::params::{self, Params};
 use crate::wire;
@@ -25,7 +25,10 @@ impl Backend {
             Act::CopyIn(fails_at) => {
                 self.reply(book, &wire::message(b'G', &[0, 0, 0]));
                 self.set_flush();
-                self.copy = Some(CopyIn { fails_at, received: 0 });
+                match fails_at {
+                    AT_ONCE => self.fail(book, "P0001", "sim: a trigger says no"),
+                    _ => self.copy = Some(CopyIn { fails_at, received: 0 }),
+                }
             }
             Act::Flush => self.set_flush(),
             Act::EndQuery => self.ready(book),

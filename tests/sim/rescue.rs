@@ -12,11 +12,33 @@ const BATCH: [(u8, &[u8]); 3] =
 impl Backend {
     /// Whether these words, said while the server belonged to this client, are the pooler's.
     pub(crate) fn is_poolers(&self, client: usize, bytes: &[u8], book: &Book) -> bool {
-        let is_like_it = matches!(bytes[0], b'S' | b'H')
-            || bytes[5..] == *b"client disconnected\0"
+        if is_doubtful(bytes) {
+            return true;
+        }
+        let is_like_it = bytes[5..] == *b"client disconnected\0"
             || BATCH.iter().any(|(tag, body)| bytes[0] == *tag && bytes[5..] == **body);
         let account = &book.accounts[client];
         is_like_it && account.has_left && !book.may_arrive(client, bytes, self.copy.is_some())
+    }
+
+    /// Words of the pooler's own for a client that has sent a Sync in a COPY: the client must not
+    /// notice them.
+    pub(crate) fn on_question(&mut self, client: usize, bytes: &[u8], book: &mut Book) {
+        match bytes[0] {
+            b'H' => self.set_flush(),
+            b'f' => assert!(self.copy.is_none(), "our clients end their COPYs themselves"),
+            b'C' => {
+                book.questions.0 += 1;
+                self.say_own(&wire::message(b'3', b""));
+            }
+            _ => {
+                assert!(self.copy.is_none(), "a COPY does not answer that");
+                assert!(book.accounts[client].syncs_in_copy, "nobody is in doubt");
+                // As if nobody had ended it.
+                book.accounts[client].skips_to_sync |= self.is_skipping();
+                self.ready_for_pooler(book);
+            }
+        }
     }
 
     /// Those words.
@@ -27,6 +49,10 @@ impl Backend {
         }
         match bytes[0] {
             b'f' => {}
+            b'C' if is_doubtful(bytes) => {
+                book.questions.1 += 1;
+                self.say_own(&wire::message(b'3', b""));
+            }
             b'S' => self.on_request(bytes, book),
             _ if self.is_skipping() => {}
             b'P' => self.on_request(&wire::parse("", "/*own*/rollback"), book),
@@ -46,5 +72,16 @@ impl Backend {
         self.plan.push_back(Act::Work(1));
         self.plan.push_back(Act::Send(wire::complete("ROLLBACK")));
         self.plan.push_back(Act::EndQuery);
+    }
+}
+
+/// Whether these are words of the pooler's that find out which Syncs have counted.
+fn is_doubtful(bytes: &[u8]) -> bool {
+    match bytes[0] {
+        // Clients say whose theirs are.
+        b'S' | b'H' => bytes.len() == 5,
+        b'C' => bytes[5..] == *b"Sringbouncer_no_statement\0",
+        b'f' => bytes[5..].starts_with(b"the client went on"),
+        _ => false,
     }
 }

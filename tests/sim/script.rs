@@ -1,5 +1,6 @@
 //! What clients ask: units of messages, each answered by one ReadyForQuery.
 
+use crate::backend::AT_ONCE;
 use crate::book::Mode;
 use crate::client::{Client, Planned};
 use crate::params::TRACKED;
@@ -33,6 +34,11 @@ impl Client {
         self.planned.push_back(Planned::Message { unit, bytes, in_copy: false });
     }
 
+    /// A Sync or a Flush.
+    fn push_marked(&mut self, unit: u32, tag: u8) {
+        self.push(unit, wire::marked(tag, self.id, unit));
+    }
+
     pub fn begin_unit(&mut self) -> u32 {
         let unit = self.next_unit;
         self.next_unit += 1;
@@ -61,7 +67,9 @@ impl Client {
             }
             return;
         }
+        let loads_data = self.id.is_multiple_of(5) && rng.per_mille(500);
         match rng.below(16) {
+            _ if loads_data => self.copy_in(rng),
             0..=3 => self.write_statements(rng),
             4 if self.mode != Mode::Statement && !self.in_tx => {
                 self.in_tx = true;
@@ -80,7 +88,7 @@ impl Client {
             }
             7 => {
                 let unit = self.begin_unit();
-                self.push(unit, wire::message(b'S', b""));
+                self.push_marked(unit, b'S');
             }
             8 => {
                 let unit = self.begin_unit();
@@ -143,7 +151,7 @@ impl Client {
                 self.push(unit, wire::describe('P', ""));
             }
             if rng.per_mille(150) {
-                self.push(unit, wire::message(b'H', b""));
+                self.push_marked(unit, b'H');
                 self.planned.push_back(Planned::AwaitAnswer(unit));
             }
             for most in [1, 2, 0].into_iter().skip(rng.below(3)) {
@@ -156,21 +164,28 @@ impl Client {
         if named {
             self.push(unit, wire::close('S', &name));
         }
-        self.push(unit, wire::message(b'S', b""));
+        self.push_marked(unit, b'S');
     }
 
+    /// A COPY, with Syncs in it, perhaps. Each is a unit of its own: it may be answered or not.
     fn copy_in(&mut self, rng: &mut Prng) {
         let unit = self.begin_unit();
-        let fails_at = if rng.per_mille(400) { rng.between(1, 4) } else { 0 };
+        let has_syncs = rng.per_mille(600);
+        let fails_at = match rng.below(10) {
+            0..5 => rng.between(1, 4) as u32,
+            5 => AT_ONCE,
+            _ => 0,
+        };
         let sql = format!("copyin {fails_at}");
         let extended = rng.per_mille(400);
         if extended {
             self.push(unit, wire::parse("", &self.text(unit, &sql)));
             self.push(unit, wire::bind("", "", &format!("c{} q{unit}", self.id)));
             self.push(unit, wire::execute("", 0));
-            // With a Sync instead, the pooler asks the server whether that counts, should the COPY fail:
-            // that is for a real one to answer (`tests/doubts.rs`, the model).
-            self.push(unit, wire::message(b'H', b""));
+            match has_syncs && rng.per_mille(500) {
+                true => self.sync_in_copy(false),
+                false => self.push_marked(unit, b'H'),
+            }
         } else {
             self.push(unit, wire::query(&self.text(unit, &sql)));
         }
@@ -185,14 +200,25 @@ impl Client {
             let data =
                 wire::message(b'd', format!("c{} q{unit} {row} {filler}", self.id).as_bytes());
             self.planned.push_back(Planned::Message { unit, bytes: data, in_copy });
+            if has_syncs && rng.per_mille(300) {
+                self.sync_in_copy(in_copy);
+            }
         }
         let end = match rng.below(4) {
             0 => wire::message(b'f', b"changed my mind\0"),
             _ => wire::message(b'c', b""),
         };
         self.planned.push_back(Planned::Message { unit, bytes: end, in_copy });
-        if extended {
-            self.push(unit, wire::message(b'S', b""));
+        if extended || has_syncs {
+            let last = self.begin_unit();
+            self.push_marked(last, b'S');
         }
+    }
+
+    pub fn sync_in_copy(&mut self, in_copy: bool) {
+        self.syncs_in_copy = true;
+        let unit = self.begin_unit();
+        let bytes = wire::marked(b'S', self.id, unit);
+        self.planned.push_back(Planned::Message { unit, bytes, in_copy });
     }
 }

@@ -87,6 +87,12 @@ pub fn close(kind: char, name: &str) -> Vec<u8> {
     message(b'C', &texts(&[&format!("{kind}{name}")]))
 }
 
+/// A client's Sync or Flush. It says whose it is, to be told from one of the pooler's own; nobody reads
+/// what stands in them.
+pub fn marked(tag: u8, client: usize, unit: u32) -> Vec<u8> {
+    message(tag, format!("c{client} q{unit}").as_bytes())
+}
+
 pub fn function_call(argument: &str) -> Vec<u8> {
     let mut body = vec![0, 0, 0, 7, 0, 0, 0, 1];
     body.extend((argument.len() as u32).to_be_bytes());
