@@ -190,6 +190,12 @@ impl Socket {
         moved
     }
 
+    /// Lets one message arrive.
+    pub fn deliver_message(&mut self) {
+        let length = crate::wire::whole(self.flying.bytes());
+        self.deliver(length.unwrap_or(usize::MAX));
+    }
+
     // The engine's shell.
 
     /// Nothing more is written. What was not whole stays so.
