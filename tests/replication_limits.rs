@@ -249,3 +249,17 @@ fn the_mode_of_the_pool_is_not_its_mode() {
         }
     }
 }
+
+/// Where a server for replication makes one more than are to be kept, the others are kept no longer.
+#[test]
+fn a_server_that_is_kept_no_more_ends_at_once() {
+    let mut desk =
+        desk("min_pool_size = 1\nserver_idle_timeout = 60\nserver_check_delay = 10000\n");
+    let (_, idle) = served(&mut desk, "alice", "app");
+    desk.after(SECOND * 90);
+    assert!(!desk.is_closed(idle), "the last one is kept");
+    let client = replicator(&mut desk, "alice", "app", "database");
+    desk.feed(client, &raw::query("IDENTIFY_SYSTEM"));
+    desk.server();
+    assert!(desk.is_closed(idle));
+}

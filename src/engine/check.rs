@@ -5,11 +5,9 @@ use crate::config::CONSOLE;
 use crate::engine::Engine;
 use crate::keys::{ClientKey, Conn, PoolKey, ServerKey};
 use crate::pool::groups::Kind;
-use crate::pool::janitor::Fate;
 use crate::pool::queues::{ClientStanding, ServerStanding, client_standing, server_standing};
 use crate::pool::{House, Pool};
 use crate::session::client::{self, Client, Counted};
-use crate::session::farewell::Reason;
 use crate::session::server::{Server, State};
 
 impl Engine {
@@ -30,7 +28,7 @@ impl Engine {
 
     /// Whoever is under a limit is looked at before it is over.
     fn check_watches(&self) {
-        let House { clients, servers, pools, .. } = &self.house;
+        let House { clients, servers, .. } = &self.house;
         for (key, client) in clients.iter() {
             if let Some((at, reason)) = self.house.client_end(client, &self.config) {
                 let is_watched = self.house.is_watched(Conn::Client(key), at);
@@ -38,15 +36,9 @@ impl Engine {
             }
         }
         for (key, server) in servers.iter() {
-            let min_size = pools.get(server.pool).map_or(0, |pool| pool.min_size);
-            match self.house.server_end(server, &self.config) {
-                // Whether it is kept depends on how many others there are.
-                Some((_, Fate::End(Reason::SERVER_IDLE_TIMEOUT))) if min_size > 0 => {}
-                Some((at, fate)) => {
-                    let is_watched = self.house.is_watched(Conn::Server(key), at);
-                    assert!(is_watched, "{key:?}: {fate:?} is overlooked");
-                }
-                None => {}
+            if let Some((at, fate)) = self.house.server_end(server, &self.config) {
+                let is_watched = self.house.is_watched(Conn::Server(key), at);
+                assert!(is_watched, "{key:?}: {fate:?} is overlooked");
             }
         }
     }

@@ -274,18 +274,19 @@ impl Engine {
         if let Some(client) = replicates_for {
             let welcome = Welcome::new(untracked, server.parameters.clone(), (tracked, values));
             self.replication_begins(key, client, welcome, now);
-            self.staff(pool_key, now);
-            self.tend(pool_key, now);
-            return;
+        } else {
+            if pool.welcome.is_none() {
+                let defaults = server.parameters.clone();
+                pool.welcome = Some(Welcome::new(untracked, defaults, (tracked, values)));
+            }
+            self.welcome_waiting(pool_key, now);
+            self.house.set_server_state(key, State::Idle { since: now }, End::Back);
+            self.watch(Conn::Server(key), now);
+            self.server_goes_on(key, now);
         }
-        if pool.welcome.is_none() {
-            let defaults = server.parameters.clone();
-            pool.welcome = Some(Welcome::new(untracked, defaults, (tracked, values)));
+        for other in self.house.kept_no_more(pool_key) {
+            self.watch(Conn::Server(other), now);
         }
-        self.welcome_waiting(pool_key, now);
-        self.house.set_server_state(key, State::Idle { since: now }, End::Back);
-        self.watch(Conn::Server(key), now);
-        self.server_goes_on(key, now);
         self.staff(pool_key, now);
         self.tend(pool_key, now);
     }

@@ -7,8 +7,9 @@
 use crate::config::Config;
 use crate::config::settings::Settings;
 use crate::config::values::PoolMode;
-use crate::keys::{ClientKey, Conn, ServerKey};
+use crate::keys::{ClientKey, Conn, PoolKey, ServerKey};
 use crate::pool::limits::{self, shorter};
+use crate::pool::queues::ServerStanding;
 use crate::pool::{House, Pool};
 use crate::session::client::{self, Client};
 use crate::session::farewell::Reason;
@@ -137,6 +138,18 @@ impl House {
         for key in self.servers.keys() {
             self.watch_again(Conn::Server(key), config, now);
         }
+    }
+
+    /// A server has come to a pool. If that is one more than are to be kept, those that have nothing
+    /// to do, for they may have been unused for too long already.
+    pub fn kept_no_more(&self, key: PoolKey) -> Vec<ServerKey> {
+        let is_one_more =
+            |pool: &&Pool| pool.min_size > 0 && pool.servers.connected() == pool.min_size + 1;
+        let Some(pool) = self.pools.get(key).filter(is_one_more) else {
+            return Vec::new();
+        };
+        let resting = [ServerStanding::Idle, ServerStanding::Used];
+        resting.map(|standing| pool.servers.of(standing).keys(&self.servers)).concat()
     }
 
     /// A client has said who it is: how long it may wait for a server is looked up once, not
@@ -308,7 +321,7 @@ impl House {
             | State::Resetting { .. }
             | State::Checking { .. }
             | State::HeldForCancel => [None, age, rest, None],
-            // When others have come, it is not kept any more.
+            // It may be at work when there are more than are to be kept.
             State::Idle { .. } | State::Used { .. } if pool.keeps_all() => {
                 [None, None, earliest(settings.server_idle_timeout, now), None]
             }
