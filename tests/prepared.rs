@@ -225,6 +225,38 @@ fn misused_names_and_broken_packets_end_the_conversation() {
     pooler.assert_serves();
 }
 
+/// A Parse that PostgreSQL skips gives no name, so that may be given again: in the next batch, whether
+/// its client has read of the error by then or not.
+#[test]
+fn a_name_that_a_skipped_parse_gave_may_be_given_again() {
+    let pooler = pooler(1, &[]);
+    let mut other = pooler.raw("alice");
+    let known = |name: &str| raw::parse(name, "SELECT 'known to the server'");
+    assert_eq!(exchange(&mut other, &[known("other"), raw::sync()]), "1Z");
+    let bad = raw::parse("", "SELECT nothing_of_the_kind");
+    let again = |name: &str| {
+        let [bind, execute, sync] = run(name);
+        [raw::parse(name, "SELECT 'again'"), bind, execute, sync].concat()
+    };
+    for (name, first) in [("new", raw::parse("new", "SELECT 1")), ("known", known("known"))] {
+        let mut client = pooler.raw("alice");
+        assert_eq!(exchange(&mut client, &[bad.clone(), first.clone(), raw::sync()]), "EZ");
+        assert_eq!(exchange(&mut client, &[again(name)]), "12DCZ", "{name}");
+        // At once.
+        let name = &format!("{name} at once");
+        let first =
+            if name.starts_with("new") { raw::parse(name, "SELECT 2") } else { known(name) };
+        send(&mut client, &[bad.clone(), first, raw::sync(), again(name)]);
+        assert_eq!(tags(&client.until_ready()) + &tags(&client.until_ready()), "EZ12DCZ");
+        // Behind the error, ahead of the Sync.
+        client.send(&[bad.clone(), raw::flush()].concat());
+        client.expect_tags("E");
+        let name = &format!("{name}, late");
+        assert_eq!(exchange(&mut client, &[raw::parse(name, "SELECT 3"), raw::sync()]), "Z");
+        assert_eq!(exchange(&mut client, &[again(name)]), "12DCZ", "{name}");
+    }
+}
+
 #[test]
 fn without_tracking_names_are_the_servers() {
     for settings in [[("max_prepared_statements", "0")], [("pool_mode", "session")]] {

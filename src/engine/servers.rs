@@ -416,14 +416,15 @@ pub(super) fn take_note(server: &mut Server, client: Option<&mut Client>, note: 
             return server.pipeline.settle(Reply::Command);
         }
         Note::Error => {
-            let mut statements = client.and_then(|client| client.statements.as_mut());
+            let mut serials = Vec::new();
             for lost in server.pipeline.on_error() {
                 server.statements.undo(&lost);
-                if let Lost::Parse { failed_serial: Some(serial), .. } = lost
-                    && let Some(statements) = &mut statements
-                {
-                    statements.take_back(serial);
+                if let Lost::Parse { serial: Some(serial), .. } | Lost::Naming { serial } = lost {
+                    serials.push(serial);
                 }
+            }
+            if let Some(statements) = client.and_then(|client| client.statements.as_mut()) {
+                statements.take_back(serials);
             }
         }
         Note::CopyIn => {

@@ -223,11 +223,22 @@ fn parse(
         return closes(Reason::BROKEN_PARSE);
     }
     let statements = client.statements.get_or_insert_default();
-    if statements.is_in_use(name) {
+    let is_skipped = server.pipeline.is_skipping();
+    if let Some(serial) = statements.naming_in_use(name).filter(|_| !is_skipped) {
+        if server.pipeline.is_unsure_of_naming(serial) {
+            return Err(Trouble::Unsure);
+        }
         log::error!("prepared statement '{}' was already prepared", String::from_utf8_lossy(name));
         return closes(Reason::STATEMENT_NAME_IN_USE);
     }
     let naming = tools.statements.name(name, rest);
+    if is_skipped {
+        // The server would ignore it, because of an error.
+        tools.counters.client_parses += 1;
+        let serial = statements.give(naming);
+        statements.take_back(serial.into_iter().collect());
+        return Ok(());
+    }
     let statement = naming.statement().clone();
     let is_there = server.statements.has(&statement);
     if server.pipeline.is_unsure_of(&statement) {

@@ -319,8 +319,8 @@ impl Pipeline {
         }
         let sync = self.owed.iter().position(|owed| owed.request == Request::Sync);
         self.skipping = sync.is_none();
-        let skipped = self.owed.drain(..sync.unwrap_or(self.owed.len())).enumerate();
-        let lost = skipped.filter_map(|(index, owed)| owed.lost(failed && index == 0)).collect();
+        let skipped = self.owed.drain(..sync.unwrap_or(self.owed.len()));
+        let lost = skipped.filter_map(Owed::lost).collect();
         self.count();
         lost
     }

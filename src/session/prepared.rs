@@ -270,7 +270,12 @@ impl ClientStatements {
 
     /// Whether the name may not be given again.
     pub fn is_in_use(&self, name: &[u8]) -> bool {
-        self.names.get(name).is_some_and(|named| !named.failed)
+        self.naming_in_use(name).is_some()
+    }
+
+    /// The number of what the name was given to, and may not be given again.
+    pub fn naming_in_use(&self, name: &[u8]) -> Option<u32> {
+        self.names.get(name).filter(|named| !named.failed).map(|named| named.serial)
     }
 
     /// The name means nothing any more.
@@ -278,13 +283,20 @@ impl ClientStatements {
         self.names.remove(name);
     }
 
-    /// The Parse that gave a name has failed: it may be given again. Until then it means what it
-    /// should have meant, and whoever uses it gets the same error again.
+    /// The Parses that gave these names have failed, or were skipped: the names may be given again.
+    /// Until then they mean what they should have meant, and a Parse that fails does so again when
+    /// its name is used.
     // Better than PgBouncer, where a second Parse of that name is fatal.
-    pub fn take_back(&mut self, serial: u32) {
-        let named = self.names.iter().find(|named| named.serial == serial);
-        if let Some(naming) = named.map(|named| named.naming.clone()) {
-            self.names.replace(Named { naming, serial, failed: true });
+    pub fn take_back(&mut self, mut serials: Vec<u32>) {
+        if serials.is_empty() {
+            return;
+        }
+        serials.sort_unstable();
+        let is_one = |named: &&Named| serials.binary_search(&named.serial).is_ok();
+        let failed = |named: &Named| Named { naming: named.naming.clone(), failed: true, ..*named };
+        let all: Vec<Named> = self.names.iter().filter(is_one).map(failed).collect();
+        for named in all {
+            self.names.replace(named);
         }
     }
 
@@ -371,6 +383,7 @@ impl ServerStatements {
     /// What was asked of the server and never carried out, because of an error before.
     pub fn undo(&mut self, lost: &Lost) {
         match lost {
+            Lost::Naming { .. } => {}
             Lost::Parse { statement, .. } => {
                 self.0.pop(&statement.id);
             }
@@ -407,14 +420,14 @@ mod tests {
         let first = client.give(a.clone()).unwrap();
         let second = client.give(b.clone()).unwrap();
         assert_eq!(client.give(a.clone()), None, "in use");
-        client.take_back(second);
+        client.take_back(vec![second]);
         assert!(client.is_in_use(b"a") && !client.is_in_use(b"b"));
         assert!(client.find(b"b").is_some(), "it fails again when it is used");
         client.close(b"a");
         let third = client.give(a.clone()).unwrap();
-        client.take_back(first);
+        client.take_back(vec![first]);
         assert!(client.is_in_use(b"a"), "a later naming of the same name stays");
-        client.take_back(third);
+        client.take_back(vec![third]);
         assert!(client.give(a).is_some());
         assert_eq!(client.len(), 2);
     }
@@ -431,7 +444,7 @@ mod tests {
         assert_eq!(server.evict(2), Some(b.clone()));
         assert_eq!(server.evict(2), None);
         server.undo(&Lost::Close { statement: b.clone() });
-        server.undo(&Lost::Parse { statement: c.clone(), failed_serial: None });
+        server.undo(&Lost::Parse { statement: c.clone(), serial: None });
         assert!(server.has(&b) && !server.has(&c));
     }
 }

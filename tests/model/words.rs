@@ -93,7 +93,7 @@ impl Talk {
     }
 
     fn anything(&self, random: &mut Random, batch: &mut Vec<Vec<u8>>) {
-        match random.below(35) {
+        match random.below(36) {
             0..10 => simple(random, batch),
             10..22 => extended(random, batch),
             22 | 23 => copy(random, batch),
@@ -114,9 +114,30 @@ impl Talk {
                 }
             }
             33 if self.manners.has_names => bound_late(random, batch),
+            34 if self.manners.has_names => given_again(random, batch),
             _ => {}
         }
     }
+}
+
+/// A name that a skipped Parse gave is given again. (Not in a transaction that has failed: there a
+/// statement that the server has seems to be prepared, and only its Bind is refused.)
+fn given_again(random: &mut Random, batch: &mut Vec<Vec<u8>>) {
+    let name = format!("again{}", random.below(1 << 40));
+    batch.extend([raw::sync(), raw::query("ROLLBACK"), execute_portal("nowhere", 0)]);
+    for number in 0..1 + random.below(2) {
+        batch.push(raw::parse(&name, &format!("SELECT {}, repeat('x', 3)", random.below(8))));
+        let is_flushed = number == 0 && random.below(3) == 0;
+        batch.push(if is_flushed { raw::flush() } else { raw::sync() });
+        if is_flushed {
+            batch.push(raw::sync());
+        }
+        batch.push(raw::sync());
+        batch.push(execute_portal("nowhere", 0));
+    }
+    let sql = format!("SELECT {}, repeat('x', 3)", random.below(8));
+    batch.extend([raw::sync(), raw::parse(&name, &sql), raw::bind(&name, &[]), raw::execute(0)]);
+    batch.extend([raw::sync(), raw::close(b'S', &name), raw::sync()]);
 }
 
 fn unnamed(sql: &str) -> [Vec<u8>; 3] {

@@ -203,7 +203,7 @@ impl Pipeline {
             self.doubt.is_left = true;
         }
         let skipped = self.owed.drain(first.min(past)..past);
-        let mut lost: Vec<Lost> = skipped.filter_map(|owed| owed.lost(false)).collect();
+        let mut lost: Vec<Lost> = skipped.filter_map(Owed::lost).collect();
         self.count();
         if !is_simple {
             lost.extend(self.skip_to_sync(false));

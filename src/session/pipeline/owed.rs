@@ -27,8 +27,13 @@ pub enum Lost {
     Parse {
         /// Which.
         statement: Arc<Statement>,
-        /// The client's naming, if it is this very Parse that failed.
-        failed_serial: Option<u32>,
+        /// The client's naming, if it was the client who asked for it.
+        serial: Option<u32>,
+    },
+    /// A client's naming, of a statement that was there.
+    Naming {
+        /// Which.
+        serial: u32,
     },
     /// A statement is still there.
     Close {
@@ -53,18 +58,16 @@ impl Owed {
         self.request == Request::Parse && self.action != Action::MakeUp && self.named().is_some()
     }
 
-    pub fn lost(self, failed: bool) -> Option<Lost> {
-        // What we make up was not asked of the server.
-        if self.action == Action::MakeUp || self.is_of_unnamed {
+    pub fn lost(self) -> Option<Lost> {
+        if self.is_of_unnamed {
             return None;
         }
-        let statement = self.statement?;
-        Some(match self.request {
-            Request::Close => Lost::Close { statement },
-            _ => {
-                let own = failed && self.action == Action::Forward;
-                Lost::Parse { statement, failed_serial: own.then_some(self.serial) }
-            }
-        })
+        let (serial, statement) = (self.serial, self.statement?);
+        match (self.request, self.action) {
+            (Request::Close, _) => Some(Lost::Close { statement }),
+            (_, Action::Forward) => Some(Lost::Parse { statement, serial: Some(serial) }),
+            (_, Action::Swallow) => Some(Lost::Parse { statement, serial: None }),
+            (_, Action::MakeUp) => Some(Lost::Naming { serial }),
+        }
     }
 }

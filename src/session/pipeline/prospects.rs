@@ -1,6 +1,7 @@
 //! What a server will have prepared when it has dealt with all that is under way, as far as anybody
 //! can tell.
 
+use super::owed::Owed;
 use super::{Action, Pipeline};
 use crate::session::prepared::Statement;
 use crate::wire::frontend::Request;
@@ -32,6 +33,15 @@ impl Pipeline {
             }
         }
         false
+    }
+
+    /// The same of a naming by the client: an error may keep its name from meaning anything, and a
+    /// Sync stands behind that.
+    pub fn is_unsure_of_naming(&self, serial: u32) -> bool {
+        let is_it = |owed: &Owed| owed.serial == serial && owed.named().is_some();
+        let place = self.owed.iter().position(is_it);
+        let mut behind = self.owed.range(place.unwrap_or(self.owed.len())..);
+        behind.any(|owed| owed.request == Request::Sync)
     }
 
     /// Whether what was passed on last is CopyData: no request was noted since.
