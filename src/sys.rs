@@ -321,6 +321,16 @@ pub fn peer_credentials(socket: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
     Ok((credentials.pid.unsigned_abs(), credentials.uid))
 }
 
+/// Makes a call again for as long as only a signal came between.
+pub fn uninterrupted<T>(mut call: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            result => return result,
+        }
+    }
+}
+
 /// Lets a listener report a connection only when its first bytes are there, waiting so many
 /// seconds for them; 0 switches that off.
 pub fn set_defer_accept(listener: BorrowedFd<'_>, seconds: i32) -> io::Result<()> {

@@ -6,7 +6,7 @@ use common::raw::{self, Startup, tags};
 use common::{Lease, PATIENCE, Postgres, Raw, account, sys, temp_dir, wait_for, wait_for_some};
 use std::fs;
 use std::io::{Read, Write};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -447,6 +447,62 @@ fn who_goes_in_the_middle_leaves_a_process_that_goes_on() {
             client = stage.raw("alice", "app");
         }
         assert_eq!(client.value("SELECT 2"), "2", "killed at {killed_at}");
+    }
+}
+
+/// When the old process has gone, what does not work any more is no reason to give all clients up.
+#[test]
+fn what_fails_when_the_old_process_has_gone_costs_no_client() {
+    let busy = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = busy.local_addr().expect("its address").port();
+    let mut stage = Stage::new("");
+    stage.start(&[]);
+    let mut client = stage.raw("alice", "app");
+    assert_eq!(client.value("SELECT 1"), "1");
+    let nowhere = format!("metrics_listen = 127.0.0.1:{port}\npidfile = /nonexistent/pid");
+    stage.configure("app = ", &nowhere);
+    let child = stage.command(&["-R"]).spawn().expect("start the pooler");
+    stage.started.push(child);
+    wait_for("it to come up", || stage.last_log().contains("process up"));
+    stage.predecessor_ends();
+    assert_eq!(client.value("SELECT 2"), "2");
+    for trouble in ["metrics_listen", "/nonexistent/pid"] {
+        let log = stage.last_log();
+        let told = log.lines().any(|line| line.contains("ERROR") && line.contains(trouble));
+        assert!(told, "{trouble}: {log}");
+    }
+}
+
+/// Who asks for our sockets and does not take them is given up, and no one else waits for him.
+#[test]
+fn who_takes_no_sockets_keeps_nobody_for_ever() {
+    let mut stage = Stage::new("max_client_conn = 1000");
+    stage.start(&[]);
+    let clients: Vec<Raw> = (0..400).map(|_| stage.raw("alice", "app")).collect();
+    // Only who runs as the same user may do that.
+    let path = stage.socket();
+    let taker = std::thread::spawn(move || {
+        account().inspect(|account| sys::become_user(account.uid));
+        UnixStream::connect(path).expect("connect")
+    });
+    let mut taker = taker.join().expect("a connection");
+    let startup = Startup::v3().param("user", "pgbouncer").param("database", "pgbouncer");
+    for words in [startup.bytes(), raw::query("SUSPEND")] {
+        taker.write_all(&words).expect("words");
+        let mut answer = Vec::new();
+        while !answer.ends_with(&ready()) {
+            let mut part = [0; 4096];
+            let count = taker.read(&mut part).expect("an answer");
+            assert!(count > 0, "{}", String::from_utf8_lossy(&answer));
+            answer.extend(&part[..count]);
+        }
+    }
+    // It goes on talking, but does not listen.
+    let words = [raw::query("SHOW FDS"), raw::query("SHOW VERSION")].concat();
+    taker.write_all(&words).expect("words");
+    wait_for("it to be given up", || stage.last_log().contains("handing sockets over failed"));
+    for mut client in clients {
+        assert_eq!(client.value("SELECT 1"), "1");
     }
 }
 

@@ -3,13 +3,15 @@
 
 mod common;
 
+use aws_lc_rs::aead::{self, Aad, LessSafeKey, Nonce, UnboundKey};
 use common::raw::{self, SSL_REQUEST, untagged};
 use common::tls::{Certs, Secured, client_config};
 use common::{PATIENCE, Pooler, Random, Startup, wait_for};
-use rustls::ClientConnection;
 use rustls::pki_types::ServerName;
+use rustls::{ClientConnection, ConnectionTrafficSecrets, StreamOwned};
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpStream};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 const BOUND_BYTES: u64 = 32 << 20;
@@ -345,4 +347,90 @@ fn records_are_as_large_as_they_can_be() {
     }
     assert!(at > 1_000_000, "{at} bytes");
     assert!(records < 200, "{records} records for {at} bytes");
+}
+
+/// A record that is answered, and one right behind it that no key has made.
+#[test]
+fn a_bad_record_right_behind_a_good_one_stops_nobody_else() {
+    let (_certs, pooler) = start(|ini| {
+        ini.set("auth_type", "scram-sha-256");
+    });
+    for _ in 0..3 {
+        let mut client = Secured::ask(pooler.port, client_config(None, &[])).expect("a handshake");
+        let startup = Startup::v3().param("user", "alice").param("database", "app").bytes();
+        client.tls.conn.writer().write_all(&startup).unwrap();
+        let mut bytes = Vec::new();
+        while client.tls.conn.wants_write() {
+            client.tls.conn.write_tls(&mut bytes).unwrap();
+        }
+        bytes.extend([&[0x17, 3, 3, 0, 40][..], &[7; 40]].concat());
+        client.tls.sock.write_all(&bytes).unwrap();
+        to_the_end(&mut client.tls.sock);
+    }
+    assert!(pooler.log().contains("TLS error"));
+    Secured::ask(pooler.port, client_config(None, &[])).expect("the pooler lives");
+}
+
+/// A client that speaks TLS by itself, with the keys of a session that rustls began.
+struct Forger {
+    key: LessSafeKey,
+    iv: [u8; 12],
+    records: u64,
+    stream: TcpStream,
+}
+
+impl Forger {
+    fn new(client: Secured) -> Forger {
+        let StreamOwned { conn, sock: stream } = client.tls;
+        let (records, secrets) = conn.dangerous_extract_secrets().expect("the keys").tx;
+        let (algorithm, key, iv) = match secrets {
+            ConnectionTrafficSecrets::Aes128Gcm { key, iv } => (&aead::AES_128_GCM, key, iv),
+            ConnectionTrafficSecrets::Aes256Gcm { key, iv } => (&aead::AES_256_GCM, key, iv),
+            ConnectionTrafficSecrets::Chacha20Poly1305 { key, iv } => {
+                (&aead::CHACHA20_POLY1305, key, iv)
+            }
+            _ => panic!("an unknown cipher"),
+        };
+        let key = UnboundKey::new(algorithm, key.as_ref()).expect("a key");
+        let iv = iv.as_ref().try_into().expect("twelve bytes");
+        Forger { key: LessSafeKey::new(key), iv, records, stream }
+    }
+
+    fn record(&mut self, kind: u8, content: &[u8]) -> Vec<u8> {
+        let mut sealed = [content, &[kind]].concat();
+        let length = u16::try_from(sealed.len() + 16).expect("a short one").to_be_bytes();
+        let header = [0x17, 3, 3, length[0], length[1]];
+        let mut nonce = self.iv;
+        for (place, byte) in nonce[4..].iter_mut().zip(self.records.to_be_bytes()) {
+            *place ^= byte;
+        }
+        self.records += 1;
+        let nonce = Nonce::assume_unique_for_key(nonce);
+        self.key.seal_in_place_append_tag(nonce, Aad::from(header), &mut sealed).expect("a record");
+        [&header[..], &sealed].concat()
+    }
+}
+
+/// A message of the handshake, long after it, that never becomes whole: there is no end to what would
+/// have to be kept of it.
+#[test]
+fn a_message_without_end_behind_the_handshake_ends_the_connection() {
+    let (_certs, pooler) = start(|_| {});
+    let mut config = client_config(None, &[]);
+    Arc::make_mut(&mut config).enable_secret_extraction = true;
+    let mut client = Secured::ask(pooler.port, config).expect("a handshake");
+    client.log_in();
+    assert_eq!(client.value("SELECT 42"), "42");
+    let mut forger = Forger::new(client);
+    // A KeyUpdate of 60000 bytes, as it says, one byte in each record.
+    let mut bytes = forger.record(22, &[24, 0, 0xea, 0x60]);
+    while bytes.len() < 100_000 {
+        bytes.extend(forger.record(22, &[0]));
+    }
+    forger.stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    // It may be told goodbye in the middle of that.
+    let _ = forger.stream.write_all(&bytes);
+    to_the_end(&mut forger.stream);
+    assert!(pooler.log().contains("a message of TLS is too long"));
+    pooler.assert_serves();
 }

@@ -126,11 +126,18 @@ fn serve(
     sys::return_large_blocks(engine.house().rings.ring_bytes());
     let mut event_loop = EventLoop::new(engine).or_else(|error| fatal(sys::error_text(&error)))?;
     event_loop.set_tls(tls);
+    let has_taken_over = taken.is_some();
     match taken {
         None => event_loop.listen().or_else(fatal)?,
         Some(taken) => go_on(&mut event_loop, taken, pid_path.as_deref())?,
     }
-    let _pidfile = pid_path.map(|path| Pidfile::write(&path)).transpose().or_else(fatal)?;
+    let _pidfile = match pid_path.map(|path| Pidfile::write(&path)).transpose() {
+        Err(error) if has_taken_over => {
+            log::error!("{error}");
+            None
+        }
+        written => written.or_else(fatal)?,
+    };
     log::info!("process up: {}", cli::process_up_text());
     let manager = Manager::from_environment();
     manager.ready();
@@ -179,8 +186,9 @@ fn go_on(
     }
     taken.send_off(pidfile).or_else(fatal)?;
     event_loop.listeners().own_files();
-    // Its door for monitoring was still open until now.
-    event_loop.show_metrics().or_else(fatal)?;
+    // Its door for monitoring was still open until now. The other process is gone: from here on
+    // nothing is a reason to give all its clients up.
+    event_loop.show_metrics().unwrap_or_else(|error| log::error!("{error}"));
     event_loop.engine.resume(Instant::now());
     Ok(())
 }

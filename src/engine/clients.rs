@@ -153,14 +153,21 @@ impl Engine {
         }
     }
 
-    /// A client's socket took bytes.
-    pub(super) fn client_sent(&mut self, key: ClientKey, bytes: usize, now: Instant) {
+    /// A client's socket took bytes. Whether somebody waited for that; `None`: it has gone.
+    pub(super) fn note_client_sent(&mut self, key: ClientKey, bytes: usize) -> Option<bool> {
+        let House { clients, rings, .. } = &mut self.house;
+        let client = clients.get_mut(key)?;
+        let was_held_back = client.egress.is_full() || client.egress.has_kept();
+        client.egress.sent(bytes, rings);
+        Some(was_held_back)
+    }
+
+    /// There is room for more.
+    pub(super) fn client_sent(&mut self, key: ClientKey, was_held_back: bool, now: Instant) {
         let House { clients, servers, rings, .. } = &mut self.house;
         let Some(client) = clients.get_mut(key) else {
             return;
         };
-        let was_held_back = client.egress.is_full() || client.egress.has_kept();
-        client.egress.sent(bytes, rings);
         if let State::Console { .. } = client.state {
             self.effects.push_back(Effect::Attend { client: key });
             return;

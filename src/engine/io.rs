@@ -22,6 +22,24 @@ use std::time::Instant;
 pub use crate::session::client::ClientAddress;
 pub use crate::session::server::ServerAddress;
 
+/// What one of several writes that were made together has brought.
+#[derive(Clone, Copy, Debug)]
+pub struct Sent {
+    /// Whose socket was written.
+    pub conn: Conn,
+    /// At least one.
+    pub bytes: usize,
+    /// Whether somebody waited for room behind them; `None`: that connection has gone.
+    pub(super) was_stuck: Option<bool>,
+}
+
+impl Sent {
+    /// So many bytes of [`super::Engine::outgoing`] went into that socket.
+    pub fn new(conn: Conn, bytes: usize) -> Self {
+        Self { conn, bytes, was_stuck: None }
+    }
+}
+
 /// Something that happened outside. Everything refers to connections by key; a key whose
 /// connection has gone is ignored.
 #[derive(Debug)]

@@ -67,7 +67,7 @@ use crate::pool::stats::{Averages, Periods};
 use crate::session::client::{Client, State};
 use crate::session::params::Tracked;
 use crate::session::server::Activity;
-use io::{ClientAddress, Effect, Input, sooner};
+use io::{ClientAddress, Effect, Input, Sent, sooner};
 use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::time::{Duration, Instant};
@@ -176,8 +176,7 @@ impl Engine {
             Input::Received { conn: Conn::Server(key), bytes } => {
                 self.server_received(key, bytes, now);
             }
-            Input::Sent { conn: Conn::Client(key), bytes } => self.client_sent(key, bytes, now),
-            Input::Sent { conn: Conn::Server(key), bytes } => self.server_sent(key, bytes, now),
+            Input::Sent { conn, bytes } => self.sent(&mut [Sent::new(conn, bytes)], now),
             Input::ReadClosed { conn: Conn::Client(key) } => self.client_read_closed(key, now),
             Input::ReadClosed { conn: Conn::Server(key) } => self.server_read_closed(key, now),
             Input::WriteClosed { conn: Conn::Client(key) } => self.client_write_closed(key, now),
@@ -197,6 +196,24 @@ impl Engine {
             }
             Input::Consulted { client, answer } => self.on_consulted(client, answer, now),
             Input::Tick => self.tick(now),
+        }
+    }
+
+    /// These were written together. All of it is noted before anything follows from it: what follows
+    /// for one may be the end of another, of whom it has to be known then what he has been told.
+    pub fn sent(&mut self, all: &mut [Sent], now: Instant) {
+        for sent in all.iter_mut() {
+            sent.was_stuck = match sent.conn {
+                Conn::Client(key) => self.note_client_sent(key, sent.bytes),
+                Conn::Server(key) => self.note_server_sent(key, sent.bytes),
+            };
+        }
+        for sent in all {
+            match (sent.conn, sent.was_stuck) {
+                (Conn::Client(key), Some(was_stuck)) => self.client_sent(key, was_stuck, now),
+                (Conn::Server(key), Some(was_stuck)) => self.server_sent(key, was_stuck, now),
+                (_, None) => {}
+            }
         }
     }
 

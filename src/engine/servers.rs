@@ -134,14 +134,21 @@ impl Engine {
         }
     }
 
-    /// A server's socket took bytes.
-    pub(super) fn server_sent(&mut self, key: ServerKey, bytes: usize, now: Instant) {
+    /// A server's socket took bytes. Whether somebody waited for that; `None`: it has gone.
+    pub(super) fn note_server_sent(&mut self, key: ServerKey, bytes: usize) -> Option<bool> {
+        let House { servers, rings, .. } = &mut self.house;
+        let server = servers.get_mut(key)?;
+        let was_full = server.egress.is_full();
+        server.egress.sent(bytes, rings);
+        Some(was_full)
+    }
+
+    /// There is room for more.
+    pub(super) fn server_sent(&mut self, key: ServerKey, was_full: bool, now: Instant) {
         let House { clients, servers, rings, .. } = &mut self.house;
         let Some(server) = servers.get_mut(key) else {
             return;
         };
-        let was_full = server.egress.is_full();
-        server.egress.sent(bytes, rings);
         let Some(client_key) = server.client() else {
             self.server_may_be_free(key, now);
             return;

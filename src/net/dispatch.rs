@@ -8,11 +8,12 @@
 
 use super::bulk::LARGE_BYTES;
 use super::heart::Heart;
-use super::pump::{Pump, settle_write};
+use super::pump::{Pump, settle_trouble};
 use super::sockets::{Found, Sockets};
+use crate::engine::io::Sent;
 use crate::keys::Conn;
 use crate::sys::together::{MOST, Together};
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
 use std::os::fd::RawFd;
 use std::time::Instant;
 
@@ -72,6 +73,14 @@ impl Dispatch {
             Way::Untried | Way::Alone => None,
         }
     }
+
+    /// What came of one of those that were written together.
+    fn result(&self, index: usize) -> Option<io::Result<usize>> {
+        match &self.way {
+            Way::Together(together) => together.result(index),
+            Way::Untried | Way::Alone => None,
+        }
+    }
 }
 
 impl Pump {
@@ -94,16 +103,43 @@ impl Pump {
                 self.dispatch.way = Way::Alone;
             }
         }
-        for ((index, conn), offered) in waiting.drain(..).enumerate().zip(offered) {
+        self.settle(&waiting, &offered, sockets, engine, now);
+        waiting.clear();
+        self.dispatch.waiting = waiting;
+    }
+
+    /// What has left is noted first, all of it; then comes what follows from that, and from what could
+    /// not be written.
+    fn settle<E: Heart>(
+        &mut self,
+        waiting: &[Conn],
+        offered: &[usize; MOST],
+        sockets: &mut Sockets,
+        engine: &mut E,
+        now: Instant,
+    ) {
+        let mut sent = [Sent::new(waiting[0], 0); MOST];
+        let mut count = 0;
+        for (index, conn) in waiting.iter().enumerate().filter(|(index, _)| offered[*index] > 0) {
+            if let Some(Ok(bytes @ 1..)) = self.dispatch.result(index) {
+                sent[count] = Sent::new(*conn, bytes);
+                count += 1;
+            }
+        }
+        engine.sent(&mut sent[..count], now);
+        for ((index, conn), offered) in waiting.iter().copied().enumerate().zip(*offered) {
             let Some(Found::Plain(socket)) = sockets.find(conn) else {
                 continue;
             };
-            let result = match &self.dispatch.way {
-                Way::Together(together) if offered > 0 => together.result(index),
-                _ => None,
-            };
+            let result = self.dispatch.result(index).filter(|_| offered > 0);
             let (has_moved, has_unsent) = match result {
-                Some(result) => (settle_write(conn, socket, (offered, result), engine, now), false),
+                Some(Ok(bytes @ 1..)) => {
+                    if bytes < offered {
+                        socket.latches.short_write();
+                    }
+                    (true, false)
+                }
+                Some(trouble) => (settle_trouble(conn, socket, trouble, engine, now), false),
                 None if socket.latches.may_write() && engine.wants_write(conn) => {
                     self.drain(conn, socket, engine, now)
                 }
@@ -115,7 +151,6 @@ impl Pump {
                 engine.make_runnable(conn);
             }
         }
-        self.dispatch.waiting = waiting;
     }
 }
 

@@ -6,7 +6,7 @@ use crate::console::metrics::{self, Dialect};
 use crate::console::show::View;
 use crate::console::{Console, Moment, Outside};
 use crate::engine::Engine;
-use crate::engine::io::{ClientAddress, Effect, Input};
+use crate::engine::io::{ClientAddress, Effect, Input, Sent};
 use crate::keys::{ClientKey, Conn};
 use std::io::IoSlice;
 use std::time::Instant;
@@ -17,6 +17,8 @@ pub trait Heart {
     fn accept(&mut self, from: ClientAddress, secret: [u8; 8], now: Instant) -> ClientKey;
     /// Something happened.
     fn handle(&mut self, input: Input, now: Instant);
+    /// These were written together.
+    fn sent(&mut self, all: &mut [Sent], now: Instant);
     /// What it wants done next.
     fn next_effect(&mut self) -> Option<Effect>;
     /// When it wants a [`Input::Tick`] at the latest.
@@ -84,6 +86,9 @@ impl Heart for Engine {
     }
     fn handle(&mut self, input: Input, now: Instant) {
         Engine::handle(self, input, now);
+    }
+    fn sent(&mut self, all: &mut [Sent], now: Instant) {
+        Engine::sent(self, all, now);
     }
     fn next_effect(&mut self) -> Option<Effect> {
         Engine::next_effect(self)

@@ -17,6 +17,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// So many guests at once; others are turned away.
+/// After trouble with letting guests in.
+const REST: Duration = Duration::from_secs(5);
 const MAX_GUESTS: usize = 16;
 const MAX_QUESTION_BYTES: usize = 8 * 1024;
 /// From the knock to the last byte of the answer.
@@ -84,6 +86,8 @@ impl Reply {
 pub struct Metrics {
     door: Option<Door>,
     knocked: bool,
+    /// Nobody could be let in, for lack of descriptors perhaps: it is tried again then.
+    rests_until: Option<Instant>,
     guests: Vec<Option<Guest>>,
     next_serial: u32,
 }
@@ -127,12 +131,13 @@ impl Metrics {
 
     /// When the next guest has to leave.
     pub fn deadline(&self) -> Option<Instant> {
-        self.guests.iter().flatten().map(|guest| guest.leaves_at).min()
+        let guests = self.guests.iter().flatten().map(|guest| guest.leaves_at);
+        guests.chain(self.rests_until).min()
     }
 
     /// Whether anybody is there to be served.
     pub fn has_work(&self) -> bool {
-        self.knocked || !self.guests.is_empty()
+        self.knocked || self.rests_until.is_some() || !self.guests.is_empty()
     }
 
     /// Lets guests in, and serves those that are there.
@@ -142,7 +147,8 @@ impl Metrics {
         now: Instant,
         mut answer: impl FnMut(&Question<'_>) -> Reply,
     ) {
-        if std::mem::take(&mut self.knocked) {
+        let has_rested = self.rests_until.take_if(|until| *until <= now).is_some();
+        if std::mem::take(&mut self.knocked) || has_rested {
             self.let_in(registry, now);
         }
         for place in &mut self.guests {
@@ -177,6 +183,7 @@ impl Metrics {
                 Err(error) if error.kind() == ErrorKind::ConnectionAborted => continue,
                 Err(error) => {
                     log::warn!("metrics: accept() failed: {}", crate::sys::error_text(&error));
+                    self.rests_until = Some(now + REST);
                     return;
                 }
             };

@@ -16,6 +16,7 @@ use super::heart::Heart;
 use super::sockets::{Found, Socket, Sockets, Stream};
 use crate::engine::io::Input;
 use crate::keys::Conn;
+use crate::sys::uninterrupted;
 use crate::tls::Session;
 use crate::tls::stream::Scratch;
 use std::collections::VecDeque;
@@ -228,7 +229,7 @@ pub(super) fn hung_up<E: Heart>(
 }
 
 /// A write has been tried. Whether anything has come of it, were it trouble.
-pub(super) fn settle_write<E: Heart>(
+fn settle_write<E: Heart>(
     conn: Conn,
     socket: &mut Socket,
     (offered, result): (usize, io::Result<usize>),
@@ -243,6 +244,19 @@ pub(super) fn settle_write<E: Heart>(
             engine.handle(Input::Sent { conn, bytes }, now);
             true
         }
+        trouble => settle_trouble(conn, socket, trouble, engine, now),
+    }
+}
+
+/// A write has brought nothing. Whether that is for good.
+pub(super) fn settle_trouble<E: Heart>(
+    conn: Conn,
+    socket: &mut Socket,
+    result: io::Result<usize>,
+    engine: &mut E,
+    now: Instant,
+) -> bool {
+    match result {
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
             socket.latches.short_write();
             false
@@ -320,15 +334,6 @@ fn write(stream: &mut impl Write, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         [only] => stream.write(only),
         several => stream.write_vectored(several),
     })
-}
-
-fn uninterrupted(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
-    loop {
-        match call() {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            result => return result,
-        }
-    }
 }
 
 #[cfg(test)]

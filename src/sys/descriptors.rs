@@ -73,7 +73,9 @@ pub fn receive(
         }
     }
     if message.msg_flags & libc::MSG_CTRUNC != 0 {
-        return Err(io::Error::other("more descriptors came than there is room for"));
+        return Err(io::Error::other(
+            "descriptors came for which there is no room: perhaps too few open files are allowed",
+        ));
     }
     Ok(received)
 }

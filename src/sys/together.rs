@@ -67,8 +67,8 @@ impl Together {
         Ok(Self { context, results: [None; MOST] })
     }
 
-    /// Writes all of these, each to its socket. What has no slices is left out. False: the kernel
-    /// has taken none of them.
+    /// Writes all of these, each to its socket. What has no slices is left out. False: the kernel does
+    /// not do that, and never will.
     pub fn write(&mut self, writes: &[(RawFd, &[IoSlice<'_>])]) -> bool {
         assert!(writes.len() <= MOST, "there is room for so many results");
         self.results = [None; MOST];
@@ -87,7 +87,7 @@ impl Together {
             places[count] = order;
             count += 1;
         }
-        let mut taken_all = 0;
+        let (mut taken_all, mut is_allowed) = (0, true);
         let mut rest = &places[..count];
         while !rest.is_empty() {
             // SAFETY: orders, slices and bytes stay where they are until `collect` has seen that all
@@ -95,13 +95,16 @@ impl Together {
             let taken = unsafe {
                 libc::syscall(libc::SYS_io_submit, self.context, rest.len(), rest.as_ptr())
             };
-            let taken = usize::try_from(taken).unwrap_or(0);
+            let taken = usize::try_from(taken).unwrap_or_else(|_| {
+                is_allowed &= may_pass(&io::Error::last_os_error());
+                0
+            });
             taken_all += taken;
             // The one that was not taken has no result.
             rest = &rest[(taken + usize::from(taken < rest.len())).min(rest.len())..];
         }
         self.collect(taken_all);
-        taken_all > 0 || count == 0
+        is_allowed
     }
 
     fn collect(&mut self, mut awaited: usize) {
@@ -143,6 +146,12 @@ impl Together {
             }),
         )
     }
+}
+
+/// Whether this is trouble of one descriptor, or of a moment.
+fn may_pass(error: &io::Error) -> bool {
+    let passing = [libc::EAGAIN, libc::EINTR, libc::ENOMEM, libc::EBADF];
+    error.raw_os_error().is_some_and(|number| passing.contains(&number))
 }
 
 impl Drop for Together {
@@ -212,6 +221,7 @@ mod tests {
         assert_eq!(results, [false, true, false, false, true, false]);
         let mut read = [0; 8];
         theirs.read_exact(&mut read).expect("both are there");
-        assert!(together.write(&[]) && !together.write(&[bad, bad]));
+        assert!(together.write(&[]) && together.write(&[bad, bad]));
+        assert!(together.result(0).is_none());
     }
 }

@@ -15,6 +15,7 @@ use super::records::{Next, Records, Room, goodbye, seal, take};
 use super::setup::{PROTOCOL_NAME, Side};
 use crate::config::values::SslMode;
 use crate::session::line::Secured;
+use crate::sys::uninterrupted;
 use rustls::client::UnbufferedClientConnection;
 use rustls::pki_types::{ServerName, UnixTime};
 use rustls::server::UnbufferedServerConnection;
@@ -271,6 +272,12 @@ impl Session {
             decrypted.extend_from_slice(&bytes[taken..]);
         });
         self.decrypted = decrypted;
+        // What is left is less than a record, or a part of a message of the handshake. Those that
+        // come behind it are short.
+        let result = match self.incoming.len() >= MAX_RECORD_BYTES {
+            true => result.and(Err(Error::General("a message of TLS is too long".to_owned()))),
+            false => result,
+        };
         let has_ended = is_due && (matches!(read, Ok(0)) || read.is_err());
         if let Err(error) = &result {
             log::warn!("TLS error: {error}");
@@ -304,7 +311,7 @@ impl Session {
     /// Nearly always all of it leaves at once, and nothing has to be kept.
     fn write_sealed(&mut self, stream: &mut impl Write, sealed: &[u8]) -> Drained {
         if sealed.is_empty() {
-            return Drained::All(0);
+            return if self.is_broken { Drained::Closed } else { Drained::All(0) };
         }
         let written = match uninterrupted(|| stream.write(sealed)) {
             Ok(0) => return Drained::Closed,
@@ -529,13 +536,4 @@ impl Session {
 
 fn now() -> u64 {
     UnixTime::now().as_secs()
-}
-
-fn uninterrupted(mut call: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
-    loop {
-        match call() {
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            result => return result,
-        }
-    }
 }

@@ -21,6 +21,8 @@ pub struct Ini {
     secrets: Vec<(String, String)>,
     /// What its environment has besides ours.
     environment: Vec<(String, String)>,
+    /// System calls that fail, and how.
+    denied: Vec<(libc::c_long, i32)>,
 }
 
 impl Ini {
@@ -32,6 +34,7 @@ impl Ini {
             settings: Vec::new(),
             secrets: Vec::new(),
             environment: Vec::new(),
+            denied: Vec::new(),
         };
         for name in ["postgres", "alice", "bob", "carol"] {
             ini.known(name);
@@ -48,6 +51,12 @@ impl Ini {
     /// One setting of `[pgbouncer]`; a later value replaces an earlier one.
     pub fn set(&mut self, name: &str, value: &str) -> &mut Ini {
         replace(&mut self.settings, name, value);
+        self
+    }
+
+    /// A system call that always fails, with this error number.
+    pub fn deny(&mut self, call: libc::c_long, error: i32) -> &mut Ini {
+        self.denied.push((call, error));
         self
     }
 
@@ -335,6 +344,9 @@ fn spawn(dir: &Path, ini: &Ini, words: &[&str]) -> Child {
         command.uid(account.uid).gid(account.gid);
     }
     sys::die_with_parent(&mut command);
+    for (call, error) in &ini.denied {
+        sys::deny(&mut command, *call, *error);
+    }
     command.spawn().unwrap_or_else(|e| panic!("start {}: {e}", binary().display()))
 }
 

@@ -43,6 +43,46 @@ pub fn die_with_parent(command: &mut Command) {
     }
 }
 
+/// This thread, and no other, is this user from now on.
+pub fn become_user(uid: u32) {
+    // SAFETY: three numbers. The kernel knows a user for each thread; it is libc that changes all.
+    let result = unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) };
+    assert_eq!(result, 0, "setresuid: {}", std::io::Error::last_os_error());
+}
+
+/// In the child this system call fails with this error number, as in a sandbox, or with a kernel that
+/// has no such call.
+pub fn deny(command: &mut Command, call: libc::c_long, error: i32) {
+    let instruction = |code: u32, k: u32, otherwise: u8| libc::sock_filter {
+        code: u16::try_from(code).expect("a code"),
+        jt: 0,
+        jf: otherwise,
+        k,
+    };
+    let call = u32::try_from(call).expect("a number");
+    let error = libc::SECCOMP_RET_ERRNO | error.cast_unsigned();
+    // SAFETY: prctl is async-signal-safe, and the filter stays where it is until the kernel has read
+    // it.
+    unsafe {
+        command.pre_exec(move || {
+            let mut filter = [
+                instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
+                instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, call, 1),
+                instruction(libc::BPF_RET | libc::BPF_K, error, 0),
+                instruction(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW, 0),
+            ];
+            let program = libc::sock_fprog { len: 4, filter: filter.as_mut_ptr() };
+            let mode = libc::SECCOMP_MODE_FILTER;
+            if libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0
+                || libc::prctl(libc::PR_SET_SECCOMP, mode, &raw const program) != 0
+            {
+                return Err(std::io::Error::last_os_error());
+            }
+            Ok(())
+        });
+    }
+}
+
 /// The child gets this descriptor as number 3, as from a service manager. Number 3 must be in use
 /// here until the child has been started, so that nothing else of the child's gets it.
 pub fn pass_as_third(command: &mut Command, descriptor: RawFd) {

@@ -3,7 +3,7 @@
 use crate::config::settings::Settings;
 use crate::console::metrics::Dialect;
 use crate::console::{Console, Moment, Outside};
-use crate::engine::io::{ClientAddress, Effect, Input, ServerAddress};
+use crate::engine::io::{ClientAddress, Effect, Input, Sent, ServerAddress};
 use crate::keys::{ClientKey, Conn, Keyed, ServerKey};
 use crate::net::Heart;
 use std::collections::{HashSet, VecDeque};
@@ -199,6 +199,12 @@ impl Heart for Echo {
                 self.last_tick = now;
                 self.reads.push(None);
             }
+        }
+    }
+
+    fn sent(&mut self, all: &mut [Sent], now: Instant) {
+        for Sent { conn, bytes, .. } in all {
+            self.handle(Input::Sent { conn: *conn, bytes: *bytes }, now);
         }
     }
 
