@@ -156,6 +156,7 @@ impl Engine {
             lookup::ask(ring, query, name)
         });
         server.activity = Activity::Busy;
+        server.pipeline.unnamed.on_own_parse();
         let asking = State::Asking { client: key, asked: Box::new(asked) };
         self.house.set_server_state(server_key, asking, End::Back);
         match written {

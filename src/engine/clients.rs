@@ -309,6 +309,9 @@ fn linked_step(client: &mut Client, server: &mut Server, rules: Rules, tools: &m
     if client.inbox.unjudged() == 0 && !statements::has_collected(client) {
         return Step::Wait;
     }
+    if !client.inbox.is_mid_message() && !server.egress.is_full() && server.pipeline.wants_flush() {
+        doubts::say(server, tools, crate::wire::emit::flush);
+    }
     if must_wait_for_catch_up(client, server)
         || server.egress.is_full()
         || server.pipeline.is_full()
@@ -385,14 +388,17 @@ fn deallocating_step(
     tools: &mut Tools,
 ) -> Step {
     let pipeline = &server.pipeline;
-    let is_between = !pipeline.is_empty() && pipeline.wants_sync();
+    let is_between = match pipeline.is_empty() {
+        true => pipeline.is_open(),
+        false => pipeline.wants_sync(),
+    };
     if is_between || pipeline.is_skipping() || client.is_copying_in() {
         tools.counters.request_begins(client, tools.now);
         tools.counters.received_bytes +=
             pass_on(client, server, bytes, Some(Request::Query), rules);
         return Step::Next;
     }
-    if !pipeline.is_empty() {
+    if !pipeline.is_empty() || server.inbox.is_mid_message() {
         return Step::Wait;
     }
     match statements::deallocate(client, (bytes, server.status()), tools) {

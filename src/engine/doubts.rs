@@ -75,7 +75,13 @@ pub(super) fn question(ring: &mut Ring) -> Result<(), emit::Full> {
     emit::sync(ring)
 }
 
-fn say(
+/// Has all been said?
+pub(super) fn last_question(ring: &mut Ring) -> Result<(), emit::Full> {
+    emit::close_statement(ring, NO_STATEMENT)?;
+    emit::sync(ring)
+}
+
+pub(super) fn say(
     server: &mut Server,
     tools: &mut Tools,
     words: impl FnOnce(&mut Ring) -> Result<(), emit::Full>,

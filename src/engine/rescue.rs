@@ -107,6 +107,8 @@ impl Engine {
         let Some(server) = servers.get_mut(key) else {
             return;
         };
+        // Nobody is left for whom to make up replies.
+        while server.pipeline.next_made_up().is_some() {}
         let missing = usize::try_from(remains.missing_bytes).unwrap_or(usize::MAX);
         let is_padded = missing == 0
             || (server.egress.has_own_room(missing)
@@ -237,6 +239,9 @@ impl Engine {
         self.say_ourselves(key, Request::Parse, now, |ring| {
             emit::unnamed_statement(ring, b"ROLLBACK")
         });
+        if let Some(server) = self.house.servers.get_mut(key) {
+            server.pipeline.note_unnamed(None);
+        }
         self.say_ourselves(key, Request::Bind, now, |_| Ok(()));
         self.say_ourselves(key, Request::Execute, now, |_| Ok(()));
         self.say_ourselves(key, Request::Sync, now, emit::sync);

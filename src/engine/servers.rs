@@ -188,8 +188,28 @@ impl Engine {
         self.close_server(key, Reason::SERVER_CONNECTION_CLOSED, now);
     }
 
+    /// Whether a server may have to say something to its client that was not noted: then it is asked
+    /// for that first.
+    fn has_last_question(&mut self, key: ServerKey) -> bool {
+        let House { servers, rings, .. } = &mut self.house;
+        let Some(server) = servers.get_mut(key).filter(|server| server.pipeline.wants_sweep())
+        else {
+            return false;
+        };
+        server.activity = Activity::Busy;
+        if server.egress.push_own(rings, doubts::last_question).is_err() {
+            return false;
+        }
+        server.pipeline.on_swept();
+        self.make_runnable(Conn::Server(key));
+        true
+    }
+
     /// A server's work for its client is done.
     fn release(&mut self, key: ServerKey, now: Instant) {
+        if self.has_last_question(key) {
+            return;
+        }
         let client = self.house.unlink(key);
         self.dismiss(key, now);
         let Some(client_key) = client else {
@@ -329,11 +349,15 @@ impl Tools<'_> {
 }
 
 fn linked_step(server: &mut Server, client: &mut Client, rules: Rules, tools: &mut Tools) -> Step {
-    if server.inbox.unjudged() == 0
-        || client.egress.is_full()
-        || !relay::rest(&mut server.inbox, Some(&mut client.egress))
-    {
+    if server.inbox.unjudged() == 0 || client.egress.is_full() {
         return Step::Wait;
+    }
+    if server.inbox.is_mid_message() {
+        // Behind it a reply of our making may be due.
+        return match relay::rest(&mut server.inbox, Some(&mut client.egress)) {
+            true => Step::Next,
+            false => Step::Wait,
+        };
     }
     let swallowing = server.pipeline.is_swallowing();
     if !swallowing {
@@ -424,7 +448,8 @@ pub(super) fn take_note(server: &mut Server, client: Option<&mut Client>, note: 
         }
         Note::Error => {
             let mut serials = Vec::new();
-            for lost in server.pipeline.on_error() {
+            // What was done last is undone first.
+            for lost in server.pipeline.on_error().into_iter().rev() {
                 server.statements.undo(&lost);
                 if let Lost::Parse { serial: Some(serial), .. } | Lost::Naming { serial } = lost {
                     serials.push(serial);

@@ -180,7 +180,8 @@ pub(super) fn deallocate(
 /// Sends the made-up replies whose turn has come. `false`: for some of them there is no room.
 #[inline]
 pub(super) fn emit_made_up(client: &mut Client, server: &mut Server, rings: &mut Rings) -> bool {
-    if !server.pipeline.owes_made_up() {
+    // In the middle of the reply that is ahead of it, a word of ours would be taken for a part of that.
+    if !server.pipeline.owes_made_up() || server.inbox.is_mid_message() {
         return true;
     }
     while !client.egress.is_full() {

@@ -456,7 +456,8 @@ impl Client {
             Request::Bind => match frontend::bind_names(&body) {
                 Some((_, [])) => return None,
                 Some(_) => return Some(Verdict::Named { bytes, request }),
-                None if here == bytes || !self.inbox.has_room() => Reason::BROKEN_BIND,
+                // (What a slow server has not taken may fill the rest of the ring for now.)
+                None if here == bytes || !self.inbox.can_hold(here + 1) => Reason::BROKEN_BIND,
                 None => return Some(Verdict::NeedMore),
             },
             Request::Describe | Request::Close => {

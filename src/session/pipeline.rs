@@ -23,7 +23,7 @@ pub use unnamed::{Meeting, Unnamed};
 use crate::session::prepared::Statement;
 use crate::wire::backend::Reply;
 use crate::wire::frontend::Request;
-use doubt::Doubt;
+use doubt::{Doubt, Sweep};
 use owed::Owed;
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -53,6 +53,10 @@ pub struct Pipeline {
     /// An error came, and no Sync was sent since: the server ignores everything up to the next.
     skipping: bool,
     doubt: Doubt,
+    /// What was sent last is a part of a batch whose end was not sent.
+    is_open: bool,
+    /// The list is full, and the server was asked for all answers that it keeps back.
+    is_flushed: bool,
     /// CopyData was sent since the last request.
     data_sent: bool,
     /// How many of those that are owed end with a ReadyForQuery.
@@ -74,6 +78,12 @@ impl Pipeline {
     /// Whether the next request has to wait for replies.
     pub fn is_full(&self) -> bool {
         self.owed.len() >= MAX_OWED
+    }
+
+    /// Whether a Flush is due because of that. Replies of our making, and ends of a COPY, take room,
+    /// and the server knows nothing of them.
+    pub fn wants_flush(&mut self) -> bool {
+        self.is_full() && !std::mem::replace(&mut self.is_flushed, true)
     }
 
     /// How many replies are owed.
@@ -101,6 +111,7 @@ impl Pipeline {
     /// CopyData was passed on.
     pub fn on_copy_data(&mut self) {
         self.data_sent = true;
+        self.note_stray();
     }
 
     /// Whether the reply that is coming now was asked for by us, as a whole simple query.
@@ -136,11 +147,18 @@ impl Pipeline {
 
     fn push(&mut self, owed: Owed) {
         self.forgetting = false;
+        self.is_flushed = false;
+        if is_copy_end(owed.request) {
+            self.note_stray();
+        }
         match owed.request {
             request if is_copy_end(request) && self.owed.is_empty() => return,
             Request::Sync => self.skipping = false,
             _ if self.skipping => return,
             _ => {}
+        }
+        if !is_copy_end(owed.request) && owed.action != Action::MakeUp {
+            self.is_open = !ends_round(owed.request);
         }
         self.rounds += usize::from(ends_round(owed.request));
         self.parses += usize::from(owed.prepares());
@@ -172,6 +190,11 @@ impl Pipeline {
             Some(_) => true,
             None => !(self.copying_in && self.oldest() == Some(Request::Query)),
         }
+    }
+
+    /// Whether the client is in the middle of several that belong together.
+    pub fn is_open(&self) -> bool {
+        self.is_open
     }
 
     /// Whether an error makes the server ignore what is sent now.
@@ -250,12 +273,23 @@ impl Pipeline {
     pub fn on_error(&mut self) -> Vec<Lost> {
         if self.copying_in {
             self.copying_in = false;
+            self.unnamed.has_failed = self.oldest() == Some(Request::Query);
             return self.on_copy_failed();
         }
+        self.on_error_with_stray();
         match self.oldest() {
             // Nothing that we ask about can fail: this is the server's last word.
-            _ if self.doubt.open.is_some() => Vec::new(),
-            None | Some(Request::Query | Request::FunctionCall | Request::Sync) => Vec::new(),
+            _ if self.doubt.open.is_some() || self.doubt.sweep == Sweep::Asked => Vec::new(),
+            // All has been answered, and then a Flush failed: the time for the statement was up.
+            None => {
+                self.skipping = self.is_open;
+                Vec::new()
+            }
+            Some(Request::Query) => {
+                self.unnamed.has_failed = true;
+                Vec::new()
+            }
+            Some(Request::FunctionCall | Request::Sync) => Vec::new(),
             Some(_) => self.skip_to_sync(true),
         }
     }
@@ -272,6 +306,10 @@ impl Pipeline {
                 self.rounds -= 1;
                 self.owed.pop_front().map_or(Action::Forward, |owed| {
                     self.doubt.suspects -= usize::from(owed.is_suspect);
+                    let is_ours = (owed.request, owed.action) == (Request::Sync, Action::Swallow);
+                    if is_ours && self.doubt.sweep == Sweep::Asked {
+                        self.doubt.sweep = Sweep::Answered;
+                    }
                     if owed.request == Request::Query {
                         self.unnamed.on_query(owed.action);
                     }
@@ -281,6 +319,7 @@ impl Pipeline {
             _ => Action::Forward,
         };
         self.drop_strays();
+        self.doubt.has_stray &= self.is_open || !self.owed.is_empty();
         action
     }
 

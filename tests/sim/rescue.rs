@@ -28,6 +28,7 @@ impl Backend {
             b'H' => self.set_flush(),
             b'f' => assert!(self.copy.is_none(), "our clients end their COPYs themselves"),
             b'C' => {
+                assert!(!self.is_skipping(), "it would not be heard");
                 book.questions.0 += 1;
                 self.say_own(&wire::message(b'3', b""));
             }

@@ -30,6 +30,19 @@ pub(super) struct Doubt {
     pub open: Option<Open>,
     /// A ReadyForQuery may be owed that was not noted, and nobody has asked: for good.
     pub is_left: bool,
+    /// Whether we have asked for a last answer, behind all that was not noted.
+    pub sweep: Sweep,
+    /// A part of a COPY was sent in an open batch, and no COPY had begun.
+    pub has_stray: bool,
+}
+
+/// How far it is with our last question.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Sweep {
+    #[default]
+    NotAsked,
+    Asked,
+    Answered,
 }
 
 /// What we have done to have a COPY ended, of which a Sync is suspected.
@@ -177,6 +190,34 @@ impl Pipeline {
         self.doubt.is_left
     }
 
+    /// Whether a last answer has to be asked for, before the server can leave its client: what it says
+    /// up to there is the client's.
+    pub fn wants_sweep(&self) -> bool {
+        self.doubt.is_left && self.doubt.sweep == Sweep::NotAsked
+    }
+
+    /// A Close of a statement that there is not was sent, and a Sync.
+    pub fn on_swept(&mut self) {
+        self.doubt.sweep = Sweep::Asked;
+        self.push(Owed::new(Request::Close, Action::Swallow));
+        self.push(Owed::new(Request::Sync, Action::Swallow));
+    }
+
+    /// A part of a COPY is sent. When `statement_timeout` has gone off between two messages, PostgreSQL
+    /// answers the next one with the error; if that is this, with a ReadyForQuery, too, and skips
+    /// nothing.
+    pub(super) fn note_stray(&mut self) {
+        self.doubt.has_stray |= self.is_open && !self.copying_in;
+    }
+
+    /// An error came that may be the answer to that: nobody knows what is skipped.
+    pub(super) fn on_error_with_stray(&mut self) {
+        if std::mem::take(&mut self.doubt.has_stray) {
+            self.doubt.is_left = true;
+            self.doubt.sweep = Sweep::NotAsked;
+        }
+    }
+
     /// Nobody needs to find out, as long as the client keeps the server.
     pub fn leave_open(&mut self) {
         if self.doubt.open.take_if(|open| !open.is_asked).is_some() {
@@ -201,6 +242,7 @@ impl Pipeline {
             self.doubt.open = Some(Open { is_simple, is_asked: false, rounds: 0 });
         } else if syncs > 0 {
             self.doubt.is_left = true;
+            self.doubt.sweep = Sweep::NotAsked;
         }
         let skipped = self.owed.drain(first.min(past)..past);
         let mut lost: Vec<Lost> = skipped.filter_map(Owed::lost).collect();

@@ -1,6 +1,6 @@
 //! A pipeline on its way to another process.
 
-use super::doubt::{Doubt, Open, Prompt};
+use super::doubt::{Doubt, Open, Prompt, Sweep};
 use super::owed::Owed;
 use super::unnamed::{Holder, Unnamed};
 use super::{Action, Pipeline};
@@ -24,6 +24,7 @@ const REQUESTS: [Request; 10] = [
 ];
 const ACTIONS: [Action; 3] = [Action::Forward, Action::Swallow, Action::MakeUp];
 const HOLDERS: [Holder; 3] = [Holder::Nobody, Holder::Linked, Holder::Other];
+const SWEEPS: [Sweep; 3] = [Sweep::NotAsked, Sweep::Asked, Sweep::Answered];
 const PROMPTS: [Prompt; 3] = [Prompt::Nothing, Prompt::Flushed, Prompt::GaveUp];
 
 impl Pipeline {
@@ -31,6 +32,7 @@ impl Pipeline {
     pub fn pack(&self, packer: &mut Packer) {
         packer.flag(self.copying_in);
         packer.flag(self.skipping);
+        packer.flag(self.is_open);
         self.doubt.pack(packer);
         packer.flag(self.data_sent);
         packer.number(self.owed.len() as u64);
@@ -52,6 +54,7 @@ impl Pipeline {
         statement: &dyn Fn(u64) -> Option<Arc<Statement>>,
     ) -> Option<Self> {
         let (copying_in, skipping) = (unpacker.flag()?, unpacker.flag()?);
+        let is_open = unpacker.flag()?;
         let doubt = Doubt::unpack(unpacker)?;
         let data_sent = unpacker.flag()?;
         let mut owed = VecDeque::new();
@@ -67,8 +70,16 @@ impl Pipeline {
             owed.push_back(Owed { request, action, serial, statement, is_of_unnamed, is_suspect });
         }
         let unnamed = Unnamed::unpack(unpacker, statement)?;
-        let mut read =
-            Self { owed, copying_in, skipping, doubt, data_sent, unnamed, ..Self::default() };
+        let mut read = Self {
+            owed,
+            copying_in,
+            skipping,
+            is_open,
+            doubt,
+            data_sent,
+            unnamed,
+            ..Self::default()
+        };
         read.count();
         Some(read)
     }
@@ -78,6 +89,8 @@ impl Doubt {
     fn pack(&self, packer: &mut Packer) {
         packer.number(self.prompt as u64);
         packer.flag(self.is_left);
+        packer.number(self.sweep as u64);
+        packer.flag(self.has_stray);
         packer.flag(self.open.is_some());
         if let Some(open) = self.open {
             packer.flag(open.is_simple);
@@ -90,6 +103,8 @@ impl Doubt {
     fn unpack(unpacker: &mut Unpacker<'_>) -> Option<Self> {
         let prompt = *PROMPTS.get(usize::try_from(unpacker.number()?).ok()?)?;
         let is_left = unpacker.flag()?;
+        let sweep = *SWEEPS.get(usize::try_from(unpacker.number()?).ok()?)?;
+        let has_stray = unpacker.flag()?;
         let open = match unpacker.flag()? {
             true => {
                 let (is_simple, is_asked) = (unpacker.flag()?, unpacker.flag()?);
@@ -98,13 +113,14 @@ impl Doubt {
             }
             false => None,
         };
-        Some(Self { suspects: 0, prompt, open, is_left })
+        Some(Self { suspects: 0, prompt, open, is_left, sweep, has_stray })
     }
 }
 
 impl Unnamed {
     fn pack(&self, packer: &mut Packer) {
         packer.number(self.holder as u64);
+        packer.flag(self.has_failed);
         // No statement has the number zero.
         packer.number(self.kept.as_ref().map_or(0, |statement| statement.id()));
     }
@@ -114,11 +130,12 @@ impl Unnamed {
         statement: &dyn Fn(u64) -> Option<Arc<Statement>>,
     ) -> Option<Self> {
         let holder = *HOLDERS.get(usize::try_from(unpacker.number()?).ok()?)?;
+        let has_failed = unpacker.flag()?;
         let kept = match unpacker.number()? {
             0 => None,
             id => Some(statement(id)?),
         };
-        Some(Self { holder, kept })
+        Some(Self { holder, kept, has_failed })
     }
 }
 

@@ -61,13 +61,15 @@ impl Pipeline {
     }
 
     /// What was asked for behind the command that is being answered now.
-    pub fn behind(&self) -> Behind {
+    pub fn behind(&mut self) -> Behind {
         let mut behind = Behind::default();
-        for owed in &self.owed {
+        for owed in &mut self.owed {
             let Some(id) = owed.named().map(|statement| statement.id()) else {
                 continue;
             };
             match (owed.request, owed.action) {
+                // If it is skipped, what it closes is gone all the same.
+                (Request::Close, _) if !behind.prepared.contains(&id) => owed.statement = None,
                 (Request::Close, _) => behind.prepared.retain(|other| *other != id),
                 (_, Action::MakeUp) => behind.serials.push(owed.serial),
                 _ => {

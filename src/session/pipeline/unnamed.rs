@@ -27,6 +27,8 @@ pub struct Unnamed {
     pub(super) holder: Holder,
     /// What the linked client's is, if that was kept; the server need not have it.
     pub(super) kept: Option<Arc<Statement>>,
+    /// The simple query that is being answered has failed.
+    pub(super) has_failed: bool,
 }
 
 /// What a message about the unnamed statement meets at the server.
@@ -60,6 +62,11 @@ impl Unnamed {
         self.holder = Holder::Nobody;
     }
 
+    /// The server is told to prepare one of ours, unknown to the pipeline.
+    pub fn on_own_parse(&mut self) {
+        self.holder = Holder::Other;
+    }
+
     /// The client has sent a simple query that only we have seen.
     pub fn on_unseen_query(&mut self) {
         self.kept = None;
@@ -70,7 +77,11 @@ impl Unnamed {
 
     /// A simple query has been answered.
     pub(super) fn on_query(&mut self, action: Action) {
-        self.holder = Holder::Nobody;
+        self.holder = match std::mem::take(&mut self.has_failed) {
+            // Perhaps it was never looked at: `statement_timeout` goes off between messages, too.
+            true => Holder::Other,
+            false => Holder::Nobody,
+        };
         if action == Action::Forward {
             self.kept = None;
         }
@@ -92,8 +103,9 @@ impl Unnamed {
         }
     }
 
-    /// A Parse has failed, but not before the old statement was dropped.
+    /// A Parse has failed: the old statement was dropped before, if it was looked at at all.
     pub(super) fn on_failed(&mut self, action: Action) {
+        self.has_failed = true;
         self.on_query(action);
     }
 }
@@ -110,7 +122,7 @@ impl Pipeline {
     /// What a message about the unnamed statement would meet now.
     pub fn meets_unnamed(&self) -> Meeting {
         // In a COPY there is nothing to rely on, and the data that ends it may stand behind.
-        if self.copying_in {
+        if self.awaits_copy_end() {
             return Meeting::Own;
         }
         let mut has_round_end = false;
