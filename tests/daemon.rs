@@ -399,7 +399,8 @@ fn verbosity_comes_from_the_command_line_or_the_file() {
         (&[], "", false),
     ] {
         let mut stage = Stage::new();
-        stage.configure(line);
+        let secret = "auth_ldap_options = ldapserver=h ldapbasedn=b ldapbindpasswd=\"hush hush\"";
+        stage.configure(&format!("{line}\n{secret}"));
         let mut command = stage.command(options);
         stage.start(&mut command);
         stage.signal(libc::SIGHUP);
@@ -407,6 +408,8 @@ fn verbosity_comes_from_the_command_line_or_the_file() {
         stage.signal(libc::SIGUSR2);
         wait_for("a line behind it", || stage.stderr().contains("got SIGUSR2"));
         let log = stage.stderr();
+        // Reliability 17.
+        assert!(!log.contains("hush"), "{log}");
         let later = log.split_once("process up").expect("it is up").1;
         assert_eq!(later.contains("DEBUG parse_ini_file: "), is_verbose, "{options:?} {line}");
     }

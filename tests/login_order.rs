@@ -119,8 +119,11 @@ fn limits_count_those_who_have_not_proven_anything_yet() {
     let bob = asked(&pooler, "bob", "no such");
     knock(&pooler, "bob", "one").expect_fatal(DB_LIMIT);
     knock(&pooler, "bob", "app").expect_fatal(USER_LIMIT);
+    // (Or else it would show that he is nobody.)
+    knock(&pooler, "nobody", "one").expect_fatal(DB_LIMIT);
     drop((bob, carol));
-    // Whoever is nobody has no limit, unless `[users]` knows his name.
+    // Whoever is nobody does not count, unless `[users]` knows his name.
+    free("nobody");
     let nobodies = [(); 3].map(|()| asked(&pooler, "nobody", "one"));
     let stranger = asked(&pooler, "stranger", "app");
     knock(&pooler, "stranger", "app").expect_fatal(USER_LIMIT);

@@ -199,7 +199,7 @@ fn statements_and_parameters_may_be_larger_than_a_ring() {
 #[test]
 fn misused_names_and_broken_packets_end_the_conversation() {
     let long_name = "n".repeat(70_000);
-    let cases: [(&[Vec<u8>], &str); 8] = [
+    let cases: [(&[Vec<u8>], &str); 13] = [
         (
             &[raw::parse("s", "SELECT 1"), raw::parse("s", "SELECT 2"), raw::sync()],
             "prepared statement name is already in use",
@@ -208,8 +208,13 @@ fn misused_names_and_broken_packets_end_the_conversation() {
         (&[raw::message(b'P', b"")], "failed to parse packet"),
         (&[raw::message(b'P', b"name")], "failed to parse packet"),
         (&[raw::message(b'P', b"name\0SELECT 1\0")], "broken Parse packet"),
-        (&[raw::message(b'B', b"portal")], "broken Bind packet"),
-        (&[raw::message(b'D', b"Sname")], "broken Describe packet"),
+        (&[raw::message(b'B', b"portal")], "failed to parse packet"),
+        (&[raw::message(b'B', b"portal\0name")], "failed to parse packet"),
+        (&[raw::message(b'B', b"")], "failed to parse packet"),
+        (&[raw::message(b'D', b"Sname")], "failed to parse packet"),
+        (&[raw::message(b'D', b"")], "failed to parse packet"),
+        (&[raw::message(b'C', b"Sname")], "failed to parse packet"),
+        (&[raw::message(b'D', b"Sname\0x")], "broken Describe packet"),
         (&[raw::message(b'C', b"Sname\0x")], "broken Close packet"),
     ];
     let pooler = pooler(1, &[]);

@@ -13,6 +13,7 @@
 
 use super::complaint::{Complaint, LoadError, Place};
 use super::pairs::mask_passwords;
+use super::values::mask_directory_password;
 
 /// How deep files may include files.
 const INCLUDE_DEPTH: usize = 10;
@@ -75,7 +76,7 @@ impl Reader<'_, '_> {
     }
 
     fn entry(&mut self, key: &str, value: &[u8], place: Place) -> Result<(), LoadError> {
-        let shown = mask_passwords(&String::from_utf8_lossy(value));
+        let shown = mask_passwords(&mask_directory_password(&String::from_utf8_lossy(value)));
         log::debug!("parse_ini_file: '{key}' = '{shown}'");
         let taken = match str::from_utf8(value) {
             Ok(value) => self.sink.entry(key, value),

@@ -5,6 +5,7 @@
 //! text is refused instead.
 
 use super::complaint::Complaint;
+use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
 
@@ -331,9 +332,17 @@ impl Value for Option<String> {
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct DirectoryWords(Option<String>);
 
-impl DirectoryWords {
+/// These words without the password that may stand among them. What follows it is not shown either:
+/// nobody has to find the end of a password here.
+pub fn mask_directory_password(words: &str) -> Cow<'_, str> {
     const PASSWORD: &str = "ldapbindpasswd=";
+    match words.split_once(PASSWORD) {
+        Some((before, _)) => format!("{before}{PASSWORD}****").into(),
+        None => words.into(),
+    }
+}
 
+impl DirectoryWords {
     /// The words themselves; whoever calls this takes care that they reach no log.
     pub fn expose(&self) -> Option<&str> {
         self.0.as_deref()
@@ -345,12 +354,7 @@ impl Value for DirectoryWords {
         Ok(Self(Some(text.to_owned())))
     }
     fn show(&self) -> Option<String> {
-        let words = self.0.as_deref()?;
-        // What follows is not shown either: nobody has to find the end of a password here.
-        Some(match words.split_once(Self::PASSWORD) {
-            Some((before, _)) => format!("{before}{}****", Self::PASSWORD),
-            None => words.to_owned(),
-        })
+        self.0.as_deref().map(|words| mask_directory_password(words).into_owned())
     }
 }
 

@@ -265,8 +265,13 @@ impl Engine {
         let Claim { user, secrets } = claim;
         let Startup { database: name, replication, .. } = startup;
         let mut goal = Goal::Database { name, pool: None, replication };
+        if let Some(database) = &database {
+            // Whoever is nobody does not count there; but if he were let through where others are
+            // not, that would tell that he is.
+            self.admit_to_database(key, database, &goal, &user)?;
+        }
         let known_pool = match database.filter(|_| is_known) {
-            Some(database) => Some(self.find_pool(key, &database, &goal, &user)?),
+            Some(database) => Some(self.find_pool(key, &database, &user)?),
             None => {
                 self.admit_user(key, &user)?;
                 None
@@ -282,21 +287,28 @@ impl Engine {
         self.have_proven(key, (Claim { user, secrets }, is_known), goal, now)
     }
 
+    fn admit_to_database(
+        &self,
+        key: ClientKey,
+        database: &Database,
+        goal: &Goal,
+        user: &str,
+    ) -> Result<(), Reason> {
+        let own = database.max_db_client_connections;
+        match self.house.database_admits(&database.name, own, &self.config) {
+            // As PgBouncer: for a directory's users there is no limit by database.
+            Err(full) if !self.is_for_directory(key, user, goal) => Err(full),
+            _ => Ok(()),
+        }
+    }
+
     /// The pool of a client, for which it counts from now on.
     fn find_pool(
         &mut self,
         key: ClientKey,
         database: &Arc<Database>,
-        goal: &Goal,
         user: &str,
     ) -> Result<PoolKey, Reason> {
-        let own = database.max_db_client_connections;
-        if let Err(full) = self.house.database_admits(&database.name, own, &self.config) {
-            // As PgBouncer: for a directory's users there is no limit by database.
-            if !self.is_for_directory(key, user, goal) {
-                return Err(full);
-            }
-        }
         self.house.user_admits(user, &self.config)?;
         let login = database.user.as_deref().unwrap_or(user);
         let pool = self.house.pool(database, login, &self.config);

@@ -456,8 +456,9 @@ impl Client {
             Request::Bind => match frontend::bind_names(&body) {
                 Some((_, [])) => return None,
                 Some(_) => return Some(Verdict::Named { bytes, request }),
+                None if here == bytes => Reason::UNPARSABLE_PACKET,
                 // (What a slow server has not taken may fill the rest of the ring for now.)
-                None if here == bytes || !self.inbox.can_hold(here + 1) => Reason::BROKEN_BIND,
+                None if !self.inbox.can_hold(here + 1) => Reason::BROKEN_BIND,
                 None => return Some(Verdict::NeedMore),
             },
             Request::Describe | Request::Close => {
@@ -473,6 +474,9 @@ impl Client {
                     _ => match frontend::target(&body) {
                         Ok((_, [])) => return None,
                         Ok(_) => return Some(Verdict::Named { bytes, request }),
+                        Err(frontend::Broken) if here == bytes && !ends_a_name(&body) => {
+                            Reason::UNPARSABLE_PACKET
+                        }
                         Err(frontend::Broken) => broken,
                     },
                 }
@@ -510,4 +514,9 @@ pub enum ClientAddress {
         /// Its user, if known.
         uid: Option<u32>,
     },
+}
+
+/// Whether there is the end of a name in a Describe or a Close.
+fn ends_a_name(body: &[u8]) -> bool {
+    body.iter().skip(1).any(|byte| *byte == 0)
 }
