@@ -203,6 +203,11 @@ fn sasl_messages_that_will_not_do() {
             initial("SCRAM-SHA-256-PLUS", b"n,,n=,r=abc"),
             "client selected an invalid SASL authentication mechanism",
         ),
+        // Just a password.
+        (
+            message(b'p', format!("{PASSWORD}\0").as_bytes()),
+            "client selected an invalid SASL authentication mechanism",
+        ),
         (initial("SCRAM-SHA-256", b"p=tls-server-end-point,,n=,r=abc"), failed),
         (initial("SCRAM-SHA-256", b"n,a=postgres,n=,r=abc"), failed),
         (initial("SCRAM-SHA-256", b"n,,m=x,r=abc"), failed),

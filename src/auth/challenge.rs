@@ -203,13 +203,17 @@ fn begin_dialogue(
     claim: &Claim,
     (source, iterations): (&SaltSource, u32),
 ) -> Next {
-    let Some((mechanism, message)) = initial_response(body) else {
-        return Next::Refuse(Refusal::sasl("malformed SASLInitialResponse"));
+    let malformed = || Next::Refuse(Refusal::sasl("malformed SASLInitialResponse"));
+    let Some((mechanism, rest)) = split_at_end(body) else {
+        return malformed();
     };
     let is_chosen = mechanism == SCRAM_SHA_256_PLUS;
     if mechanism != SCRAM_SHA_256 && !(is_chosen && binding.is_some()) {
         return Next::Refuse(Refusal::MECHANISM);
     }
+    let Some(message) = first_message(rest) else {
+        return malformed();
+    };
     let channel = Binding { is_chosen, offered: binding.as_deref() };
     let first = match ClientFirst::parse(message, channel) {
         Ok(first) => first,
@@ -224,12 +228,17 @@ fn begin_dialogue(
     )
 }
 
-/// SASLInitialResponse: a mechanism's name and the first message behind its length.
-fn initial_response(body: &[u8]) -> Option<(&[u8], &[u8])> {
+/// The name of a mechanism, and what stands behind its end. (Whoever takes the request for another
+/// and sends just a password is told that this is no mechanism, as PostgreSQL says it.)
+fn split_at_end(body: &[u8]) -> Option<(&[u8], &[u8])> {
     let end = body.iter().position(|byte| *byte == 0)?;
-    let (length, message) = body[end + 1..].split_first_chunk::<4>()?;
-    let is_whole = u32::from_be_bytes(*length) as usize == message.len();
-    is_whole.then_some((&body[..end], message))
+    Some((&body[..end], &body[end + 1..]))
+}
+
+/// What stands in a SASLInitialResponse behind the mechanism: a message behind its length.
+fn first_message(rest: &[u8]) -> Option<&[u8]> {
+    let (length, message) = rest.split_first_chunk::<4>()?;
+    (u32::from_be_bytes(*length) as usize == message.len()).then_some(message)
 }
 
 /// An answer that has to be held against what we know of somebody.
