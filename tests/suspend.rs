@@ -170,6 +170,25 @@ fn who_is_not_ready_in_time_is_closed() {
     assert_eq!(tags(&holder.query("COMMIT")), "CZ", "who is in a transaction is ready");
 }
 
+/// Reliability 19: with half a Startup anybody could have all others stand still for long.
+#[test]
+fn who_does_not_even_log_in_keeps_nobody_waiting() {
+    let pooler = Pooler::start(|ini| {
+        ini.set("suspend_timeout", "600");
+    });
+    let mut console = admin(&pooler);
+    let mut half = pooler.unnamed();
+    half.send(&[0, 0]);
+    let mut silent = pooler.unnamed();
+    silent.send(&raw::untagged(raw::SSL_REQUEST, b""));
+    assert_eq!(silent.byte(), Some(b'N'));
+    assert_eq!(tag(&mut console, "SUSPEND"), "SUSPEND");
+    for client in [&mut half, &mut silent] {
+        client.expect_fatal("suspend_timeout");
+    }
+    assert_eq!(tag(&mut console, "RESUME"), "RESUME");
+}
+
 #[test]
 fn who_waits_for_a_server_still_gets_one() {
     let pooler = Pooler::start(|ini| {

@@ -10,7 +10,8 @@
 //! does not hold us up. But while somebody waits in a pool, those who hold its servers go on until
 //! they give them back: he may be waiting for the end of a transaction. (As soon as that has come
 //! they are read no more.) A query that runs does not either: its server has nothing with us. Who is
-//! not ready after `suspend_timeout` is closed. Listeners rest meanwhile, and no time limit runs.
+//! not ready after `suspend_timeout` is closed, and who has not even logged in, after a second.
+//! Listeners rest meanwhile, and no time limit runs.
 
 use crate::engine::{Engine, statements};
 use crate::keys::{ClientKey, Conn, ServerKey};
@@ -21,14 +22,18 @@ use crate::session::farewell::Reason;
 use crate::session::inbox::{Inbox, Rest};
 use crate::session::server::{self, Server};
 use crate::wire::frame::{HEADER_BYTES, Peek};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// So long may somebody who has not proven who he is keep all others waiting.
+const LOGIN_PATIENCE: Duration = Duration::from_secs(1);
 
 impl Engine {
     /// Begins a suspension; [`Mode::is_quiet`] tells when it is complete.
     pub fn suspend(&mut self, now: Instant) {
         let timeout = self.config.settings.suspend_timeout;
         let deadline = (!timeout.is_zero()).then(|| now.checked_add(timeout)).flatten();
-        self.house.mode = Mode::Suspended { phase: Phase::Clients, deadline };
+        let logins_end = now.checked_add(LOGIN_PATIENCE);
+        self.house.mode = Mode::Suspended { phase: Phase::Clients, logins_end, deadline };
         self.next_turn = Some(now);
     }
 
@@ -36,7 +41,7 @@ impl Engine {
     /// process lets nothing move before that has gone.
     pub fn begin_suspended(&mut self) {
         assert_eq!(self.house.clients.len(), 0, "nobody is in yet");
-        self.house.mode = Mode::Suspended { phase: Phase::Quiet, deadline: None };
+        self.house.mode = Mode::Suspended { phase: Phase::Quiet, logins_end: None, deadline: None };
     }
 
     /// Whether nobody is let in, not even to the console.
@@ -57,22 +62,28 @@ impl Engine {
     /// When a suspension is cut short.
     pub(super) fn suspend_deadline(&self) -> Option<Instant> {
         match self.house.mode {
-            Mode::Suspended { phase, deadline } if phase < Phase::Quiet => deadline,
+            Mode::Suspended { phase, logins_end, deadline } if phase < Phase::Quiet => {
+                [logins_end, deadline].into_iter().flatten().min()
+            }
             _ => None,
         }
     }
 
     /// Looks once a turn how far a suspension is.
     pub(super) fn suspend_step(&mut self, now: Instant) {
-        let Mode::Suspended { mut phase, deadline } = self.house.mode else {
+        let Mode::Suspended { mut phase, mut logins_end, deadline } = self.house.mode else {
             return;
         };
+        if logins_end.take_if(|at| *at <= now).is_some() {
+            self.house.mode = Mode::Suspended { phase, logins_end, deadline };
+            self.close_logins(now);
+        }
         if deadline.is_some_and(|at| at <= now) && phase < Phase::Quiet {
             self.close_unready(now);
         }
         if phase == Phase::Clients && self.unready_client().is_none() {
             phase = Phase::Servers;
-            self.house.mode = Mode::Suspended { phase, deadline };
+            self.house.mode = Mode::Suspended { phase, logins_end, deadline };
             self.close_unsafe(now);
         }
         if phase == Phase::Servers
@@ -80,7 +91,7 @@ impl Engine {
             && self.unready_server().is_none()
         {
             phase = Phase::Quiet;
-            self.house.mode = Mode::Suspended { phase, deadline };
+            self.house.mode = Mode::Suspended { phase, logins_end, deadline };
             // Whoever waits for this is answered now.
             self.next_turn = Some(now);
         }
@@ -149,6 +160,19 @@ impl Engine {
         let servers: Vec<ServerKey> = servers.map(|(key, _)| key).collect();
         for key in servers {
             self.close_server(key, Reason::UNSAFE_ON_SUSPEND, now);
+        }
+    }
+
+    /// Or else anybody who says half a Startup, and nothing more, could have all others stand still
+    /// for the whole `suspend_timeout`.
+    fn close_logins(&mut self, now: Instant) {
+        let is_login = |client: &Client| {
+            matches!(client.state, client::State::LoggingIn | client::State::Proving(_))
+        };
+        let clients = self.house.clients.iter().filter(|(_, client)| is_login(client));
+        let clients: Vec<ClientKey> = clients.map(|(key, _)| key).collect();
+        for key in clients {
+            self.close_client(key, Reason::SUSPEND_TIMEOUT, now);
         }
     }
 

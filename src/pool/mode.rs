@@ -16,6 +16,8 @@ pub enum Mode {
     Suspended {
         /// How far that is.
         phase: Phase,
+        /// Who is still logging in is closed then; `None`: that is done.
+        logins_end: Option<Instant>,
         /// Who holds it up is closed then; `None`: never.
         deadline: Option<Instant>,
     },
