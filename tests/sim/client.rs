@@ -149,6 +149,11 @@ impl Client {
         }
     }
 
+    /// Whether it is in the middle of saying something.
+    pub fn has_unsent(&self) -> bool {
+        !self.outbox.is_empty() || !self.planned.is_empty()
+    }
+
     /// Begins its login; `asks` for encryption first, or sends the Startup at once.
     pub fn log_in(&mut self, asks: bool) {
         if asks {

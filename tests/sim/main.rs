@@ -52,6 +52,8 @@ struct Seen {
     replicators: u64,
     forwarded: u64,
     questions: (u64, u64),
+    /// Writes to several at once.
+    batched: u64,
     /// Why connections ended.
     endings: BTreeMap<String, u64>,
 }
@@ -65,6 +67,7 @@ impl Seen {
         self.quiet += world.shell.quiet;
         self.replicators += world.book.replicators;
         self.forwarded += world.book.forwarded;
+        self.batched += world.shell.batched;
         self.questions.0 += world.book.questions.0;
         self.questions.1 += world.book.questions.1;
         self.rescued += world.shell.engine.house().rescues.kept;
@@ -126,10 +129,11 @@ fn no_reply_ever_reaches_another_client() {
         run(seed, false, &mut seen);
     }
     let Seen { executed, cancelled, rescued, greeted, moved, quiet, .. } = seen;
-    let Seen { replicators, forwarded, questions, endings, .. } = seen;
-    let rare = [greeted, quiet, replicators, forwarded, questions.0];
+    let Seen { replicators, forwarded, questions, batched, endings, .. } = seen;
+    let rare = [greeted, quiet, replicators, forwarded, questions.0, batched];
+    eprintln!("{questions:?} questions, {moved} moved");
     eprintln!(
-        "{questions:?} {moved} moved, {rare:?} greeted, quiet turns, replicators, forwarded, questions"
+        "{rare:?} greeted, quiet turns, replicators, forwarded, questions, writes to several"
     );
     let are_busy = moved > 0 && rare.into_iter().all(|count| count > seeds);
     assert!(are_busy || seeds < SEEDS, "{moved} moved, {rare:?}");

@@ -8,7 +8,7 @@ use crate::socket::{Outcome, Socket};
 use crate::trace;
 use ringbouncer::auth::derivation::Derivation;
 use ringbouncer::engine::Engine;
-use ringbouncer::engine::io::{ClientAddress, Effect, Input, ServerAddress};
+use ringbouncer::engine::io::{ClientAddress, Effect, Input, Sent, ServerAddress};
 use ringbouncer::keys::{ClientKey, Conn, ServerKey};
 use ringbouncer::pool::queues::ServerStanding;
 use ringbouncer::session::server::{Purpose, Server, State};
@@ -83,12 +83,16 @@ pub struct Shell {
     /// How many servers had an address that had gone; in how many turns all was quiet.
     pub moved: u64,
     pub quiet: u64,
+    /// How often several were written to together.
+    pub batched: u64,
     /// Kernel buffers hold so many bytes at most.
     pub buffer_bytes: usize,
     /// Clients of the world that the engine has closed since somebody looked.
     pub closed: Vec<usize>,
     socket_of: HashMap<Conn, usize>,
     postponed: Vec<Conn>,
+    /// Who will be written to together.
+    lined_up: Vec<Conn>,
 }
 
 impl Shell {
@@ -114,6 +118,8 @@ impl Shell {
             closed: Vec::new(),
             socket_of: HashMap::new(),
             postponed: Vec::new(),
+            lined_up: Vec::new(),
+            batched: 0,
         }
     }
 
@@ -150,11 +156,15 @@ impl Shell {
 
     /// Tells the engine something, and holds it to its laws.
     pub fn tell(&mut self, input: Input) {
+        let fresh = matches!(input, Input::Received { .. }).then(|| Fresh::of(&self.engine));
+        self.tell_all(|engine, now| engine.handle(input, now));
+        fresh.into_iter().for_each(|fresh| fresh.check(&self.engine));
+    }
+
+    fn tell_all(&mut self, tell: impl FnOnce(&mut Engine, Instant)) {
         let queues = Queues::of(&self.engine);
         let rested = Rested::of(&self.engine, self.now);
-        let fresh = matches!(input, Input::Received { .. }).then(|| Fresh::of(&self.engine));
-        self.engine.handle(input, self.now);
-        fresh.into_iter().for_each(|fresh| fresh.check(&self.engine));
+        tell(&mut self.engine, self.now);
         queues.check(&self.engine);
         rested.check(&self.engine);
         check_limits(&self.engine);
@@ -169,15 +179,21 @@ impl Shell {
             self.engine.make_runnable(conn);
         }
         let mut served = 0;
-        while let Some(conn) = self.engine.next_runnable() {
-            served += 1;
-            assert!(served < MAX_SERVED, "the turn never ends");
-            if let Some(socket) = self.socket_of.get(&conn).copied() {
-                self.serve(conn, socket, rng);
+        loop {
+            while let Some(conn) = self.engine.next_runnable() {
+                served += 1;
+                assert!(served < MAX_SERVED, "the turn never ends");
+                if let Some(socket) = self.socket_of.get(&conn).copied() {
+                    self.serve(conn, socket, rng);
+                }
+                if rng.per_mille(100) {
+                    self.engine.check();
+                }
             }
-            if rng.per_mille(100) {
-                self.engine.check();
+            if self.lined_up.is_empty() {
+                break;
             }
+            self.dispatch(rng);
         }
         self.tell(Input::Tick);
         if self.engine.house().mode.is_suspended() {
@@ -221,8 +237,11 @@ impl Shell {
                 self.postponed.push(conn);
             }
         }
-        if self.sockets[socket].worth_writing() && self.engine.wants_write(conn) {
+        let wants_write = self.sockets[socket].worth_writing() && self.engine.wants_write(conn);
+        if wants_write && rng.per_mille(300) {
             has_moved |= self.drain(conn, socket, rng);
+        } else if wants_write && !self.lined_up.contains(&conn) {
+            self.lined_up.push(conn);
         }
         let may_read = self.sockets[socket].worth_reading() && self.engine.wants_read(conn);
         let may_write = self.sockets[socket].worth_writing() && self.engine.wants_write(conn);
@@ -254,6 +273,47 @@ impl Shell {
                 self.engine.nothing_read(conn);
                 self.tell(Input::ReadClosed { conn });
                 true
+            }
+        }
+    }
+
+    /// Those who have lined up are written to together: all of it has happened before the engine hears
+    /// of anything.
+    fn dispatch(&mut self, rng: &mut Prng) {
+        let (mut sent, mut closed) = (Vec::new(), Vec::new());
+        for conn in std::mem::take(&mut self.lined_up) {
+            let Some(socket) = self.socket_of.get(&conn).copied() else {
+                continue;
+            };
+            if !self.sockets[socket].worth_writing() || !self.engine.wants_write(conn) {
+                continue;
+            }
+            match self.write(conn, socket, rng) {
+                Outcome::Bytes(0) | Outcome::WouldBlock => {}
+                Outcome::Bytes(bytes) => {
+                    trace::note(|| format!("{conn} wrote {bytes}, with others"));
+                    sent.push(Sent::new(conn, bytes));
+                }
+                Outcome::Closed => {
+                    trace::note(|| format!("{conn} cannot write, with others"));
+                    closed.push(conn);
+                }
+            }
+        }
+        self.batched += u64::from(sent.len() > 1);
+        self.tell_all(|engine, now| engine.sent(&mut sent, now));
+        for conn in closed {
+            self.tell(Input::WriteClosed { conn });
+        }
+        for Sent { conn, .. } in sent {
+            let Some(socket) = self.socket_of.get(&conn) else {
+                continue;
+            };
+            let socket = &self.sockets[*socket];
+            if socket.worth_reading() && self.engine.wants_read(conn)
+                || socket.worth_writing() && self.engine.wants_write(conn)
+            {
+                self.engine.make_runnable(conn);
             }
         }
     }
