@@ -36,8 +36,8 @@ pub struct Account {
     pub expected: VecDeque<Entry>,
     /// The parameters that its session has.
     pub desired: Option<Params>,
-    /// It has Syncs in its COPYs.
-    pub syncs_in_copy: bool,
+    /// It sends data of COPYs.
+    pub copies: bool,
     /// What it says up to its next Sync is ignored, in the server's place.
     pub skips_to_sync: bool,
     /// Somebody has asked to cancel what it waits for: some of that may never reach a server.

@@ -79,8 +79,8 @@ pub struct Client {
     pub waits_since: Option<u64>,
     /// It has no more to ask.
     pub has_finished: bool,
-    /// It says Sync in the middle of a COPY.
-    pub syncs_in_copy: bool,
+    /// It has sent data of a COPY, or will.
+    pub copies: bool,
     pub largest: usize,
     /// As whom it has logged in.
     pub login: String,
@@ -132,7 +132,7 @@ impl Client {
             is_naughty: false,
             waits_since: None,
             has_finished: false,
-            syncs_in_copy: false,
+            copies: false,
             largest: 3000,
             login: login.to_string(),
             tracked: 5,
@@ -433,7 +433,7 @@ impl Client {
             crate::trace::note(|| format!("client {} q{unit} {}", self.id, wire::show(&bytes)));
             self.outbox.push(&bytes);
             let account = &mut book.accounts[self.id];
-            account.syncs_in_copy |= self.syncs_in_copy;
+            account.copies |= self.copies;
             account.sent.push_back(Entry { unit, bytes });
         }
     }

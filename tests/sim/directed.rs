@@ -348,7 +348,7 @@ fn a_sync_that_may_or_may_not_be_ignored_frees_no_server_too_early() {
     begin.into_iter().for_each(|bytes| plan(&mut world.clients[client], unit, bytes));
     world.quiet();
     world.shell.backends[0].hangs = true;
-    world.clients[client].syncs_in_copy = true;
+    world.clients[client].copies = true;
     plan(&mut world.clients[client], unit, wire::marked(b'S', client, unit));
     plan(&mut world.clients[client], unit, wire::message(b'd', b"row"));
     plan(&mut world.clients[client], unit, wire::message(b'c', b""));

@@ -124,6 +124,7 @@ fn a_server_that_was_asked_which_syncs_counted_comes_back() {
 /// Plans a COPY; of the letters `d` is a row, `c` the end, `S` a Sync, `H` a Flush.
 fn copy_with_syncs(world: &mut World, id: usize, sql: &str, script: &str) {
     let client = &mut world.clients[id];
+    client.copies = true;
     let unit = client.begin_unit();
     let text = format!("/*c{id} q{unit}*/{sql}");
     let begun = [wire::parse("", &text), wire::bind("", "", ""), wire::execute("", 0)];

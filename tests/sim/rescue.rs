@@ -21,8 +21,8 @@ impl Backend {
         is_like_it && account.has_left && !book.may_arrive(client, bytes, self.copy.is_some())
     }
 
-    /// Words of the pooler's own for a client that has sent a Sync in a COPY: the client must not
-    /// notice them.
+    /// Words of the pooler's own for a client that has sent a Sync in a COPY, or data where there may
+    /// have been none: the client must not notice them.
     pub(crate) fn on_question(&mut self, client: usize, bytes: &[u8], book: &mut Book) {
         match bytes[0] {
             b'H' => self.set_flush(),
@@ -34,7 +34,7 @@ impl Backend {
             }
             _ => {
                 assert!(self.copy.is_none(), "a COPY does not answer that");
-                assert!(book.accounts[client].syncs_in_copy, "nobody is in doubt");
+                assert!(book.accounts[client].copies, "nobody is in doubt");
                 // As if nobody had ended it.
                 book.accounts[client].skips_to_sync |= self.is_skipping();
                 self.ready_for_pooler(book);

@@ -169,6 +169,7 @@ impl Client {
 
     /// A COPY, with Syncs in it, perhaps. Each is a unit of its own: it may be answered or not.
     fn copy_in(&mut self, rng: &mut Prng) {
+        self.copies = true;
         let unit = self.begin_unit();
         let has_syncs = rng.per_mille(600);
         let fails_at = match rng.below(10) {
@@ -216,7 +217,6 @@ impl Client {
     }
 
     pub fn sync_in_copy(&mut self, in_copy: bool) {
-        self.syncs_in_copy = true;
         let unit = self.begin_unit();
         let bytes = wire::marked(b'S', self.id, unit);
         self.planned.push_back(Planned::Message { unit, bytes, in_copy });

@@ -195,7 +195,7 @@ impl World {
             passed_over: Vec::new(),
             expected: VecDeque::new(),
             desired: None,
-            syncs_in_copy: false,
+            copies: false,
             skips_to_sync: false,
             was_cancelled: false,
             has_left: false,
