@@ -8,6 +8,7 @@ use super::complaint::Complaint;
 use std::borrow::Cow;
 use std::fmt;
 use std::time::Duration;
+use zeroize::Zeroize;
 
 /// A text that its setting cannot take; the line that names text and place follows separately.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -74,7 +75,8 @@ impl From<&str> for List {
     }
 }
 
-/// A password or stored secret: any bytes, never printed.
+/// A password or stored secret: any bytes, never printed, and wiped when nobody needs them any more
+/// (reliability 17).
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
 pub struct Secret(Box<[u8]>);
 
@@ -87,6 +89,12 @@ impl Secret {
     /// The bytes themselves; whoever calls this takes care that they reach no log.
     pub fn expose(&self) -> &[u8] {
         &self.0
+    }
+}
+
+impl Drop for Secret {
+    fn drop(&mut self) {
+        self.0.zeroize();
     }
 }
 
