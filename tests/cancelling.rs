@@ -238,6 +238,76 @@ fn a_storm_of_requests_is_flat() {
     assert_eq!(queue.desk.engine.house().keyring.len(), 2);
 }
 
+/// Clients whose servers work for them, and the key of the first one.
+fn busy_pool(size: usize, busy: usize) -> (Desk, Vec<u8>) {
+    let mut desk = Desk::new(&format!(
+        "[databases]\napp = host=127.0.0.1\n\
+         [pgbouncer]\npool_mode = transaction\ndefault_pool_size = {size}\n"
+    ));
+    let first = desk.client("alice", "app");
+    let mut servers = vec![desk.server()];
+    let welcome = desk.take(first);
+    let key = welcome.windows(5).position(|head| head == b"K\0\0\0\x0c").unwrap() + 5;
+    desk.ask(first);
+    while servers.len() < busy {
+        let client = desk.client("alice", "app");
+        desk.take(client);
+        desk.ask(client);
+        servers.push(desk.server());
+    }
+    for server in servers {
+        assert!(!desk.take(server).is_empty(), "it has something to do");
+    }
+    (desk, welcome[key..key + 8].to_vec())
+}
+
+/// All that are dialled connect, until no more are; those that carry a request, which they have sent.
+fn carriers(desk: &mut Desk) -> Vec<Conn> {
+    let mut carriers = Vec::new();
+    while let Some((carrier, _)) = desk.dialled.pop_front() {
+        desk.handle(Input::Connected { server: carrier, local: None });
+        let carrier = Conn::Server(carrier);
+        assert_eq!(desk.take(carrier).len(), 16, "the request and nothing else");
+        carriers.push(carrier);
+    }
+    carriers
+}
+
+/// §6.2, 6: there are no more than twice `pool_size` connections of a pool, its servers and those that
+/// carry requests, and that many there are, if there are requests for them.
+#[test]
+fn requests_are_carried_by_twice_the_size_of_the_pool_at_most() {
+    for (size, busy) in [(1, 1), (2, 1), (2, 2), (3, 1), (5, 2), (5, 5)] {
+        let (mut desk, key) = busy_pool(size, busy);
+        let requests = 3 * size;
+        let mut cancellers = Vec::new();
+        for _ in 0..requests {
+            let from = ClientAddress::Unix { pid: 0, uid: None };
+            let canceller = Conn::Client(desk.engine.accept(from, [0xff; 8], desk.now));
+            desk.feed(canceller, &raw::untagged(raw::CANCEL_REQUEST, &key));
+            cancellers.push(canceller);
+        }
+        let mut under_way = carriers(&mut desk);
+        let mut sent = under_way.len();
+        assert_eq!(sent, (2 * size - busy).min(requests), "{busy} of {size} are busy");
+        // No time makes it more.
+        desk.after(std::time::Duration::from_secs(1));
+        assert!(desk.dialled.is_empty());
+        // Each that ends makes room for one.
+        while let Some(carrier) = under_way.pop() {
+            desk.leave(carrier);
+            let next = carriers(&mut desk);
+            assert_eq!(next.len(), usize::from(sent < requests));
+            sent += next.len();
+            under_way.splice(0..0, next);
+            let pool = desk.pool("app", "alice").unwrap().1;
+            assert!(pool.servers.total() <= 2 * size, "{busy} of {size} are busy");
+        }
+        assert_eq!(sent, requests, "all of them were sent");
+        assert!(cancellers.iter().all(|canceller| desk.is_closed(*canceller)));
+    }
+}
+
 fn pooler() -> Pooler {
     Pooler::start(|ini| {
         ini.set("pool_mode", "transaction").set("default_pool_size", "1");

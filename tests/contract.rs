@@ -182,6 +182,27 @@ fn no_simple_query_where_it_is_disallowed() {
     assert!(log.contains("pooler error: PQexec disallowed"), "{log}");
 }
 
+/// §2.10: `disable_pqexec` hits the console, too, whoever is on it; what we speak there besides, the
+/// extended protocol, is all that is left of it.
+#[test]
+fn no_simple_query_on_the_console_where_it_is_disallowed() {
+    let pooler = pooler(|ini| _ = ini.set("disable_pqexec", "1").set("stats_users", "carol"));
+    for user in ["postgres", "carol"] {
+        for sql in ["SHOW VERSION", "RELOAD", "nonsense", ""] {
+            let mut client = console(&pooler, user);
+            client.send(&query(sql));
+            client.expect_fatal("PQexec disallowed");
+        }
+        let mut client = console(&pooler, user);
+        let extended = [parse("", "SHOW VERSION"), bind("", &[]), execute(0), sync()];
+        assert_eq!(answer(&mut client, &extended, 1), "12DCZ", "{user}");
+        client.send(&[extended.concat(), query("SHOW VERSION")].concat());
+        assert_eq!(tags(&client.until_ready()), "12DCZ", "{user}: what came before it");
+        client.expect_fatal("PQexec disallowed");
+    }
+    assert!(!pooler.log().contains("RELOAD command issued"), "{}", pooler.log());
+}
+
 /// `max_packet_size` counts type byte and length word, for every message, in both directions.
 #[test]
 fn no_message_is_longer_than_allowed() {

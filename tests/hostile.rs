@@ -5,6 +5,7 @@ mod common;
 use common::fake::{self, FakeServer, Visit};
 use common::raw::{self, message, tags};
 use common::{Pooler, Random, Raw, Startup, wait_for};
+use std::io::Write;
 use std::time::Duration;
 
 const BOUND_BYTES: u64 = 32 << 20;
@@ -450,6 +451,78 @@ fn storms_of_connections_leave_nothing_behind() {
         pooler.assert_serves();
     }
     // What was needed in the worst moment is returned when nobody has needed it for a while.
+    wait_for("the memory of the storms to be returned", || {
+        pooler.resident_bytes().saturating_sub(before) < 1 << 20
+    });
+}
+
+/// One of many that say their Startup byte by byte: it is never done with it.
+struct Trickle {
+    client: Raw,
+    bytes: std::vec::IntoIter<u8>,
+}
+
+impl Trickle {
+    /// Every other one asks for TLS first, and goes on without.
+    fn begin(pooler: &Pooler, number: usize) -> Trickle {
+        let mut client = pooler.unnamed();
+        if number % 2 == 1 {
+            client.send(&raw::untagged(raw::SSL_REQUEST, b""));
+            assert_eq!(client.byte(), Some(b'N'));
+        }
+        let bytes = alice().param("application_name", &"n".repeat(9000)).bytes().into_iter();
+        Trickle { client, bytes }
+    }
+
+    /// Says one byte more; false if nobody listens.
+    fn go_on(&mut self) -> bool {
+        let byte = self.bytes.next().expect("the timeout comes before the end");
+        self.client.stream.write_all(&[byte]).is_ok()
+    }
+}
+
+/// What SHOW LISTS counts.
+fn listed(pooler: &Pooler, name: &str) -> usize {
+    let rows = pooler.table("SHOW LISTS");
+    let row = rows.iter().find(|row| row["list"] == name).expect("its row");
+    row["items"].parse().expect("a number")
+}
+
+/// Reliability 19: slow-loris logins take a place each and little memory, keep nobody else waiting, and
+/// give all of it back when their time is up: every byte they say does not make it longer.
+#[test]
+fn startups_that_trickle_in_end_in_time_and_leave_nothing_behind() {
+    const MANY: usize = 300;
+    let pooler = Pooler::start(|ini| {
+        ini.set("max_client_conn", "2000").set("client_login_timeout", "3");
+    });
+    let storm = || {
+        let mut clients: Vec<Trickle> = (0..MANY).map(|n| Trickle::begin(&pooler, n)).collect();
+        clients.iter_mut().for_each(|client| assert!(client.go_on()));
+        let logins = listed(&pooler, "login_clients");
+        pooler.assert_serves();
+        let mut most_bytes = 0;
+        wait_for("all of them to be sent away", || {
+            most_bytes = most_bytes.max(pooler.resident_bytes());
+            clients.retain_mut(Trickle::go_on);
+            clients.is_empty()
+        });
+        (logins, most_bytes)
+    };
+    // Whoever asks on the console is there, too, and has been let in.
+    let is_calm = || (listed(&pooler, "used_clients"), listed(&pooler, "login_clients")) == (1, 0);
+    storm();
+    wait_for("their places to be free", is_calm);
+    let before = pooler.resident_bytes();
+    for round in 2..4 {
+        let (logins, most_bytes) = storm();
+        assert_eq!(logins, MANY);
+        let grown = most_bytes.saturating_sub(before);
+        assert!(grown < 8 << 20, "grew by {grown} bytes");
+        wait_for("their places to be free", is_calm);
+        let told = pooler.log().matches("closing because: client_login_timeout (age=").count();
+        assert_eq!(told, round * MANY);
+    }
     wait_for("the memory of the storms to be returned", || {
         pooler.resident_bytes().saturating_sub(before) < 1 << 20
     });

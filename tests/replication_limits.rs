@@ -263,3 +263,87 @@ fn a_server_that_is_kept_no_more_ends_at_once() {
     desk.server();
     assert!(desk.is_closed(idle));
 }
+
+/// What a server says that lets nobody in.
+fn refusal() -> Vec<u8> {
+    message(b'E', b"SFATAL\0C28000\0Mno such slot for you\0\0")
+}
+
+/// Its pool is failing from then on, and normal connections of it wait for `server_login_retry`, too:
+/// they are told why, in the words of the close, and the server's own words are for the log.
+#[test]
+fn a_login_that_fails_counts_for_everybody() {
+    let told =
+        "server login has been failing, cached error: login failed (server_login_retry)".to_owned();
+    for kind in KINDS {
+        let mut desk = desk("server_login_retry = 15");
+        let (normal, server) = served(&mut desk, "alice", "app");
+        let (late, other) = (desk.client("alice", "app"), desk.client("alice", "app"));
+        desk.leave(server);
+        assert!(desk.dialled.is_empty());
+        let client = replicator(&mut desk, "alice", "app", kind);
+        desk.take(client);
+        desk.feed(client, &raw::query("IDENTIFY_SYSTEM"));
+        let own = desk.connect();
+        desk.feed(own, &refusal());
+        assert_eq!(desk.last_words(client), Some("login failed".to_owned()), "{kind}");
+        assert!(desk.is_closed(own) && !desk.is_closed(normal), "{kind}");
+        desk.ask(normal);
+        assert_eq!(desk.last_words(normal), Some(told.clone()), "{kind}");
+        desk.after(SECOND * 14);
+        assert!(desk.dialled.is_empty(), "{kind}: no attempt before its time");
+        // Another pool of the same database has nothing to do with it.
+        let bob = desk.client("bob", "app");
+        desk.server();
+        assert!(!desk.take(bob).is_empty());
+        // Who asks when it is time is told the same, and makes us try.
+        desk.after(SECOND * 2);
+        desk.take(late);
+        desk.ask(late);
+        assert_eq!(desk.last_words(late), Some(told.clone()), "{kind}");
+        let server = desk.server();
+        desk.take(other);
+        desk.ask(other);
+        desk.answer(server);
+        assert!(!desk.is_closed(other), "{kind}: it is over");
+    }
+}
+
+/// Who waits when it fails goes on waiting: for a server in the queue, or for the welcome.
+#[test]
+fn a_login_that_fails_throws_nobody_out() {
+    for kind in KINDS {
+        for is_known in [true, false] {
+            let mut desk = desk("server_login_retry = 15\ndefault_pool_size = 1");
+            let normal = is_known.then(|| {
+                let (normal, server) = served(&mut desk, "alice", "app");
+                desk.leave(server);
+                normal
+            });
+            let client = replicator(&mut desk, "alice", "app", kind);
+            if is_known {
+                desk.take(client);
+                desk.feed(client, &raw::query("IDENTIFY_SYSTEM"));
+            }
+            let own = desk.connect();
+            // The pool is full, or busy with that login: this one waits behind it.
+            let waiting = normal.unwrap_or_else(|| desk.client("alice", "app"));
+            if is_known {
+                desk.ask(waiting);
+            }
+            desk.feed(own, &refusal());
+            assert_eq!(desk.last_words(client), Some("login failed".to_owned()), "{kind}");
+            desk.after(SECOND * 14);
+            assert!(!desk.is_closed(waiting), "{kind} {is_known}");
+            assert!(desk.dialled.is_empty(), "{kind} {is_known}: no attempt before its time");
+            desk.after(SECOND * 2);
+            let server = desk.server();
+            if is_known {
+                desk.answer(server);
+            } else {
+                assert!(!desk.take(waiting).is_empty(), "its welcome");
+            }
+            assert!(!desk.is_closed(waiting), "{kind} {is_known}");
+        }
+    }
+}

@@ -3,7 +3,8 @@
 mod common;
 
 use common::raw::{self, GSSENC_REQUEST, SSL_REQUEST, parameters, tags, untagged};
-use common::{Pooler, Postgres, Raw, Startup, wait_for};
+use common::{Pooler, Postgres, Raw, Startup, wait_for, wait_for_some};
+use std::net::{TcpListener, TcpStream};
 
 fn alice() -> Startup {
     Startup::v3().param("user", "alice").param("database", "app")
@@ -310,6 +311,34 @@ fn the_login_notice_comes_last_before_ready() {
     assert_eq!(notice.fields(), expected.map(|(letter, text)| (letter, text.to_owned())));
 }
 
+/// §1.5: `application_name_add_host` writes an address of IPv6 as `[ip6]:port`; the console, which has
+/// a column for the port, without brackets.
+#[test]
+fn an_address_of_ipv6_stands_in_brackets() {
+    if TcpListener::bind("[::1]:0").is_err() {
+        // This machine has no such address.
+        return;
+    }
+    let pooler = Pooler::start(|ini| {
+        ini.set("listen_addr", "127.0.0.1, ::1").set("application_name_add_host", "1");
+    });
+    let address = ("::1", pooler.port);
+    let stream = wait_for_some("the other listener", || TcpStream::connect(address).ok());
+    let mut client = Raw::over(stream);
+    client.log_in(&alice().param("application_name", "six"));
+    let port = client.local_address().port();
+    let whole = format!("six - [::1]:{port}");
+    assert_eq!(client.parameter("application_name"), Some(whole.clone()));
+    assert_eq!(client.value("SHOW application_name"), whole);
+    let shown = pooler.table("SHOW CLIENTS");
+    let row = shown.iter().find(|row| row["user"] == "alice").expect("its row");
+    assert_eq!([&row["addr"], &row["port"]], ["::1", &port.to_string()]);
+    let mut unnamed = Raw::over(TcpStream::connect(address).expect("connect"));
+    unnamed.log_in(&alice());
+    let whole = format!("app - {}", unnamed.local_address());
+    assert_eq!(unnamed.parameter("application_name"), Some(whole));
+}
+
 #[test]
 fn each_client_gets_a_key_of_its_own() {
     let pooler = Pooler::start(|_| ());
@@ -339,6 +368,70 @@ fn unknown_users_and_databases_are_refused_under_trust() {
     refuses(&pooler, &login(&"u".repeat(128), "app"), "username too long");
     refuses(&pooler, &login(&"u".repeat(127), "app"), trust);
     pooler.assert_serves();
+}
+
+/// Reliability 8, CVE-2012-4575: names of databases have 63 bytes at most. A longer one is nobody's,
+/// not even where `*` takes all that have no entry, and is refused like any other that is not there.
+#[test]
+fn a_database_with_too_long_a_name_is_never_there() {
+    let port = Postgres::shared().port;
+    let longest = "d".repeat(63);
+    for (auth_type, is_asked) in [("trust", false), ("plain", true)] {
+        let pooler = Pooler::start(|ini| {
+            ini.set("auth_type", auth_type);
+            ini.database("*", &format!("host=127.0.0.1 port={port} dbname=app"));
+        });
+        let log_in = |user: &str, database: &str| {
+            let mut client = pooler.unnamed();
+            client.send(&Startup::v3().param("user", user).param("database", database).bytes());
+            if is_asked {
+                assert_eq!(client.message().body, [0, 0, 0, 3]);
+                client.send(&raw::message(b'p', b"secret\0"));
+            }
+            client
+        };
+        let mut client = log_in("alice", &longest);
+        assert_eq!(client.until_ready().last().expect("a welcome").tag, b'Z');
+        assert_eq!(client.value("SELECT current_database()"), "app");
+        for length in [64, 100, 1000, 9000] {
+            let name = "d".repeat(length);
+            log_in("alice", &name).expect_fatal(&format!("no such database: {longest}"));
+        }
+        let mut console = log_in("postgres", "pgbouncer");
+        console.until_ready();
+        let rows = console.query("SHOW DATABASES");
+        let rows = rows.iter().filter(|message| message.tag == b'D');
+        let names: Vec<String> = rows.map(|row| row.columns().swap_remove(0)).collect();
+        assert_eq!(names, ["app", &longest, "pgbouncer", "postgres"]);
+        assert_eq!(client.value("SELECT 42"), "42");
+    }
+}
+
+/// Names are looked up in files of text. What is none is refused, not made into another name, and that
+/// before anybody is asked for anything.
+#[test]
+fn names_that_are_no_text_are_refused() {
+    let text = "names of users and databases must be UTF-8";
+    for auth_type in ["trust", "any", "scram-sha-256"] {
+        let port = Postgres::shared().port;
+        let pooler = Pooler::start(|ini| {
+            ini.set("auth_type", auth_type);
+            let forced = format!("host=127.0.0.1 port={port} dbname=app user=alice");
+            ini.database("*", &forced).database("app", &forced);
+        });
+        for body in [
+            &b"user\0al\xffice\0database\0app\0\0"[..],
+            b"database\0app\0user\0\xc3\0\0",
+            b"user\0alice\0database\0a\xfep\0\0",
+            b"user\0\xff\0\0",
+            b"user\0\xff\0database\0\xff\0\0",
+            b"user\0\xed\xa0\x80\0database\0pgbouncer\0\0",
+            b"user\0postgres\0database\0pgbouncer\xff\0\0",
+        ] {
+            refuses(&pooler, &untagged(0x3_0000, body), text);
+        }
+        assert!(!pooler.log().contains("login attempt"), "{}", pooler.log());
+    }
 }
 
 #[test]

@@ -5,7 +5,9 @@ mod common;
 use common::pooler::Ini;
 use common::raw::{self, SSL_REQUEST, untagged};
 use common::tls::{Certs, Secured, client_config, psql_value};
-use common::{Pooler, Startup, wait_for};
+use common::{PATIENCE, Pooler, Postgres, Startup, temp_dir, wait_for};
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 
 /// An authority, our certificate, and some clients'.
 fn certs() -> Certs {
@@ -106,6 +108,49 @@ fn the_verifying_modes_let_nobody_in_without_a_good_certificate() {
                     .contains("TLS handshake error: invalid peer certificate: certificate expired")
                 && log.contains("TLS handshake error: invalid peer certificate: UnknownIssuer")
         });
+    }
+}
+
+/// §1.1: no TLS over a Unix socket, whatever the mode, and nobody is asked for it there. Its requests
+/// are answered as where there is no TLS at all.
+#[test]
+fn over_a_unix_socket_nobody_needs_tls() {
+    let certs = certs();
+    for mode in ["allow", "prefer", "require", "verify-ca", "verify-full"] {
+        let directory = temp_dir(&Postgres::shared().socket_dir, "plain");
+        let pooler = Pooler::start(|ini| {
+            secure(ini, &certs, mode);
+            ini.set("unix_socket_dir", &directory.to_string_lossy());
+        });
+        let path = directory.join(format!(".s.PGSQL.{}", pooler.port));
+        wait_for("the socket", || UnixStream::connect(&path).is_ok());
+        let startup = Startup::v3().param("user", "alice").param("database", "app").bytes();
+        for requests in [0, 1, 3] {
+            let mut socket = UnixStream::connect(&path).expect("connect");
+            socket.set_read_timeout(Some(PATIENCE)).expect("read timeout");
+            let mut byte = [0];
+            for _ in 0..requests {
+                socket.write_all(&untagged(SSL_REQUEST, b"")).expect("send");
+                socket.read_exact(&mut byte).expect("an answer");
+                assert_eq!(byte, *b"N", "{mode}");
+            }
+            socket.write_all(&[&startup[..], &raw::terminate()].concat()).expect("send");
+            let mut welcome = Vec::new();
+            socket.read_to_end(&mut welcome).expect("a welcome");
+            assert!(welcome.starts_with(b"R\0\0\0\x08\0\0\0\0"), "{mode}: {welcome:?}");
+            assert!(welcome.ends_with(b"Z\0\0\0\x05I"), "{mode}: {welcome:?}");
+        }
+        // The first byte of TLS is the type of a message there, one that has no place in a login.
+        let mut socket = UnixStream::connect(&path).expect("connect");
+        socket.set_read_timeout(Some(PATIENCE)).expect("read timeout");
+        socket.write_all(&[0x16, 3, 1, 2, 0, 1, 0, 1]).expect("send");
+        let mut answer = Vec::new();
+        socket.read_to_end(&mut answer).expect("an end");
+        assert_eq!(answer, b"", "{mode}");
+        assert!(pooler.log().contains("closing because: bad packet (age="), "{}", pooler.log());
+        // With this very pooler, TCP is another matter.
+        let is_plain_welcome = ["allow", "prefer"].contains(&mode);
+        assert_eq!(ask(&pooler, "sslmode=disable").is_ok(), is_plain_welcome, "{mode}");
     }
 }
 
