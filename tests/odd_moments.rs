@@ -178,6 +178,36 @@ fn behind_words_that_were_thrown_away_nobody_runs_what_another_has_left_unnamed(
     }
 }
 
+/// Nor does who does not wait for the answer before he goes on.
+#[test]
+fn nor_behind_a_query_that_was_thrown_away_in_the_same_write() {
+    let (pooler, _) = house(&[]);
+    let (mut alice, mut other) = (pooler.raw("alice"), pooler.raw("alice"));
+    alice.query("SET statement_timeout = '100ms'");
+    other.send(&[parse("", "SELECT 'not yours'"), sync()].concat());
+    other.expect_tags("1Z");
+    alice.send(&[parse("c", "SELECT 1"), flush()].concat());
+    alice.expect_tags("1");
+    let_it_go_off();
+    alice.send(&[query("SELECT 'mine'"), run("")].concat());
+    assert_eq!(tags(&alice.until_ready()), "EZ");
+    let answer = alice.until_ready();
+    assert_eq!(answer[0].field('C'), "26000", "{}", tags(&answer));
+}
+
+/// The server has nothing to forget any more, but the client has.
+#[test]
+fn who_forgets_all_may_give_a_name_again_at_once() {
+    let (pooler, _) = house(&[]);
+    let (mut one, mut other) = (pooler.raw("alice"), pooler.raw("alice"));
+    one.send(&[parse("a", "SELECT 1"), sync()].concat());
+    one.expect_tags("1Z");
+    other.query("DISCARD ALL");
+    one.send(&[query("DISCARD ALL"), parse("a", "SELECT 2"), run("a")].concat());
+    one.until_ready();
+    assert_eq!(tags(&one.until_ready()), "12DCZ");
+}
+
 /// The end of a COPY that there is not is answered with a ReadyForQuery, too, and nothing is skipped
 /// behind it: what comes then is not the next client's.
 #[test]

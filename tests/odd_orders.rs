@@ -299,3 +299,71 @@ fn a_bind_is_not_broken_because_its_server_is_slow() {
     desk.feed(client, &[&second[7..], &raw::execute(0), &sync()].concat());
     assert!(desk.take(server).ends_with(&sync()));
 }
+
+/// Room in the list is for whole messages.
+#[test]
+fn a_full_list_does_not_cut_a_message_in_two() {
+    let (mut desk, [client, _], server) = two(PLAIN);
+    desk.feed(client, &parse("", "SELECT $1::text"));
+    assert_eq!(desk.take(server), parse("", "SELECT $1::text"));
+    for _ in 0..819 {
+        desk.feed(client, &close(b'S', "nothing").repeat(10));
+    }
+    let long = bind("", &[&"x".repeat(1000)]);
+    desk.feed(client, &long[..500]);
+    let mut seen = desk.take(server);
+    desk.feed(client, &long[500..]);
+    seen.extend(desk.take(server));
+    assert_eq!(seen, long);
+}
+
+/// The client's names are forgotten, too, wherever it says so.
+#[test]
+fn who_forgets_all_may_give_a_name_again() {
+    // On a server that has never had that statement.
+    let (mut desk, [client, other], server) = two(&PLAIN.replace("size = 1", "size = 2"));
+    prepare(&mut desk, (client, server), "a", "SELECT 1");
+    desk.feed(other, &query("BEGIN"));
+    desk.take(server);
+    desk.feed(server, &[complete("BEGIN"), b"Z\0\0\0\x05T".to_vec()].concat());
+    desk.take(other);
+    desk.feed(client, &[query("DEALLOCATE ALL"), parse("a", "SELECT 2"), sync()].concat());
+    let second = desk.server();
+    desk.take(second);
+    desk.feed(second, &[complete("DEALLOCATE ALL"), READY.to_vec()].concat());
+    assert!(desk.take(second).starts_with(b"P"));
+    assert!(!desk.is_closed(client), "{:?}", desk.last_words(client));
+
+    // In a batch.
+    let (mut desk, [client, _], server) = two(PLAIN);
+    prepare(&mut desk, (client, server), "a", "SELECT 1");
+    let forget = [parse("", "DEALLOCATE ALL"), bind("", &[]), execute(0), sync()].concat();
+    desk.feed(client, &[forget, parse("a", "SELECT 1"), run("a")].concat());
+    let mut told = desk.take(server);
+    assert!(!desk.is_closed(client), "{:?}", desk.last_words(client));
+    let done = [bare(b'1'), bare(b'2'), complete("DEALLOCATE ALL"), READY.to_vec()];
+    desk.feed(server, &done.concat());
+    told.extend(desk.take(server));
+    let told = String::from_utf8_lossy(&told);
+    assert_eq!(told.matches("SELECT 1").count(), 1, "it is not there any more: {told}");
+}
+
+/// Of two ends of a COPY the first one ends the one that is under way.
+#[test]
+fn the_end_of_another_copy_opens_no_batch() {
+    let (mut desk, [client, _], server) = two(PLAIN);
+    prepare(&mut desk, (client, server), "a", "SELECT 1");
+    let first = [parse("", "COPY t FROM STDIN"), bind("", &[]), execute(0)].concat();
+    let first = [first, copy_data(b"1\n"), copy_done(), sync()].concat();
+    let second = [query("COPY t FROM STDIN"), copy_data(b"2\n"), copy_done()].concat();
+    desk.feed(client, &[first, second].concat());
+    desk.take(server);
+    let copying = message(b'G', b"\0\0\0");
+    desk.feed(server, &[bare(b'1'), bare(b'2'), copying.clone()].concat());
+    desk.feed(client, &query("DEALLOCATE a"));
+    assert_eq!(desk.take(server), b"", "that name means nothing to it");
+    let done = [complete("COPY 1"), READY.to_vec()].concat();
+    desk.feed(server, &[done.clone(), copying, done].concat());
+    desk.take(server);
+    assert!(desk.take(client).ends_with(&[complete("DEALLOCATE"), READY.to_vec()].concat()));
+}

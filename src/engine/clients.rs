@@ -314,7 +314,7 @@ fn linked_step(client: &mut Client, server: &mut Server, rules: Rules, tools: &m
     }
     if must_wait_for_catch_up(client, server)
         || server.egress.is_full()
-        || server.pipeline.is_full()
+        || server.pipeline.is_full() && !client.inbox.is_mid_message()
         || client.egress.is_full()
         || must_let_others(client, server, rules)
         || !statements::go_on_collecting(client)
@@ -360,12 +360,18 @@ fn linked_step(client: &mut Client, server: &mut Server, rules: Rules, tools: &m
             };
             let forgets = request == Some(Request::Query)
                 && rules.tracks_statements
-                && !server.statements.is_empty()
+                && (!server.statements.is_empty() || client.has_named())
                 && client.may_forget_statements(bytes) == Some(true);
+            let forgets_in_batch = request == Some(Request::Parse)
+                && rules.tracks_statements
+                && client.parses_what_forgets(bytes);
             tools.counters.request_begins(client, tools.now);
             tools.counters.received_bytes += pass_on(client, server, bytes, request, rules);
             if let About::Unnamed { kept } = about {
                 server.pipeline.note_unnamed(kept);
+            }
+            if forgets_in_batch {
+                server.pipeline.note_forgetting_batch();
             }
             if forgets {
                 server.pipeline.note_forgetting();

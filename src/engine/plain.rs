@@ -94,6 +94,9 @@ pub(super) fn pass_on(
                 let kept = unnamed::text_to_keep(body, &bytes[end..], tools);
                 server.pipeline.expect(request, Action::Forward);
                 server.pipeline.note_unnamed(kept);
+                if frontend::may_forget_statements(&body[1..], true) == Some(true) {
+                    server.pipeline.note_forgetting_batch();
+                }
             }
         }
         done = end;

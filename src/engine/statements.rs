@@ -226,7 +226,7 @@ fn parse(
     let statements = client.statements.get_or_insert_default();
     let is_skipped = server.pipeline.is_skipping();
     if let Some(serial) = statements.naming_in_use(name).filter(|_| !is_skipped) {
-        if server.pipeline.is_unsure_of_naming(serial) {
+        if server.pipeline.is_unsure_of_all() || server.pipeline.is_unsure_of_naming(serial) {
             return Err(Trouble::Unsure);
         }
         log::error!("prepared statement '{}' was already prepared", String::from_utf8_lossy(name));
@@ -242,7 +242,7 @@ fn parse(
     }
     let statement = naming.statement().clone();
     let is_there = server.statements.has(&statement);
-    if server.pipeline.is_unsure_of(&statement) {
+    if server.pipeline.is_unsure_of_all() || server.pipeline.is_unsure_of(&statement) {
         return Err(Trouble::Unsure);
     }
     if !is_there {
@@ -271,7 +271,7 @@ fn ready_statement(
         log::error!("prepared statement '{}' not found", String::from_utf8_lossy(name));
         return Err(Trouble::Close(Reason::NO_SUCH_STATEMENT));
     };
-    if server.pipeline.is_unsure_of(&statement) {
+    if server.pipeline.is_unsure_of_all() || server.pipeline.is_unsure_of(&statement) {
         return Err(Trouble::Unsure);
     }
     if !server.statements.touch(&statement) {
@@ -346,6 +346,9 @@ fn bind(
     drop(body);
     tools.counters.binds += 1;
     server.pipeline.expect(Request::Bind, Action::Forward);
+    if frontend::may_forget_statements(statement.body(), true) == Some(true) {
+        server.pipeline.note_forgetting_batch();
+    }
     server.activity = Activity::Busy;
     client.inbox.advance(head_bytes);
     relay::message(&mut client.inbox, &mut server.egress, bytes - head_bytes);

@@ -290,6 +290,11 @@ impl Client {
         }
     }
 
+    /// Whether it has given names to statements.
+    pub fn has_named(&self) -> bool {
+        self.statements.as_ref().is_some_and(|statements| !statements.is_empty())
+    }
+
     /// Whether it may send CopyData.
     pub fn is_copying_in(&self) -> bool {
         matches!(self.state, State::Active { copying_in: true, .. })
@@ -405,6 +410,14 @@ impl Client {
         }
         let begin = self.inbox.window(head, here.min(head + frontend::FIRST_WORDS_BYTES as u64));
         frontend::may_forget_statements(&begin, here == bytes)
+    }
+
+    /// Whether its next message, a Parse of the unnamed statement, is of a command that may.
+    pub fn parses_what_forgets(&self, bytes: u64) -> bool {
+        let head = HEADER_BYTES as u64 + 1;
+        let here = bytes.min(self.inbox.unjudged()).min(head + frontend::FIRST_WORDS_BYTES as u64);
+        here > head
+            && frontend::may_forget_statements(&self.inbox.window(head, here), true) == Some(true)
     }
 
     /// Judges a simple query. `None`: it forgets no name that we know of, or all of them.

@@ -63,6 +63,10 @@ pub struct Pipeline {
     rounds: usize,
     /// The newest may be a command that forgets all prepared statements.
     forgetting: bool,
+    /// The batch that is open may do so.
+    forgetting_batch: bool,
+    /// How many of those that are owed end such a batch.
+    forgetters: usize,
     /// How many of those that are owed prepare a statement on the server.
     parses: usize,
     /// What the server has as its unnamed statement, as of the last reply.
@@ -145,8 +149,11 @@ impl Pipeline {
         self.push(Owed { serial, statement, ..Owed::new(request, action) });
     }
 
-    fn push(&mut self, owed: Owed) {
+    fn push(&mut self, mut owed: Owed) {
         self.forgetting = false;
+        if ends_round(owed.request) {
+            owed.may_forget = std::mem::take(&mut self.forgetting_batch);
+        }
         self.is_flushed = false;
         if is_copy_end(owed.request) {
             self.note_stray();
@@ -163,6 +170,7 @@ impl Pipeline {
         self.rounds += usize::from(ends_round(owed.request));
         self.parses += usize::from(owed.prepares());
         self.doubt.suspects += usize::from(owed.is_suspect);
+        self.forgetters += usize::from(owed.may_forget);
         self.owed.push_back(owed);
     }
 
@@ -178,7 +186,7 @@ impl Pipeline {
             return true;
         }
         // In a COPY the server ignores every Sync that comes ahead of its end.
-        let end = self.owed.iter().rposition(|owed| is_copy_end(owed.request));
+        let end = self.owed.iter().position(|owed| is_copy_end(owed.request));
         let first = match (self.copying_in, end) {
             (true, None) => self.owed.len(),
             (true, Some(end)) => end + 1,
@@ -306,6 +314,7 @@ impl Pipeline {
                 self.rounds -= 1;
                 self.owed.pop_front().map_or(Action::Forward, |owed| {
                     self.doubt.suspects -= usize::from(owed.is_suspect);
+                    self.forgetters -= usize::from(owed.may_forget);
                     let is_ours = (owed.request, owed.action) == (Request::Sync, Action::Swallow);
                     if is_ours && self.doubt.sweep == Sweep::Asked {
                         self.doubt.sweep = Sweep::Answered;
@@ -369,6 +378,7 @@ impl Pipeline {
         self.rounds = self.owed.iter().filter(|owed| ends_round(owed.request)).count();
         self.parses = self.owed.iter().filter(|owed| owed.prepares()).count();
         self.doubt.suspects = self.owed.iter().filter(|owed| owed.is_suspect).count();
+        self.forgetters = self.owed.iter().filter(|owed| owed.may_forget).count();
     }
 }
 

@@ -18,6 +18,8 @@ pub(super) struct Owed {
     pub is_of_unnamed: bool,
     /// A Sync that was sent between CopyData: see `doubt`.
     pub is_suspect: bool,
+    /// What ends a batch that may forget all prepared statements.
+    pub may_forget: bool,
 }
 
 /// Something that an error kept the server from doing.
@@ -45,7 +47,8 @@ pub enum Lost {
 impl Owed {
     pub fn new(request: Request, action: Action) -> Self {
         let (serial, statement) = (0, None);
-        Self { request, action, serial, statement, is_of_unnamed: false, is_suspect: false }
+        let (is_of_unnamed, is_suspect, may_forget) = (false, false, false);
+        Self { request, action, serial, statement, is_of_unnamed, is_suspect, may_forget }
     }
 
     /// Which named statement of ours this is about.

@@ -35,6 +35,8 @@ impl Pipeline {
         packer.flag(self.is_open);
         self.doubt.pack(packer);
         packer.flag(self.data_sent);
+        packer.flag(self.forgetting);
+        packer.flag(self.forgetting_batch);
         packer.number(self.owed.len() as u64);
         for owed in &self.owed {
             packer.number(owed.request as u64);
@@ -44,6 +46,7 @@ impl Pipeline {
             packer.number(owed.statement.as_ref().map_or(0, |statement| statement.id()));
             packer.flag(owed.is_of_unnamed);
             packer.flag(owed.is_suspect);
+            packer.flag(owed.may_forget);
         }
         self.unnamed.pack(packer);
     }
@@ -57,6 +60,7 @@ impl Pipeline {
         let is_open = unpacker.flag()?;
         let doubt = Doubt::unpack(unpacker)?;
         let data_sent = unpacker.flag()?;
+        let (forgetting, forgetting_batch) = (unpacker.flag()?, unpacker.flag()?);
         let mut owed = VecDeque::new();
         for _ in 0..unpacker.count()? {
             let request = *REQUESTS.get(usize::try_from(unpacker.number()?).ok()?)?;
@@ -67,7 +71,10 @@ impl Pipeline {
                 id => Some(statement(id)?),
             };
             let (is_of_unnamed, is_suspect) = (unpacker.flag()?, unpacker.flag()?);
-            owed.push_back(Owed { request, action, serial, statement, is_of_unnamed, is_suspect });
+            let may_forget = unpacker.flag()?;
+            let flags =
+                Owed { is_of_unnamed, is_suspect, may_forget, ..Owed::new(request, action) };
+            owed.push_back(Owed { serial, statement, ..flags });
         }
         let unnamed = Unnamed::unpack(unpacker, statement)?;
         let mut read = Self {
@@ -77,6 +84,8 @@ impl Pipeline {
             is_open,
             doubt,
             data_sent,
+            forgetting,
+            forgetting_batch,
             unnamed,
             ..Self::default()
         };
@@ -177,5 +186,18 @@ mod tests {
         for cut in 0..packer.0.len() {
             assert!(Pipeline::unpack(&mut Unpacker(&packer.0[..cut]), &|_| None).is_none());
         }
+    }
+
+    /// What the client says next has to wait for the answer, at the other process too.
+    #[test]
+    fn a_command_that_forgets_all_is_one_there_too() {
+        let mut pipeline = Pipeline::default();
+        pipeline.expect(Request::Query, Action::Forward);
+        pipeline.note_forgetting();
+        assert!(pipeline.is_forgetting());
+        let mut packer = Packer::default();
+        pipeline.pack(&mut packer);
+        let arrived = Pipeline::unpack(&mut Unpacker(&packer.0), &|_| None).unwrap();
+        assert!(arrived.is_forgetting());
     }
 }

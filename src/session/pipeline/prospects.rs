@@ -54,6 +54,16 @@ impl Pipeline {
         self.forgetting = true;
     }
 
+    /// The batch that is open may run such a command.
+    pub fn note_forgetting_batch(&mut self) {
+        self.forgetting_batch = true;
+    }
+
+    /// Whether such a batch has been sent and not been answered.
+    pub fn is_unsure_of_all(&self) -> bool {
+        self.forgetters > 0
+    }
+
     /// Whether such a command is under way: what is on the server will be known when it has been
     /// answered.
     pub fn is_forgetting(&self) -> bool {

@@ -128,8 +128,10 @@ impl Pipeline {
         let mut has_round_end = false;
         for owed in self.owed.iter().rev() {
             let is_asked = owed.request == Request::Query && owed.action == Action::Forward;
+            // A query may be thrown away unseen, and what another has left is there still.
+            let is_unsure = has_round_end || is_asked && self.unnamed.holder == Holder::Other;
             if owed.is_of_unnamed || is_asked {
-                return if has_round_end { Meeting::Unsure } else { Meeting::Own };
+                return if is_unsure { Meeting::Unsure } else { Meeting::Own };
             }
             has_round_end |= ends_round(owed.request);
         }
