@@ -160,6 +160,15 @@ impl Console {
 
     /// What came of an order. A client that has gone in the meantime is not told.
     pub fn answer(&mut self, engine: &mut Engine, client: ClientKey, answer: Answer) {
+        self.answer_to(engine, client, (None, answer));
+    }
+
+    fn answer_to(
+        &mut self,
+        engine: &mut Engine,
+        client: ClientKey,
+        answer: (Option<&Waiting>, Answer),
+    ) {
         if let Some(session) = self.sessions.get_mut(&client) {
             session.answer(engine, client, answer);
             engine.attend_again(client);
@@ -169,10 +178,15 @@ impl Console {
     /// Answers those for whom what they wait for has come true. Called at the end of each turn.
     pub fn settle(&mut self, engine: &mut Engine) {
         let waiting = std::mem::take(&mut self.waiting);
+        let mut answered = Vec::new();
         for (client, what) in waiting {
-            match command::has_come_true(engine, &what) {
+            // What is behind one answer is said before the next: that one has its time next turn.
+            match command::has_come_true(engine, &what).filter(|_| !answered.contains(&client)) {
                 None => self.waiting.push((client, what)),
-                Some(answer) => self.answer(engine, client, answer),
+                Some(answer) => {
+                    answered.push(client);
+                    self.answer_to(engine, client, (Some(&what), answer));
+                }
             }
         }
     }
@@ -185,10 +199,11 @@ impl Console {
         }
         // As PgBouncer: who cancels a PAUSE does not want one.
         engine.resume(now);
-        self.waiting.retain(|(waiting, _)| *waiting != client);
-        if was_waiting {
+        if let Some(place) = self.waiting.iter().position(|(waiting, _)| *waiting == client) {
+            let (_, what) = self.waiting.remove(place);
             let text = "canceling statement due to user request".to_owned();
-            self.answer(engine, client, Answer::Failed { code: "57014", text });
+            let failed = Answer::Failed { code: "57014", text };
+            self.answer_to(engine, client, (Some(&what), failed));
         }
     }
 }

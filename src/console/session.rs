@@ -86,8 +86,8 @@ pub struct Session {
     sent: usize,
     rest: Option<Rest>,
     tasks: VecDeque<Task>,
-    /// What is to be done once the waiting command is answered.
-    after_wait: VecDeque<Task>,
+    /// What is to be done once a command is answered that waits for this (`None`: for the daemon).
+    after_wait: Vec<(Option<Waiting>, VecDeque<Task>)>,
     held: Held,
     extended: Extended,
 }
@@ -192,12 +192,12 @@ impl Session {
             Outcome::Wait(waiting) => {
                 self.held =
                     if self.extended.is_in_pipeline() { Held::Firmly } else { Held::Overtaken };
-                self.after_wait = std::mem::take(&mut self.tasks);
+                self.after_wait.push((Some(waiting.clone()), std::mem::take(&mut self.tasks)));
                 return Some(Event::Wait(waiting));
             }
             Outcome::Order(order) => {
                 self.held = Held::Firmly;
-                self.after_wait = std::mem::take(&mut self.tasks);
+                self.after_wait.push((None, std::mem::take(&mut self.tasks)));
                 return Some(Event::Order(order));
             }
         }
@@ -212,7 +212,7 @@ impl Session {
         desk: &Desk<'_>,
     ) -> Order {
         self.held = Held::Firmly;
-        self.after_wait = std::mem::take(&mut self.tasks);
+        self.after_wait.push((None, std::mem::take(&mut self.tasks)));
         super::handover::descriptors(&view(desk), formats, describe)
     }
 
@@ -248,10 +248,23 @@ impl Session {
     }
 
     /// What came of the command that was waited for.
-    pub fn answer(&mut self, engine: &Engine, client: ClientKey, answer: Answer) {
-        self.held = Held::No;
-        let overtaking = std::mem::take(&mut self.tasks);
-        self.tasks = std::mem::take(&mut self.after_wait);
+    pub fn answer(
+        &mut self,
+        engine: &Engine,
+        client: ClientKey,
+        (waiting, answer): (Option<&Waiting>, Answer),
+    ) {
+        let Some(place) = self.after_wait.iter().position(|(what, _)| what.as_ref() == waiting)
+        else {
+            return;
+        };
+        let (_, tasks) = self.after_wait.remove(place);
+        self.held = match self.after_wait.iter().any(|(what, _)| what.is_none()) {
+            true => Held::Firmly,
+            false if self.after_wait.is_empty() => Held::No,
+            false => Held::Overtaken,
+        };
+        let overtaking = std::mem::replace(&mut self.tasks, tasks);
         match answer {
             Answer::Done(tag) => table::complete(&mut self.output, &tag),
             Answer::DoneWith { notice, tag } => {

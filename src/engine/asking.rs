@@ -66,6 +66,7 @@ impl Engine {
             return Err(failing);
         }
         entry.askers.push_back(key);
+        entry.unused_since = None;
         self.watch(Conn::Client(key), now);
         self.staff(pool, now);
         Ok(None)
@@ -248,10 +249,14 @@ impl Engine {
         server.inbox.tidy(None, rings);
         self.house.set_server_state(key, State::Unlinked { cut_off: false }, End::Back);
         let login = self.house.clients.get_mut(client).and_then(|client| client.login.take());
-        let Some(login) = login else {
+        let Some(mut login) = login else {
             self.dismiss(key, now);
             return;
         };
+        // A reload may have changed it, or removed it.
+        if let Some(database) = login.database.take() {
+            login.database = self.database(client, &database.name);
+        }
         self.house.set_client_state(client, client::State::LoggingIn);
         self.dismiss(key, now);
         let outcome = match account {
@@ -275,18 +280,19 @@ impl Engine {
     }
 
     /// A client that waits for its turn to ask ends. (The one that is asking ends its server, too.)
-    pub(super) fn forget_asker(&mut self, key: ClientKey) {
-        let Some(client) = self.house.clients.get(key) else {
-            return;
+    pub(super) fn forget_asker(&mut self, key: ClientKey) -> Option<PoolKey> {
+        let client = self.house.clients.get(key)?;
+        let client::State::AwaitingAccount { pool: pool_key, server: None, .. } = client.state
+        else {
+            return None;
         };
-        let client::State::AwaitingAccount { pool, server: None, .. } = client.state else {
-            return;
-        };
+        let pool = pool_key;
         if let Some(pool) = self.house.pools.get_mut(pool)
             // Nearly always the first one: who waits longest goes first.
             && let Some(place) = pool.askers.iter().position(|asker| *asker == key)
         {
             pool.askers.remove(place);
         }
+        Some(pool_key)
     }
 }

@@ -351,34 +351,45 @@ fn linked_step(client: &mut Client, server: &mut Server, rules: Rules, tools: &m
         }
         Verdict::Deallocate { bytes } => deallocating_step(client, server, bytes, rules, tools),
         Verdict::Relay { bytes, request } => {
-            let about = match rules.tracks_statements {
-                true => unnamed::meet(client, server, (bytes, request), tools),
-                false => Ok(About::Other),
-            };
-            let Ok(about) = about else {
-                return next_unless(about.map(drop), server);
-            };
-            let forgets = request == Some(Request::Query)
-                && rules.tracks_statements
-                && (!server.statements.is_empty() || client.has_named())
-                && client.may_forget_statements(bytes) == Some(true);
-            let forgets_in_batch = request == Some(Request::Parse)
-                && rules.tracks_statements
-                && client.parses_what_forgets(bytes);
-            tools.counters.request_begins(client, tools.now);
-            tools.counters.received_bytes += pass_on(client, server, bytes, request, rules);
-            if let About::Unnamed { kept } = about {
-                server.pipeline.note_unnamed(kept);
-            }
-            if forgets_in_batch {
-                server.pipeline.note_forgetting_batch();
-            }
-            if forgets {
-                server.pipeline.note_forgetting();
-            }
-            Step::Next
+            relaying_step(client, server, (bytes, request), rules, tools)
         }
     }
+}
+
+/// A message goes to the server as it is.
+fn relaying_step(
+    client: &mut Client,
+    server: &mut Server,
+    (bytes, request): (u64, Option<Request>),
+    rules: Rules,
+    tools: &mut Tools,
+) -> Step {
+    let is_tracked = rules.tracks_statements;
+    let about = match is_tracked {
+        true => unnamed::meet(client, server, (bytes, request), tools),
+        false => Ok(About::Other),
+    };
+    let Ok(about) = about else {
+        return next_unless(about.map(drop), server);
+    };
+    let forgets = is_tracked
+        && request == Some(Request::Query)
+        && (!server.statements.is_empty() || client.has_named())
+        && client.may_forget_statements(bytes) == Some(true);
+    let forgets_in_batch =
+        is_tracked && request == Some(Request::Parse) && client.parses_what_forgets(bytes);
+    tools.counters.request_begins(client, tools.now);
+    tools.counters.received_bytes += pass_on(client, server, bytes, request, rules);
+    if let About::Unnamed { kept } = about {
+        server.pipeline.note_unnamed(kept);
+    }
+    if forgets_in_batch {
+        server.pipeline.note_forgetting_batch();
+    }
+    if forgets {
+        server.pipeline.note_forgetting();
+    }
+    Step::Next
 }
 
 /// `DEALLOCATE name` is answered by us, for the server knows the statement under another name, and

@@ -73,7 +73,7 @@ impl Engine {
             self.house.count_wait(key, since, now);
         }
         let is_cut_off = self.is_in_mid_reply(key);
-        self.forget_asker(key);
+        let asked = self.forget_asker(key);
         if let Some(client) = self.house.clients.get_mut(key) {
             // Whatever it waited for, its login does not go on.
             client.login = None;
@@ -101,7 +101,7 @@ impl Engine {
                 remains.into_iter().for_each(|r| self.begin_rescue(server, r, &reason, now));
             }
         }
-        if let Some(pool) = left {
+        for pool in left.into_iter().chain(asked) {
             self.forget_if_made_up(pool);
             self.tend(pool, now);
         }
@@ -148,6 +148,12 @@ impl Engine {
             self.effects.push_back(Effect::Close { conn: Conn::Server(key) });
         }
         if let Some(asker) = asker {
+            if let Some(client) = self.house.clients.get_mut(asker)
+                && let client::State::AwaitingAccount { server, .. } = &mut client.state
+            {
+                // It is being closed already: that must not be taken for its last word.
+                *server = None;
+            }
             self.close_client(asker, Reason::CONFIG_ERROR, now);
         }
         if let Some(client) = replicator {

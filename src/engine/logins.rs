@@ -377,7 +377,7 @@ impl Engine {
     }
 
     /// The entry of this name, one made from `*`, or none.
-    fn database(&mut self, key: ClientKey, name: &str) -> Option<Arc<Database>> {
+    pub(super) fn database(&mut self, key: ClientKey, name: &str) -> Option<Arc<Database>> {
         if let Some(database) = self.config.databases.get(name) {
             return Some(database.clone());
         }

@@ -171,19 +171,27 @@ impl Engine {
         let Some(pool) = self.house.pools.get_mut(key) else {
             return;
         };
+        let is_of_another = entry.user.as_ref().is_some_and(|user| *user != pool.user);
+        pool.has_lost_user = is_of_another && (pool.has_lost_user || pool.is_of_forced_user());
         let auto_changed = was_auto && old.auto_database != self.config.auto_database;
         let moved = pool.database.servers_differ(&entry) || auto_changed;
         // The user is part of what makes a pool: clients of a pool whose entry has another forced
-        // user now belong to another pool, which their next login finds.
+        // user now belong to another pool, which their next login finds. In this one they finish what
+        // they have begun.
         pool.database = entry;
         pool.configure(&self.config);
         if self.access.userlist.contains(&pool.user) {
             // The operator's word is newer than what a client has brought.
             pool.learned = Learned::default();
         }
+        let waiting =
+            if pool.has_lost_user { pool.waiting.keys(&self.house.clients) } else { vec![] };
         if moved {
             pool.welcome = None;
             self.retire_servers(key, now);
+        }
+        for client in waiting {
+            self.close_client(client, Reason::DATABASE_CHANGED, now);
         }
         self.staff(key, now);
         self.tend(key, now);

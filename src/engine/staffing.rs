@@ -115,12 +115,19 @@ impl Engine {
     }
 
     fn fill_place(&mut self, group: GroupKey, now: Instant) {
-        // Who still finds no room gets in line again, and is not asked twice.
-        for _ in 0..self.house.groups.blocked_in(group) {
-            let Some(pool) = self.house.next_blocked(group) else {
-                return;
-            };
-            if self.staff(pool, now) {
+        // Who still finds no room gets in line again, and is not asked twice; unless it only let
+        // somebody go first who then had no use for the place, and has left the line.
+        loop {
+            let before = self.house.groups.blocked_in(group);
+            for _ in 0..before {
+                let Some(pool) = self.house.next_blocked(group) else {
+                    return;
+                };
+                if self.staff(pool, now) {
+                    return;
+                }
+            }
+            if self.house.groups.blocked_in(group) >= before {
                 return;
             }
         }
@@ -238,7 +245,7 @@ impl Engine {
             return pool.unused_since?.checked_add(self.config.settings.server_login_retry);
         }
         let limit = self.config.settings.pool_idle_timeout;
-        let is_kept = pool.database.user.is_some() && pool.min_size > 0;
+        let is_kept = pool.is_of_forced_user() && pool.min_size > 0;
         pool.unused_since?.checked_add(limit).filter(|_| !limit.is_zero() && !is_kept)
     }
 

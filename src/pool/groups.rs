@@ -310,6 +310,11 @@ impl House {
 
     /// A pool cannot have another server before some other server of this group has gone.
     pub fn block(&mut self, pool_key: PoolKey, group: GroupKey) {
+        let by = self.pools.get(pool_key).and_then(|pool| pool.blocked_by);
+        if by.is_some_and(|by| by != group) {
+            // A reload, or the end of a claim: it is another limit that keeps it out now.
+            self.unblock(pool_key);
+        }
         if let Some(pool) = self.pools.get_mut(pool_key)
             && pool.blocked_by.is_none()
         {
@@ -362,9 +367,12 @@ impl House {
         config: &Config,
         now: Instant,
     ) -> Use {
-        let Some(pool) = self.pools.get(key) else {
+        let Some(pool) = self.pools.get(key).filter(|pool| !pool.is_paused) else {
             return Use::None;
         };
+        if self.retry_at(pool, &config.settings, now).is_some_and(|at| now < at) {
+            return Use::None;
+        }
         let mut limits = pool.groups.into_iter().zip(pool.group_limits(config));
         let lacks_another = limits.any(|(group, limit)| {
             let present = self.groups.get(group).map_or(0, |group| group.servers.len());

@@ -56,6 +56,9 @@ impl House {
         let Some(pool) = pool.and_then(|pool| self.pools.get(pool)) else {
             return Acquired::Failing(Reason::CONFIG_ERROR);
         };
+        if pool.has_lost_user {
+            return Acquired::Failing(Reason::DATABASE_CHANGED);
+        }
         let waiting = client::State::Waiting { since: now, is_told: false };
         if self.mode.is_paused() || pool.is_paused {
             if self.mode.refuses_work() {

@@ -129,6 +129,8 @@ pub struct Pool {
     pub times: Times,
     /// Why clients waited here.
     pub waits: Waits,
+    /// The entry of its database forced this user, and forces another now: nobody works on as him.
+    pub has_lost_user: bool,
     /// Whether its database is paused; changed together with `House::paused_databases`.
     pub is_paused: bool,
     /// How many servers at most; `None`: no limit.
@@ -303,6 +305,7 @@ impl House {
             mode: PoolMode::Session,
             times: Times::default(),
             waits: Waits::default(),
+            has_lost_user: false,
             is_paused: self.paused_databases.contains(&database.name),
             size: None,
             reserve: 0,

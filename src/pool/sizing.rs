@@ -76,6 +76,9 @@ impl House {
         else {
             return Opening::No;
         };
+        if pool.has_lost_user {
+            return Opening::No;
+        }
         // One attempt at a time, and after a failure not before the pause is over.
         if pool.servers.count(ServerStanding::Login) > 0 {
             return Opening::No;
@@ -202,7 +205,7 @@ impl House {
     pub fn wants_upkeep(&self, key: PoolKey) -> bool {
         self.pools.get(key).is_some_and(|pool| {
             let there = pool.servers.connected() + pool.servers.count(ServerStanding::Login);
-            let is_needed = pool.members > 0 || pool.database.user.is_some();
+            let is_needed = pool.members > 0 || pool.is_of_forced_user();
             there < pool.min_size && pool.size.is_none_or(|size| there < size) && is_needed
         })
     }
@@ -224,6 +227,11 @@ impl House {
 }
 
 impl Pool {
+    /// Whether its servers log in as the user that its database's entry forces.
+    pub fn is_of_forced_user(&self) -> bool {
+        self.database.user.as_ref() == Some(&self.user)
+    }
+
     /// Whether nobody waits for a server, or all who do will get one that is being reset or tried
     /// out. (Who waits for the welcome is not helped by those.)
     pub fn is_cared_for(&self) -> bool {
