@@ -102,20 +102,21 @@ impl OwnPostgres {
         wait_for_some("PostgreSQL to end", || postmaster.try_wait().expect("try_wait"));
     }
 
-    /// It and all its backends stand still.
+    /// It and all its backends stand still: first the one that makes the others, and lays them to
+    /// rest.
     pub fn freeze(&self) {
-        self.signal_all(libc::SIGSTOP);
+        sys::kill(self.pid(), libc::SIGSTOP);
+        self.signal_backends(libc::SIGSTOP);
     }
 
-    /// They go on.
+    /// They go on. As long as that one stands still, none of them can be gone before it is told.
     pub fn thaw(&self) {
-        self.signal_all(libc::SIGCONT);
+        self.signal_backends(libc::SIGCONT);
+        sys::kill(self.pid(), libc::SIGCONT);
     }
 
-    fn signal_all(&self, signal: i32) {
+    fn signal_backends(&self, signal: i32) {
         let pid = self.pid();
-        // First the one that makes the others.
-        sys::kill(pid, signal);
         let path = format!("/proc/{pid}/task/{pid}/children");
         let children = fs::read_to_string(path).expect("its children");
         for child in children.split_ascii_whitespace() {
