@@ -102,14 +102,13 @@ impl OwnPostgres {
         wait_for_some("PostgreSQL to end", || postmaster.try_wait().expect("try_wait"));
     }
 
-    /// It and all its backends stand still: first the one that makes the others, and lays them to
-    /// rest.
+    /// It and all its backends stand still: first the one that makes the others.
     pub fn freeze(&self) {
         sys::kill(self.pid(), libc::SIGSTOP);
         self.signal_backends(libc::SIGSTOP);
     }
 
-    /// They go on. As long as that one stands still, none of them can be gone before it is told.
+    /// They go on.
     pub fn thaw(&self) {
         self.signal_backends(libc::SIGCONT);
         sys::kill(self.pid(), libc::SIGCONT);
@@ -120,7 +119,8 @@ impl OwnPostgres {
         let path = format!("/proc/{pid}/task/{pid}/children");
         let children = fs::read_to_string(path).expect("its children");
         for child in children.split_ascii_whitespace() {
-            sys::kill(child.parse().expect("a process id"), signal);
+            // Some end by themselves, just now.
+            sys::kill_if_there(child.parse().expect("a process id"), signal);
         }
     }
 }

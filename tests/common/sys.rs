@@ -23,11 +23,18 @@ pub fn lock(file: &File, exclusive: bool) {
 
 /// Sends a signal to one process.
 pub fn kill(pid: u32, signal: i32) {
+    assert!(kill_if_there(pid, signal), "kill {pid}: it has gone");
+}
+
+/// The same, if that process is still there. Whether it is.
+pub fn kill_if_there(pid: u32, signal: i32) -> bool {
     let pid = i32::try_from(pid).expect("a pid");
     assert!(pid > 1);
     // SAFETY: plain integers; the caller names a process it started.
     let result = unsafe { libc::kill(pid, signal) };
-    assert_eq!(result, 0, "kill {pid}: {}", std::io::Error::last_os_error());
+    let error = std::io::Error::last_os_error();
+    assert!(result == 0 || error.raw_os_error() == Some(libc::ESRCH), "kill {pid}: {error}");
+    result == 0
 }
 
 /// The child dies with the thread that starts it, so a killed test leaves no pooler behind.
