@@ -44,6 +44,20 @@ fn let_it_go_off() {
     std::thread::sleep(Duration::from_millis(1000));
 }
 
+/// A client whose next words are thrown away, on a server where another one has left its unnamed
+/// statement.
+fn out_of_time() -> (Pooler, Raw) {
+    let (pooler, _) = house(&[]);
+    let (mut alice, mut other) = (pooler.raw("alice"), pooler.raw("alice"));
+    alice.query("SET statement_timeout = '100ms'");
+    other.send(&[parse("", "SELECT 'not yours'"), sync()].concat());
+    other.expect_tags("1Z");
+    alice.send(&[parse("c", "SELECT 1"), flush()].concat());
+    alice.expect_tags("1");
+    let_it_go_off();
+    (pooler, alice)
+}
+
 /// The answer to a long result ends anywhere in what is read at once.
 #[test]
 fn replies_of_ours_stand_between_those_of_the_server() {
@@ -162,14 +176,7 @@ fn behind_a_copy_nobody_runs_what_another_has_left_unnamed() {
 #[test]
 fn behind_words_that_were_thrown_away_nobody_runs_what_another_has_left_unnamed() {
     for last in [[parse("", "SELECT 'mine'"), sync()].concat(), query("SELECT 'mine'")] {
-        let (pooler, _) = house(&[]);
-        let (mut alice, mut other) = (pooler.raw("alice"), pooler.raw("alice"));
-        alice.query("SET statement_timeout = '100ms'");
-        other.send(&[parse("", "SELECT 'not yours'"), sync()].concat());
-        other.expect_tags("1Z");
-        alice.send(&[parse("c", "SELECT 1"), flush()].concat());
-        alice.expect_tags("1");
-        let_it_go_off();
+        let (_pooler, mut alice) = out_of_time();
         alice.send(&last);
         assert_eq!(tags(&alice.until_ready()), "EZ");
         alice.send(&run(""));
@@ -181,14 +188,7 @@ fn behind_words_that_were_thrown_away_nobody_runs_what_another_has_left_unnamed(
 /// Nor does who does not wait for the answer before he goes on.
 #[test]
 fn nor_behind_a_query_that_was_thrown_away_in_the_same_write() {
-    let (pooler, _) = house(&[]);
-    let (mut alice, mut other) = (pooler.raw("alice"), pooler.raw("alice"));
-    alice.query("SET statement_timeout = '100ms'");
-    other.send(&[parse("", "SELECT 'not yours'"), sync()].concat());
-    other.expect_tags("1Z");
-    alice.send(&[parse("c", "SELECT 1"), flush()].concat());
-    alice.expect_tags("1");
-    let_it_go_off();
+    let (_pooler, mut alice) = out_of_time();
     alice.send(&[query("SELECT 'mine'"), run("")].concat());
     assert_eq!(tags(&alice.until_ready()), "EZ");
     let answer = alice.until_ready();

@@ -279,20 +279,20 @@ impl Engine {
         askers.into_iter().flatten().collect()
     }
 
-    /// A client that waits for its turn to ask ends. (The one that is asking ends its server, too.)
+    /// A client that waits for its turn to ask ends. (The one that is asking ends its server, too.) The
+    /// pool that it leaves.
     pub(super) fn forget_asker(&mut self, key: ClientKey) -> Option<PoolKey> {
         let client = self.house.clients.get(key)?;
-        let client::State::AwaitingAccount { pool: pool_key, server: None, .. } = client.state
+        let client::State::AwaitingAccount { pool: key_of_pool, server: None, .. } = client.state
         else {
             return None;
         };
-        let pool = pool_key;
-        if let Some(pool) = self.house.pools.get_mut(pool)
+        if let Some(pool) = self.house.pools.get_mut(key_of_pool)
             // Nearly always the first one: who waits longest goes first.
             && let Some(place) = pool.askers.iter().position(|asker| *asker == key)
         {
             pool.askers.remove(place);
         }
-        Some(pool_key)
+        Some(key_of_pool)
     }
 }

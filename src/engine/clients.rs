@@ -21,7 +21,7 @@ use crate::session::prepared::Carried;
 use crate::session::relay;
 use crate::session::server::{Activity, Server, Turn};
 use crate::wire::backend::TxStatus;
-use crate::wire::emit::Full;
+use crate::wire::emit::{self, Full};
 use crate::wire::frame;
 use crate::wire::frontend::{self, Request};
 use std::time::Instant;
@@ -310,7 +310,7 @@ fn linked_step(client: &mut Client, server: &mut Server, rules: Rules, tools: &m
         return Step::Wait;
     }
     if !client.inbox.is_mid_message() && !server.egress.is_full() && server.pipeline.wants_flush() {
-        doubts::say(server, tools, crate::wire::emit::flush);
+        doubts::say(server, tools, emit::flush);
     }
     if must_wait_for_catch_up(client, server)
         || server.egress.is_full()
